@@ -3,10 +3,12 @@
 mod config;
 mod identity;
 mod peer_client;
+mod stub;
 
 pub use config::{Config, ConfigError, LogFormat, OnStop};
 pub use identity::{Identity, IdentityError};
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use stub::*;
 
 use crate::{
     env::Env,
