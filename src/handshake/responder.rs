@@ -253,3 +253,12 @@ pub(super) fn reason_of(error: MessageError) -> Rejection {
     };
     Rejection { reason, cause: Some(error.to_string()) }
 }
+
+/// Memory that an open session of `init` takes.
+#[cfg(test)]
+pub(super) fn kept_bytes(init: &Init) -> usize {
+    const TRANSCRIPT_BYTES: usize = 512;
+    let endpoints = init.endpoints.iter().chain(&init.target_endpoints);
+    let heap: usize = endpoints.map(|e| size_of::<Endpoint>() + e.host().len()).sum();
+    size_of::<Session<Content>>() + heap + TRANSCRIPT_BYTES
+}
