@@ -4,7 +4,7 @@ use super::{
     strict_json::{self, JsonError},
 };
 use crate::{
-    model::{CustomerId, KeyError, LicenseId, Signature, SigningKey, UnixTime},
+    model::{Code, CustomerId, KeyError, LicenseId, Refused, Signature, SigningKey, UnixTime},
     wire::{
         canonical::{self, CanonicalError},
         sign::{Domain, Transcript},
@@ -48,8 +48,14 @@ pub enum LicenseError {
 }
 
 impl LicenseError {
-    pub fn code(&self) -> &'static str {
-        "LICENSE_INVALID"
+    pub fn code(&self) -> Code {
+        Code::LicenseInvalid
+    }
+}
+
+impl From<LicenseError> for Refused {
+    fn from(e: LicenseError) -> Self {
+        Refused::new(e.code(), e.to_string())
     }
 }
 
