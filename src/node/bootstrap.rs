@@ -1,6 +1,6 @@
 //! First start of a peer: license stored, identity and credential made (cluster.md §2).
 
-use super::{Identity, Node, identity, refusal::internal};
+use super::{Identity, Node, identity};
 use crate::{
     license::{EffectiveClock, LicenseDocument, check_admission},
     model::{
@@ -49,7 +49,7 @@ impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
         let _turn = self.inner.bootstrap_turn.lock().await;
-        if self.store().read(|v| v.cluster()).map_err(internal)?.is_some() {
+        if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }
         let now = self.env().clock.unix();
@@ -79,18 +79,18 @@ impl Node {
                 tx.set_license_clock(&snapshot)
             })
             .await
-            .map_err(internal)?;
+            .map_err(Refused::internal)?;
         self.begin_membership(identity, license, clock);
         tracing::info!(peer = %answer.peer_id, cluster = %answer.cluster_id, license = %answer.license_id, "bootstrapped");
         Ok(answer)
     }
 
     fn identity_or_mint(&self, now: UnixTime) -> Result<Arc<Identity>, Refused> {
-        if let Some(identity) = identity::load(&self.config().data_dir).map_err(internal)? {
+        if let Some(identity) = identity::load(&self.config().data_dir).map_err(Refused::internal)? {
             return Ok(Arc::new(identity));
         }
         let mut rng = self.env().rng("identity");
-        let minted = identity::mint(&self.config().data_dir, now, &mut rng).map_err(internal)?;
+        let minted = identity::mint(&self.config().data_dir, now, &mut rng).map_err(Refused::internal)?;
         Ok(Arc::new(minted))
     }
 

@@ -4,17 +4,19 @@
 mod bootstrap;
 mod config;
 mod identity;
+mod join;
 mod licensing;
 mod peer_client;
-mod refusal;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
 pub use identity::{Identity, IdentityError};
+pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
 
 use crate::{
     env::Env,
+    handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
     model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
     store::{Store, StoreError},
@@ -28,7 +30,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::watch;
 
@@ -50,6 +52,7 @@ struct Inner {
     client: PeerClient,
     ids: Mutex<Rng>,
     bootstrap_turn: tokio::sync::Mutex<()>,
+    responder: Mutex<Responder>,
 }
 
 /// Why a node does not start. The agent exits with status 1 after logging it.
@@ -93,6 +96,7 @@ impl Node {
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
                 bootstrap_turn: tokio::sync::Mutex::new(()),
+                responder: Mutex::new(Responder::new()),
             }),
         };
         node.resume_membership(identity).await?;
@@ -149,4 +153,12 @@ impl Node {
     pub fn fork_rng(&self) -> Rng {
         self.inner.ids.lock().unwrap_or_else(|p| p.into_inner()).fork()
     }
+
+    fn client(&self) -> &PeerClient {
+        &self.inner.client
+    }
+    fn responder(&self) -> MutexGuard<'_, Responder> {
+        self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
+    }
+    fn trust_changed(&self) {}
 }
