@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use serde_json::{Map, Value, json};
-use std::str::FromStr;
+use std::{error::Error, str::FromStr};
 
 /// Largest license document, in bytes (licensing.md §1).
 pub const LICENSE_MAX_BYTES: usize = 64 * 1024;
@@ -51,11 +51,19 @@ impl LicenseError {
     pub fn code(&self) -> Code {
         Code::LicenseInvalid
     }
+
+    /// The reason with its cause, for readers who see only one line.
+    pub fn reason(&self) -> String {
+        match self.source() {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
 }
 
 impl From<LicenseError> for Refused {
     fn from(e: LicenseError) -> Self {
-        Refused::new(e.code(), e.to_string())
+        Refused::new(e.code(), e.reason())
     }
 }
 

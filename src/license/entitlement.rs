@@ -36,7 +36,10 @@ impl AdmissionError {
 
 impl From<AdmissionError> for Refused {
     fn from(e: AdmissionError) -> Self {
-        Refused::new(e.code(), e.to_string())
+        match e {
+            AdmissionError::Invalid(e) => e.into(),
+            e => Refused::new(e.code(), e.to_string()),
+        }
     }
 }
 

@@ -197,3 +197,11 @@ fn features_are_names_or_everything() {
     assert!(!Features::default().allows("kcp"));
     assert_eq!(serde_json::to_value(Features::every()).unwrap(), json!(["*"]));
 }
+
+#[test]
+fn a_refused_license_tells_the_cause_in_one_line() {
+    let refused: crate::model::Refused = LicenseDocument::parse(br#"{"max_nodes":1.5}"#).unwrap_err().into();
+    assert!(refused.text.starts_with("license has no canonical form: number 1.5"), "{refused}");
+    let refused: crate::model::Refused = LicenseDocument::parse(b"{").unwrap_err().into();
+    assert!(refused.text.starts_with("license cannot be read as JSON: "), "{refused}");
+}
