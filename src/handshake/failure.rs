@@ -1,6 +1,6 @@
 //! Why a handshake fails: texts, codes, and the form in which a refusal travels (cluster.md §4, api.md §1).
 
-use crate::model::Endpoint;
+use crate::model::{Code, Endpoint, Refused};
 use crate::wire::handshake::ErrorBody;
 use serde_json::{Value, json};
 use std::fmt;
@@ -105,22 +105,14 @@ impl Reason {
     }
 
     /// The code of the API (api.md §1, §4).
-    pub fn code(self) -> &'static str {
+    pub fn code(self) -> Code {
         match self {
-            Reason::LicenseMismatch => "LICENSE_MISMATCH",
-            Reason::NodeLimitExceeded => "NODE_LIMIT_EXCEEDED",
-            Reason::AlreadyExists => "ALREADY_EXISTS",
-            Reason::OwnId => "INVALID_REQUEST",
-            _ => "HANDSHAKE_FAILED",
-        }
-    }
-
-    /// The status that goes with [`Reason::code`].
-    pub fn http_status(self) -> u16 {
-        match self {
-            Reason::OwnId => 400,
-            Reason::AlreadyExists => 409,
-            _ => 422,
+            Reason::LicenseMismatch => Code::LicenseMismatch,
+            Reason::NodeLimitExceeded => Code::NodeLimitExceeded,
+            Reason::AlreadyExists => Code::AlreadyExists,
+            Reason::OwnId => Code::InvalidRequest,
+            Reason::Busy => Code::RateLimited,
+            _ => Code::HandshakeFailed,
         }
     }
 
@@ -226,13 +218,19 @@ impl Refusal {
         Self { reason, direction: Direction::Reverse, endpoint: Some(endpoint), cause: None }
     }
 
-    /// The form in which it travels, with the status [`Reason::http_status`] (429 for a busy responder is the API's).
+    /// The form in which it travels, with the status of its code.
     pub fn to_body(&self) -> ErrorBody {
         ErrorBody {
             error: self.reason.text().into(),
-            code: self.reason.code().into(),
+            code: self.reason.code().text().into(),
             details: Some(place(self.endpoint.as_ref(), self.direction)),
         }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(r: Refusal) -> Self {
+        Refused::new(r.reason.code(), r.reason.text()).with_details(place(r.endpoint.as_ref(), r.direction))
     }
 }
 
@@ -342,6 +340,12 @@ impl Failure {
     }
 }
 
+impl From<&Failure> for Refused {
+    fn from(f: &Failure) -> Self {
+        Refused::new(f.reason.code(), f.reason.text()).with_details(f.details())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,7 +357,7 @@ mod tests {
     // accepts: 000-32, 000-33, 000-35, 000-36, 001-39, 001-40, 001-41, 001-45, 001-46, 001-48
     #[test]
     fn texts_and_codes_are_the_documented_ones() {
-        let shown = |r: Reason| (r.to_string(), r.code(), r.http_status());
+        let shown = |r: Reason| (r.to_string(), r.code().text(), r.code().http_status());
         let failed = |text: &str| (format!("handshake failed: {text}"), "HANDSHAKE_FAILED", 422);
         assert_eq!(shown(Reason::ConnectionRefused), failed("connection refused"));
         assert_eq!(shown(Reason::ConnectionTimeout), failed("connection timeout"));
@@ -367,8 +371,7 @@ mod tests {
         assert_eq!(shown(Reason::NodeLimitExceeded), limit);
         let exists = ("peer already exists in cluster".to_owned(), "ALREADY_EXISTS", 409);
         assert_eq!(shown(Reason::AlreadyExists), exists);
-        assert_eq!(Reason::OwnId.code(), "INVALID_REQUEST");
-        assert_eq!(Reason::OwnId.http_status(), 400);
+        assert_eq!(Reason::OwnId.code(), Code::InvalidRequest);
     }
 
     #[test]

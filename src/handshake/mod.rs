@@ -24,7 +24,7 @@ pub use responder::{PendingReverse, REVERSE_BUDGET, Responder, ReverseAnswer};
 pub use sessions::{
     RESERVED_SESSIONS, SESSION_LIFETIME, SESSIONS_MAX, SESSIONS_PER_SOURCE_MAX, SPENT_CHALLENGES_MAX, SourcePrefix,
 };
-pub use voucher::{VOUCHER_LIFETIME, VoidVoucher, accept_voucher};
+pub use voucher::{VOUCHER_LIFETIME, VoidVoucher, accept_voucher, issue as issue_voucher};
 
 use crate::model::{ClusterId, Endpoint, LicenseId, PeerId, PublicKey};
 use crate::wire::record::{Record, Voucher};

@@ -27,7 +27,7 @@ pub enum VoidVoucher {
 }
 
 /// Signs for a peer that `local` has itself handshaken.
-pub(super) fn issue(local: &Local, peer: PeerId, key: PublicKey, endpoints: Vec<Endpoint>, now: UnixTime) -> Voucher {
+pub fn issue(local: &Local, peer: PeerId, key: PublicKey, endpoints: Vec<Endpoint>, now: UnixTime) -> Voucher {
     let mut voucher = Voucher {
         subject_peer_id: peer,
         subject_public_key: key,
