@@ -222,7 +222,7 @@ impl Node {
             })
             .await
             .map_err(Refused::internal)?;
-        self.trust_changed();
+        self.trust_changed()?;
         Ok(())
     }
 }
