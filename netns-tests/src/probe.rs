@@ -42,10 +42,10 @@ impl Feature {
         let host = Host::new("probe", NetNs::create().context("making a network namespace")?);
         match self {
             Feature::Root => Ok(()),
-            Feature::Veth => host.ip("link add a type veth peer name b").map(drop),
+            Feature::Veth => host.ip("link add left type veth peer name right").map(drop),
             Feature::Macvlan => {
-                host.ip("link add a type veth peer name b")?;
-                host.ip("link add m link a type macvlan mode bridge").map(drop)
+                host.ip("link add left type veth peer name right")?;
+                host.ip("link add upper link left type macvlan mode bridge").map(drop)
             }
             Feature::Tun => Ok(host.run(|| tun::open("probe")).map(drop)?),
             Feature::NftTproxy => {
@@ -104,7 +104,7 @@ fn load_rule(host: &Host, rule: &str) -> Result<()> {
     let mut command = host.command("nft");
     command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut nft = command.spawn().context("running nft")?;
-    let table = format!("table inet probe {{ chain c {{ type filter hook prerouting priority mangle; {rule}; }} }}");
+    let table = format!("table inet probe {{ chain c {{ type filter hook prerouting priority mangle; {rule}; }}\n}}");
     nft.stdin.take().context("stdin of nft")?.write_all(table.as_bytes())?;
     let output = nft.wait_with_output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default());

@@ -45,41 +45,56 @@ impl Pump {
 
     /// Moves packets until told to stop.
     pub fn run(mut self) -> io::Result<()> {
-        let [a, b] = &self.devices;
         loop {
-            let now_ns = self.start.elapsed().as_nanos() as u64;
-            {
-                let mut board = self.board.lock().expect("no holder panics");
-                board.counters = [self.lanes[0].path.counters(), self.lanes[1].path.counters()];
-                if board.stop {
-                    return Ok(());
-                }
-                if std::mem::take(&mut board.conditions_changed) {
-                    self.lanes[0].path.set(now_ns, board.conditions[0]);
-                    self.lanes[1].path.set(now_ns, board.conditions[1]);
-                }
+            let readable = self.sleep()?;
+            let now_ns = self.now_ns();
+            // After the sleep, so that a change made before a packet was sent meets that packet.
+            if !self.read_board(now_ns) {
+                return Ok(());
             }
-            let due_ns = self.lanes.iter().filter_map(Lane::due_ns).min();
-            let timeout = due_ns.map(|due_ns| timespec(due_ns.saturating_sub(now_ns)));
-            let mut ready =
-                [PollFd::new(a, PollFlags::IN), PollFd::new(b, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
-            match poll(&mut ready, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let readable = [!ready[0].revents().is_empty(), !ready[1].revents().is_empty()];
-            if !ready[2].revents().is_empty() {
-                rustix::io::read(&*self.wake, &mut [0; 8])?;
-            }
-            let now_ns = self.start.elapsed().as_nanos() as u64;
-            let [ab, ba] = &mut self.lanes;
+            let ([a, b], [ab, ba]) = (&self.devices, &mut self.lanes);
             for (lane, from, to, readable) in [(ab, a, b, readable[0]), (ba, b, a, readable[1])] {
                 lane.deliver(to, now_ns);
                 if readable {
                     lane.collect(from, now_ns)?;
                 }
             }
+            self.board.lock().expect("no holder panics").counters =
+                [self.lanes[0].path.counters(), self.lanes[1].path.counters()];
         }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Sleeps until a packet is due, a device has one, or the owner calls; says which devices have one.
+    fn sleep(&self) -> io::Result<[bool; 2]> {
+        let due_ns = self.lanes.iter().filter_map(Lane::due_ns).min();
+        let timeout = due_ns.map(|due_ns| timespec(due_ns.saturating_sub(self.now_ns())));
+        let [a, b] = &self.devices;
+        let mut ready =
+            [PollFd::new(a, PollFlags::IN), PollFd::new(b, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
+        match poll(&mut ready, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok([false; 2]),
+            Err(error) => return Err(error.into()),
+        }
+        if !ready[2].revents().is_empty() {
+            rustix::io::read(&*self.wake, &mut [0; 8])?;
+        }
+        Ok([!ready[0].revents().is_empty(), !ready[1].revents().is_empty()])
+    }
+
+    /// Takes over changed conditions; false when told to stop.
+    fn read_board(&mut self, now_ns: u64) -> bool {
+        let mut board = self.board.lock().expect("no holder panics");
+        if std::mem::take(&mut board.conditions_changed) {
+            for (lane, conditions) in self.lanes.iter_mut().zip(board.conditions) {
+                lane.path.set(now_ns, conditions);
+            }
+        }
+        !board.stop
     }
 }
 
