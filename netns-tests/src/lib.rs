@@ -9,6 +9,7 @@
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
+//! | `vendor`   | throw-away licenses                                                                           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
 //!
 //! Everything ends with its owner: dropping a value ends its threads and processes, and a namespace vanishes with its
@@ -25,4 +26,5 @@ pub mod lab;
 pub mod probe;
 pub mod service;
 pub mod topology;
+pub mod vendor;
 pub mod wan;
