@@ -1,0 +1,181 @@
+//! Ed25519 identities and signatures over `domain || 0x00 || lp(f1) || lp(f2) …` live in `wire::sign`; here are the keys.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use ed25519_dalek::Signer;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use zeroize::Zeroizing;
+
+pub const SIGNATURE_BYTES: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("expected base64 of {expected} bytes")]
+    Encoding { expected: usize },
+    #[error("not a valid Ed25519 public key")]
+    NotAPoint,
+    #[error("a public key of small order proves nothing")]
+    SmallOrder,
+}
+
+fn decode<const N: usize>(s: &str) -> Result<[u8; N], KeyError> {
+    let bytes = BASE64.decode(s).map_err(|_| KeyError::Encoding { expected: N })?;
+    bytes.try_into().map_err(|_| KeyError::Encoding { expected: N })
+}
+
+macro_rules! base64_json {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&BASE64.encode(self.as_bytes()))
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let s = std::borrow::Cow::<str>::deserialize(d)?;
+                s.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// An Ed25519 public key that decodes to a point not of small order. JSON: base64 of 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
+        let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint)?;
+        if key.is_weak() { Err(KeyError::SmallOrder) } else { Ok(Self(bytes)) }
+    }
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+    /// Strict verification: canonical S, no small-order R or key (RFC 8032 with the checks of cluster.md §1).
+    pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
+        ed25519_dalek::VerifyingKey::from_bytes(&self.0)
+            .is_ok_and(|k| k.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok())
+    }
+}
+
+impl std::str::FromStr for PublicKey {
+    type Err = KeyError;
+    fn from_str(s: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(decode(s)?)
+    }
+}
+base64_json!(PublicKey);
+
+/// An Ed25519 signature. JSON: base64 of 64 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Signature([u8; SIGNATURE_BYTES]);
+
+impl Signature {
+    pub fn from_bytes(bytes: [u8; SIGNATURE_BYTES]) -> Self {
+        Self(bytes)
+    }
+    pub fn as_bytes(&self) -> &[u8; SIGNATURE_BYTES] {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for Signature {
+    type Err = KeyError;
+    fn from_str(s: &str) -> Result<Self, KeyError> {
+        Ok(Self(decode(s)?))
+    }
+}
+base64_json!(Signature);
+
+/// An X25519 public key: tunnels and handshake ephemerals. JSON: base64 of 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct X25519Public(pub [u8; 32]);
+
+impl X25519Public {
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for X25519Public {
+    type Err = KeyError;
+    fn from_str(s: &str) -> Result<Self, KeyError> {
+        Ok(Self(decode(s)?))
+    }
+}
+base64_json!(X25519Public);
+
+/// An Ed25519 private key. Has neither `Debug` nor `Serialize`; wiped on drop. Derives its own public key.
+#[derive(Clone)]
+pub struct SigningKey {
+    seed: Zeroizing<[u8; 32]>,
+    inner: ed25519_dalek::SigningKey,
+}
+
+impl SigningKey {
+    pub fn from_seed(seed: [u8; 32]) -> Self {
+        Self { inner: ed25519_dalek::SigningKey::from_bytes(&seed), seed: Zeroizing::new(seed) }
+    }
+    pub fn seed(&self) -> &[u8; 32] {
+        &self.seed
+    }
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.inner.verifying_key().to_bytes())
+    }
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        Signature(self.inner.sign(message).to_bytes())
+    }
+    /// PKCS#8 DER of the key, the form that TLS and JWT libraries take.
+    pub fn to_pkcs8_der(&self) -> Zeroizing<Vec<u8>> {
+        // RFC 8410 §7: version 0, algorithm 1.3.101.112, an OCTET STRING within an OCTET STRING.
+        const PREFIX: [u8; 16] =
+            [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+        Zeroizing::new([&PREFIX[..], &self.seed[..]].concat())
+    }
+    /// The X25519 private key of the tunnels (cluster.md §1: HKDF-SHA256 of the seed, info `arctic/x25519/v1`).
+    pub fn x25519_secret(&self) -> x25519_dalek::StaticSecret {
+        let mut okm = Zeroizing::new([0u8; 32]);
+        hkdf::Hkdf::<sha2::Sha256>::new(None, self.seed.as_slice())
+            .expand(b"arctic/x25519/v1", okm.as_mut_slice())
+            .expect("32 bytes is a valid HKDF-SHA256 length");
+        x25519_dalek::StaticSecret::from(*okm)
+    }
+    pub fn x25519_public(&self) -> X25519Public {
+        X25519Public(x25519_dalek::PublicKey::from(&self.x25519_secret()).to_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_order_and_malformed_keys_are_refused() {
+        assert_eq!(PublicKey::from_bytes([0; 32]), Err(KeyError::SmallOrder));
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        assert_eq!(PublicKey::from_bytes(identity), Err(KeyError::SmallOrder));
+        assert!(matches!("AAAA".parse::<PublicKey>(), Err(KeyError::Encoding { expected: 32 })));
+    }
+
+    #[test]
+    fn a_signature_verifies_only_its_own_message() {
+        let key = SigningKey::from_seed([3; 32]);
+        let signature = key.sign(b"a");
+        assert!(key.public().verify(b"a", &signature));
+        assert!(!key.public().verify(b"b", &signature));
+        let mut raised = *signature.as_bytes();
+        raised[63] |= 0xe0;
+        assert!(!key.public().verify(b"a", &Signature::from_bytes(raised)));
+    }
+}

@@ -1,0 +1,3 @@
+//! The only Linux code: sockets, netlink, files with special modes, systemd.
+
+pub mod net;

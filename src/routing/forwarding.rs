@@ -1,0 +1,113 @@
+//! The immutable snapshot that the `tproxy` reconciler publishes and the engines read.
+
+use super::{CompiledRoute, sort_routes};
+use crate::model::{DataPorts, Endpoint, PeerId, PublicKey, Service, ServiceId, Transport, X25519Public};
+use ipnet::IpNet;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+/// A trusted peer and where its data ports are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPath {
+    pub public_key: PublicKey,
+    pub x25519_key: X25519Public,
+    /// In order; the ports of the data planes are in `data_ports`.
+    pub endpoints: Vec<Endpoint>,
+    pub data_ports: DataPorts,
+}
+
+/// An active service of which the local peer is source or target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardedService {
+    pub source: PeerId,
+    pub target: PeerId,
+    pub transport: Transport,
+    pub transparent: bool,
+    /// Mbit/s each direction; 0 = unlimited.
+    pub limit_mbps: u32,
+    /// Index of the fwmark inside the mask, 1…max−2; only set on the source peer.
+    pub mark: Option<u32>,
+    /// Source and destination of each route.
+    pub routes: Vec<(Option<IpNet>, Option<IpNet>)>,
+    /// Whether traffic entering an interface without routes belongs to the service.
+    pub whole_interface: bool,
+}
+
+/// Why an exit refuses a stream. The number is its code on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExitRefusal {
+    #[error("service is unknown here or inactive")]
+    UnknownService,
+    #[error("stream comes from a peer that is not the source of the service")]
+    NotTheSource,
+    #[error("destination is outside the routes of the service")]
+    OutsideRoutes,
+    #[error(
+        "destination may not be dialled: loopback, link-local, multicast, unspecified, or a port of the agent itself"
+    )]
+    ForbiddenDestination,
+}
+
+/// Everything the engines need to know, as of one revision of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Forwarding {
+    pub revision: u64,
+    /// Trusted, not revoked peers; a stream or datagram of anyone else is refused.
+    pub peers: BTreeMap<PeerId, PeerPath>,
+    pub services: BTreeMap<ServiceId, ForwardedService>,
+    /// Routes of services whose source is the local peer, most preferred first.
+    routes: Vec<CompiledRoute>,
+}
+
+impl Forwarding {
+    /// `outgoing` are the active services of which the local peer is the source.
+    pub fn new<'a>(
+        revision: u64,
+        peers: BTreeMap<PeerId, PeerPath>,
+        services: BTreeMap<ServiceId, ForwardedService>,
+        outgoing: impl IntoIterator<Item = &'a Service>,
+    ) -> Self {
+        let mut routes: Vec<_> =
+            outgoing.into_iter().flat_map(|s| s.body.routes.iter().map(|r| CompiledRoute::new(s, r))).collect();
+        sort_routes(&mut routes);
+        Self { revision, peers, services, routes }
+    }
+
+    /// Routes of outgoing services, most preferred first.
+    pub fn routes(&self) -> &[CompiledRoute] {
+        &self.routes
+    }
+
+    /// The route that takes a packet, by the total order of dataplane.md §6.
+    pub fn select(&self, source: IpAddr, dest: IpAddr, interface: Option<&str>) -> Option<&CompiledRoute> {
+        self.routes.iter().find(|r| r.matches(source.to_canonical(), dest.to_canonical(), interface))
+    }
+
+    /// Whether a stream of `service` sent by `from` may be dialled to `dest` (dataplane.md §1).
+    pub fn check_exit(&self, from: PeerId, service: ServiceId, dest: SocketAddr) -> Result<(), ExitRefusal> {
+        let dest = dest.ip().to_canonical();
+        let known = self.services.get(&service).ok_or(ExitRefusal::UnknownService)?;
+        if known.source != from {
+            return Err(ExitRefusal::NotTheSource);
+        }
+        if !dialable(dest) {
+            return Err(ExitRefusal::ForbiddenDestination);
+        }
+        let covers = |net: &Option<IpNet>| net.is_none_or(|n| n.contains(&dest));
+        if known.whole_interface || known.routes.iter().any(|(_, d)| covers(d)) {
+            Ok(())
+        } else {
+            Err(ExitRefusal::OutsideRoutes)
+        }
+    }
+}
+
+fn dialable(ip: IpAddr) -> bool {
+    let special = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(special || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
+}

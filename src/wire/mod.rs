@@ -1,0 +1,9 @@
+//! Bytes and messages: signing, canonical JSON, signed records, and the messages between peers. Versioned and bounded.
+
+pub mod canonical;
+pub mod gossip;
+pub mod handshake;
+pub mod record;
+pub mod request;
+pub mod sign;
+pub mod stream;

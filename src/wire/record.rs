@@ -1,0 +1,287 @@
+//! Signed records: the pieces of cluster state that gossip carries (cluster.md §5).
+
+use super::canonical::{self, CanonicalError};
+use super::sign::{Domain, Transcript};
+use crate::model::{
+    ApiAccess, ClientId, ClusterId, DataPorts, Endpoint, LicenseId, PeerId, PublicKey, ScopeSet, Signature, SigningKey,
+    UnixTime, X25519Public,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// Largest record on the wire and in the store, in bytes of canonical body (cluster.md §6).
+pub const RECORD_MAX_BYTES: usize = 256 * 1024;
+const KIND_MAX_BYTES: usize = 32;
+const ID_MAX_BYTES: usize = 64;
+
+/// Kinds this build understands; records of other kinds are kept and relayed.
+pub mod kind {
+    pub const PEER: &str = "peer";
+    pub const SERVICE: &str = "service";
+    pub const STATUS: &str = "status";
+    pub const CREDENTIAL: &str = "credential";
+    pub const REVOCATION: &str = "revocation";
+    pub const READMISSION: &str = "readmission";
+    pub const VOUCHER: &str = "voucher";
+    pub const CLUSTER: &str = "cluster";
+    pub const LOCK: &str = "lock";
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("record body has no canonical form")]
+    Canonical(#[from] CanonicalError),
+    #[error("record of {bytes} bytes is over the limit of {RECORD_MAX_BYTES}")]
+    TooLarge { bytes: usize },
+    #[error("record {0} is too long")]
+    FieldTooLong(&'static str),
+    #[error("record is not signed by its owner")]
+    BadSignature,
+    #[error("record body is not a valid {kind}")]
+    Body { kind: String, source: serde_json::Error },
+    #[error("a deleted record has a body")]
+    DeletedWithBody,
+}
+
+/// What identifies a record across its versions.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RecordKey {
+    pub kind: String,
+    pub id: String,
+    pub owner: PeerId,
+}
+
+/// What orders the versions of one record: the higher version, then the larger content hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordHead {
+    pub version: u64,
+    pub hash: [u8; 32],
+}
+
+/// A record whose form has been checked. Its signature has been checked only where a function says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    #[serde(flatten)]
+    pub key: RecordKey,
+    pub version: u64,
+    pub deleted: bool,
+    pub body: Value,
+    pub signature: Signature,
+}
+
+impl Record {
+    /// Signs `body` as version `version` of the record `kind`/`id` owned by `owner`.
+    pub fn sign(
+        key: &SigningKey,
+        owner: PeerId,
+        kind: &str,
+        id: &str,
+        version: u64,
+        body: Value,
+    ) -> Result<Self, RecordError> {
+        Self::sign_either(key, RecordKey { kind: kind.into(), id: id.into(), owner }, version, false, body)
+    }
+
+    /// Signs the tombstone that follows the record `key`.
+    pub fn sign_tombstone(signer: &SigningKey, key: RecordKey, version: u64) -> Result<Self, RecordError> {
+        Self::sign_either(signer, key, version, true, Value::Null)
+    }
+
+    fn sign_either(
+        signer: &SigningKey,
+        key: RecordKey,
+        version: u64,
+        deleted: bool,
+        body: Value,
+    ) -> Result<Self, RecordError> {
+        let placeholder = Signature::from_bytes([0; 64]);
+        let mut record = Self { key, version, deleted, body, signature: placeholder };
+        record.signature = record.transcript()?.sign(signer);
+        Ok(record)
+    }
+
+    fn transcript(&self) -> Result<Transcript, RecordError> {
+        if self.key.kind.len() > KIND_MAX_BYTES {
+            return Err(RecordError::FieldTooLong("kind"));
+        }
+        if self.key.id.len() > ID_MAX_BYTES {
+            return Err(RecordError::FieldTooLong("id"));
+        }
+        if self.deleted && !self.body.is_null() {
+            return Err(RecordError::DeletedWithBody);
+        }
+        let canonical = canonical::to_canonical(&self.body)?;
+        if canonical.len() > RECORD_MAX_BYTES {
+            return Err(RecordError::TooLarge { bytes: canonical.len() });
+        }
+        Ok(Transcript::new(Domain::Record)
+            .field(&self.key.kind)
+            .field(&self.key.id)
+            .field(self.key.owner.to_string())
+            .integer(self.version)
+            .integer(u64::from(self.deleted))
+            .field(canonical::digest(&self.body)?))
+    }
+
+    /// Checks form, size and the owner's signature.
+    pub fn verify(&self, owner_key: &PublicKey) -> Result<(), RecordError> {
+        if self.transcript()?.verify(owner_key, &self.signature) { Ok(()) } else { Err(RecordError::BadSignature) }
+    }
+
+    pub fn head(&self) -> Result<RecordHead, RecordError> {
+        Ok(RecordHead { version: self.version, hash: canonical::digest(&self.body)? })
+    }
+
+    pub fn body_as<T: DeserializeOwned>(&self) -> Result<T, RecordError> {
+        T::deserialize(&self.body).map_err(|source| RecordError::Body { kind: self.key.kind.clone(), source })
+    }
+}
+
+/// Body of a `peer` record; its id is the peer id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerBody {
+    pub name: String,
+    pub public_key: PublicKey,
+    pub x25519_key: X25519Public,
+    /// All, in order; the first is primary.
+    pub endpoints: Vec<Endpoint>,
+    pub data_ports: DataPorts,
+    pub api_access: ApiAccess,
+    /// Version of the software, `vMAJOR.MINOR.PATCH`.
+    pub version: String,
+    pub license_id: LicenseId,
+    pub created_at: UnixTime,
+}
+
+/// A secret digest with the end of its validity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretDigest {
+    /// SHA-256 of the secret's text, hex.
+    pub sha256: String,
+    pub not_after: Option<UnixTime>,
+}
+
+/// Body of a `credential` record; its id is the client id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialBody {
+    pub client_id: ClientId,
+    pub secrets: Vec<SecretDigest>,
+    pub scopes: ScopeSet,
+    pub description: String,
+    pub license_id: LicenseId,
+    pub created_at: UnixTime,
+}
+
+/// Body of a `revocation` record; its id is the subject id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationBody {
+    pub peer_id: Option<PeerId>,
+    pub public_key: Option<PublicKey>,
+    pub client_id: Option<ClientId>,
+    pub reason: RevocationReason,
+    pub revoked_at: UnixTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevocationReason {
+    Deleted,
+    Deactivated,
+    Revoked,
+}
+
+/// Body of a `readmission` record; its id is the subject peer id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadmissionBody {
+    pub peer_id: PeerId,
+    pub public_key: PublicKey,
+    /// The revocations this answers: owner and version of each.
+    pub answers: Vec<AnsweredRevocation>,
+    pub readmitted_at: UnixTime,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AnsweredRevocation {
+    pub issuer: PeerId,
+    pub version: u64,
+}
+
+/// Body of a `cluster` record; its id is the cluster id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterBody {
+    pub cluster_id: ClusterId,
+    pub created_at: UnixTime,
+    /// The credential shared by the members (cluster.md §3).
+    pub client_id: ClientId,
+}
+
+/// A trusted peer's signed word about a third one (cluster.md §4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voucher {
+    pub subject_peer_id: PeerId,
+    pub subject_public_key: PublicKey,
+    pub subject_endpoints: Vec<Endpoint>,
+    pub customer_id: crate::model::CustomerId,
+    pub issuer_peer_id: PeerId,
+    pub issued_at: UnixTime,
+    pub expires_at: UnixTime,
+    pub signature: Signature,
+}
+
+impl Voucher {
+    /// The bytes that the issuer signs: every field but the signature, in order; endpoints joined by commas.
+    pub fn transcript(&self) -> Transcript {
+        let endpoints: Vec<String> = self.subject_endpoints.iter().map(Endpoint::to_string).collect();
+        Transcript::new(Domain::Voucher)
+            .field(self.subject_peer_id.to_string())
+            .field(self.subject_public_key.as_bytes())
+            .field(endpoints.join(","))
+            .field(self.customer_id.to_string())
+            .field(self.issuer_peer_id.to_string())
+            .integer(self.issued_at.as_ms())
+            .integer(self.expires_at.as_ms())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Rng;
+    use serde_json::json;
+
+    #[test]
+    fn only_the_owner_signs_and_every_field_is_covered() {
+        let mut rng = Rng::from_seed([1; 32]);
+        let owner = PeerId::mint(UnixTime::from_ms(1), &mut rng);
+        let key = SigningKey::from_seed([2; 32]);
+        let record = Record::sign(&key, owner, kind::SERVICE, "svc_x", 3, json!({"a": 1})).unwrap();
+        assert!(record.verify(&key.public()).is_ok());
+        assert!(record.verify(&SigningKey::from_seed([4; 32]).public()).is_err());
+        let edits: [fn(&mut Record); 5] = [
+            |r| r.key.kind = "status".into(),
+            |r| r.key.id = "svc_y".into(),
+            |r| r.version += 1,
+            |r| r.body = json!({"a": 2}),
+            |r| {
+                r.deleted = true;
+                r.body = Value::Null
+            },
+        ];
+        for edit in edits {
+            let mut forged = record.clone();
+            edit(&mut forged);
+            assert!(forged.verify(&key.public()).is_err());
+        }
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
+
+    #[test]
+    fn oversize_records_are_refused_at_their_source() {
+        let mut rng = Rng::from_seed([1; 32]);
+        let owner = PeerId::mint(UnixTime::from_ms(1), &mut rng);
+        let key = SigningKey::from_seed([2; 32]);
+        let body = json!("x".repeat(RECORD_MAX_BYTES));
+        assert!(matches!(Record::sign(&key, owner, "status", "x", 1, body), Err(RecordError::TooLarge { .. })));
+    }
+}
