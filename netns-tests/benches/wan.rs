@@ -2,6 +2,9 @@
 //!
 //! `cargo bench -p netns-tests --bench wan`. The goal is 500 Mbit/s at MTU 1500 through the emulator.
 
+// Real time is the subject here.
+#![allow(clippy::disallowed_methods)]
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};

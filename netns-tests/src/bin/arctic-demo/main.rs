@@ -4,6 +4,9 @@
 //! abstract socket, so there is no state file to go stale, and keeps its files on a tmpfs that only it and its children
 //! see, so that nothing is left behind even after `kill -9`. Until told to stay it ends with the command that made it.
 
+// Real time is the subject here.
+#![allow(clippy::disallowed_methods)]
+
 mod bench;
 mod holder;
 mod steps;
