@@ -7,6 +7,7 @@ mod identity;
 mod join;
 mod licensing;
 mod peer_client;
+mod recovery;
 mod stub;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
@@ -14,6 +15,7 @@ pub use config::{Config, ConfigError, LogFormat, OnStop};
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use recovery::RecoveryToken;
 pub use stub::*;
 
 use crate::{

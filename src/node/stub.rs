@@ -1,42 +1,27 @@
 //! Temporary: the shape of what the node will offer, until it does.
 
-use super::{AddPeer, Call, ClusterView, Node, PeerAnswer, PeerHealth};
+use super::{Call, Node, PeerAnswer};
 use crate::{
-    license::Entitlement,
-    model::{
-        ClientId, ClusterId, Code, Endpoint, LicenseId, PeerId, PeerStatus, PublicKey, Refused, Secret, UnixTime,
-    },
-    wire::request::OnBehalf,
+    model::{Code, Endpoint, PeerId, PeerStatus, Refused, UnixTime},
+    wire::{gossip::Op, request::OnBehalf},
 };
-use serde_json::Value;
-use std::{net::IpAddr, sync::Arc};
+use std::collections::BTreeMap;
 
-#[derive(Debug, Clone)]
-pub struct BootstrapRequest {
-    pub license: Value,
-    pub name: Option<String>,
-    pub description: Option<String>,
-    pub endpoints: Vec<Endpoint>,
-    pub called_at: Option<Endpoint>,
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerHealth {
+    pub status: PeerStatus,
+    pub last_seen: Option<UnixTime>,
+    pub rtt_ms: Option<f64>,
+    pub endpoint: Option<Endpoint>,
+    pub version: Option<String>,
+    pub license_state: Option<String>,
+    pub registries: BTreeMap<String, String>,
 }
 
-pub struct Bootstrapped {
-    pub peer_id: PeerId,
-    pub peer_public_key: PublicKey,
-    pub client_id: ClientId,
-    pub client_secret: Secret,
-    pub cluster_id: ClusterId,
-    pub license_id: LicenseId,
-    pub expires_at: UnixTime,
-    pub max_nodes: u32,
-    pub max_services: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GossipVerb {
-    Heartbeat,
-    Reconcile,
-    Push,
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterView {
+    pub converged: bool,
+    pub registries: BTreeMap<String, (usize, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,47 +31,35 @@ pub struct SyncOutcome {
 }
 
 fn absent<T>() -> Result<T, Refused> {
-    Err(Refused::new(Code::Internal, "not built yet"))
+    Err(Refused::new(Code::PeerUnreachable, "not built yet"))
 }
 
 impl Node {
-    pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
-        None
-    }
-    pub async fn bootstrap(&self, _request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        absent()
-    }
-    pub async fn add_peer(&self, _wish: AddPeer) -> Result<PeerId, Refused> {
-        absent()
-    }
     pub async fn remove_peer(&self, _peer: PeerId) -> Result<(), Refused> {
         absent()
     }
-    pub async fn handshake_init(&self, _source: IpAddr, _body: &[u8]) -> Result<Value, Refused> {
-        absent()
-    }
-    pub async fn handshake_finish(&self, _source: IpAddr, _body: &[u8]) -> Result<Value, Refused> {
-        absent()
-    }
-    pub async fn gossip(&self, _from: PeerId, _verb: GossipVerb, _body: &[u8]) -> Result<Value, Refused> {
-        absent()
+    pub async fn gossip_message(&self, _from: PeerId, _op: Op, _body: &[u8]) -> Result<Vec<u8>, Refused> {
+        Ok(b"{}".to_vec())
     }
     pub async fn sync(&self) -> SyncOutcome {
         SyncOutcome { peers: 0, reached: 0 }
     }
-    pub async fn call_peer(&self, _p: PeerId, _c: Call, _on: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
+    pub async fn call_peer(&self, _p: PeerId, _c: &Call, _on: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
         absent()
     }
-    pub fn peer_health(&self, _peer: PeerId) -> PeerHealth {
+    pub fn peer_health(&self, peer: PeerId) -> PeerHealth {
+        let local = self.identity().is_some_and(|i| i.peer_id == peer);
         PeerHealth {
-            status: PeerStatus::Discovered,
+            status: if local { PeerStatus::Healthy } else { PeerStatus::Discovered },
             last_seen: None,
             rtt_ms: None,
             endpoint: None,
-            registries: Default::default(),
+            version: None,
+            license_state: None,
+            registries: BTreeMap::new(),
         }
     }
     pub fn cluster_view(&self) -> ClusterView {
-        ClusterView { converged: true, registries: Default::default() }
+        ClusterView { converged: true, registries: BTreeMap::new() }
     }
 }
