@@ -10,7 +10,6 @@ use super::{
     lock,
     query::Query,
     rate::{RateClass, retry_after_s},
-    recovery::HEADER_RECOVERY,
     signed::{self, Claim},
     token::Verifier,
     transaction,
@@ -31,6 +30,7 @@ use hyper::{
 };
 use std::{net::IpAddr, sync::Arc};
 
+const HEADER_RECOVERY: &str = "x-arctic-recovery";
 const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
 const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-license-state");
 
@@ -206,7 +206,7 @@ impl Head<'_> {
         if !wait.is_zero() {
             return Err(rate_limited(RateClass::RecoveryFailure.noun(), retry_after_s(wait)));
         }
-        if self.api.recovery.as_ref().is_some_and(|token| token.matches(offered.as_bytes())) {
+        if self.api.recovery.as_ref().is_some_and(|token| offered.to_str().is_ok_and(|t| token.matches(t.trim()))) {
             tracing::warn!(path = self.path_and_query, source = %self.source, "recovery token used");
             return Ok(true);
         }

@@ -25,7 +25,7 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Outcome {
-        let body = serde_json::to_vec(value).map_err(internal)?.into();
+        let body = serde_json::to_vec(value).map_err(Refused::internal)?.into();
         Ok(Self { status, headers: vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body })
     }
     pub(super) fn ok(value: &impl Serialize) -> Outcome {
@@ -39,7 +39,7 @@ impl Answer {
     }
     /// The answer of another agent, unchanged.
     pub(super) fn relayed(status: u16, body: Bytes) -> Outcome {
-        let status = StatusCode::from_u16(status).map_err(internal)?;
+        let status = StatusCode::from_u16(status).map_err(Refused::internal)?;
         let headers = if body.is_empty() {
             Vec::new()
         } else {
@@ -61,18 +61,6 @@ impl Answer {
         response.headers_mut().extend(self.headers);
         response
     }
-}
-
-/// An error of our own: logged whole, told to the caller only as INTERNAL.
-pub(super) fn internal(e: impl std::error::Error) -> Refused {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    tracing::error!(error = %text, "request failed inside the agent");
-    Refused::new(Code::Internal, "internal error; the agent's log has the reason")
 }
 
 #[derive(Serialize)]

@@ -19,6 +19,6 @@ pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
         body: r.body.clone(),
         answer_timeout: OWNER_TIMEOUT,
     };
-    let answer = r.node().call_peer(owner, call, Some(&client)).await?;
+    let answer = r.node().call_peer(owner, &call, Some(&client)).await?;
     Answer::relayed(answer.status, answer.body)
 }

@@ -5,7 +5,7 @@ use super::{
     answer::{Answer, Outcome, unauthorized},
     caller::Caller,
 };
-use crate::node::GossipVerb;
+use crate::wire::gossip::Op;
 
 pub(super) async fn handshake_init(r: Request) -> Outcome {
     Answer::ok(&r.node().handshake_init(r.source, &r.body).await?)
@@ -16,18 +16,18 @@ pub(super) async fn handshake_finish(r: Request) -> Outcome {
 }
 
 pub(super) async fn heartbeat(r: Request) -> Outcome {
-    gossip(r, GossipVerb::Heartbeat).await
+    gossip(r, Op::Heartbeat).await
 }
 
 pub(super) async fn reconcile(r: Request) -> Outcome {
-    gossip(r, GossipVerb::Reconcile).await
+    gossip(r, Op::Reconcile).await
 }
 
 pub(super) async fn push(r: Request) -> Outcome {
-    gossip(r, GossipVerb::Push).await
+    gossip(r, Op::Push).await
 }
 
-async fn gossip(r: Request, verb: GossipVerb) -> Outcome {
+async fn gossip(r: Request, op: Op) -> Outcome {
     let Caller::Peer(from) = r.caller else { return Err(unauthorized("gossip is between peers")) };
-    Answer::ok(&r.node().gossip(from, verb, &r.body).await?)
+    Answer::relayed(200, r.node().gossip_message(from, op, &r.body).await?.into())
 }

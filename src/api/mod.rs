@@ -6,7 +6,7 @@
 //! | `server` | accept loop, connection limits, `Date` and `X-Request-Id` |
 //! | `endpoints` | the table: method, path, license group, access, body, limits |
 //! | `admission` | the checks, in the order of api.md §1 |
-//! | `caller`, `token`, `signed`, `recovery` | who asks, and the proofs |
+//! | `caller`, `token`, `signed` | who asks, and the proofs |
 //! | `rate`, `query`, `fields`, `answer` | buckets; input and output forms |
 //! | the others | one noun each |
 
@@ -25,7 +25,6 @@ mod oauth;
 mod peers;
 mod query;
 mod rate;
-mod recovery;
 mod routes;
 mod server;
 mod services;
@@ -36,18 +35,17 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
-pub use recovery::RecoveryToken;
 pub use server::ServeError;
 
 use crate::{
     env::BoxListener,
     model::{RequestId, Rng},
-    node::Node,
+    node::{Node, RecoveryToken},
 };
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// Serves the API of `node` on `listener` until `shutdown`; then finishes what is running, for 5 s at most.
+/// Serves the API of `node`, without a recovery token, on `listener` until `shutdown`; then finishes what is running, for 5 s at most.
 pub async fn serve(node: Node, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
     Api::new(node).serve(listener, shutdown).await
 }
@@ -63,7 +61,7 @@ pub struct Api {
 
 impl Api {
     pub fn new(node: Node) -> Self {
-        let ids = Mutex::new(node.rng("api/ids"));
+        let ids = Mutex::new(node.fork_rng());
         Self { node, recovery: None, ids, rates: Mutex::default(), nonces: Mutex::default() }
     }
 
@@ -83,7 +81,7 @@ impl Api {
 
     /// A random stream for one request.
     fn fork_rng(&self) -> Rng {
-        Rng::from_seed(lock(&self.ids).bytes())
+        lock(&self.ids).fork()
     }
 }
 

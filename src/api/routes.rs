@@ -2,7 +2,7 @@
 
 use super::{
     admission::Request,
-    answer::{Answer, Outcome, clip, internal, invalid, not_found},
+    answer::{Answer, Outcome, clip, invalid, not_found},
     fields::Fields,
     forward,
     services::{check_version, find, if_match},
@@ -35,7 +35,7 @@ impl Wish {
         let fields = fields.only(&["source_cidr", "dest_cidr", "priority"])?;
         let (source, dest) = (cidr(&fields, "source_cidr")?, cidr(&fields, "dest_cidr")?);
         let priority = match fields.integer("priority", u64::from(u16::MAX))? {
-            Some(n) => u16::try_from(n).map_err(internal)?,
+            Some(n) => u16::try_from(n).map_err(Refused::internal)?,
             None => default_priority(),
         };
         match (source, dest) {

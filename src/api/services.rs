@@ -2,10 +2,10 @@
 
 use super::{
     admission::Request,
-    answer::{Answer, Outcome, clip, internal, invalid, not_found},
+    answer::{Answer, Outcome, clip, invalid, not_found},
     fields::Fields,
     forward, routes,
-    transaction::{self, Abort},
+    transaction::{self, Refused},
 };
 use crate::{
     license::Entitlement,
@@ -66,7 +66,7 @@ impl Wish {
             requires_interface: fields.flag("requires_interface")?.unwrap_or(false),
             ipv4: host_cidr(&fields, "desired_ipv4_cidr", true)?,
             ipv6: host_cidr(&fields, "desired_ipv6_cidr", false)?,
-            bandwidth_limit_mbps: u32::try_from(mbps).map_err(internal)?,
+            bandwidth_limit_mbps: u32::try_from(mbps).map_err(Refused::internal)?,
             fully_transparent: fields.flag("fully_transparent")?.unwrap_or(false),
         };
         wish.check_together()?;
@@ -199,7 +199,7 @@ pub(super) async fn create(r: Request) -> Outcome {
     Answer::created(&whole(&r, &made.await?)?)
 }
 
-fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<ServiceBody, Abort> {
+fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<ServiceBody, Refused> {
     let target = trusted(tx, &wish.target, "target")?;
     if target.peer_id == source {
         return Err(invalid("target_peer_id is the source peer itself").into());
@@ -226,7 +226,7 @@ fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<Se
 }
 
 /// A peer that may be the `end` of a service: trusted, not merely discovered.
-fn trusted(view: &View<'_>, text: &str, end: &str) -> Result<PeerRow, Abort> {
+fn trusted(view: &View<'_>, text: &str, end: &str) -> Result<PeerRow, Refused> {
     let unknown = || not_found(format!("{end} peer not found: `{}`", clip(text)));
     let id: PeerId = text.parse().map_err(|_| unknown())?;
     let row = view.peer(id)?.ok_or_else(unknown)?;
@@ -238,7 +238,7 @@ fn trusted(view: &View<'_>, text: &str, end: &str) -> Result<PeerRow, Abort> {
 }
 
 /// `<source>-to-<target>`, with a number where that is taken.
-fn default_name(tx: &Tx<'_>, source: PeerId, target: &PeerRow) -> Result<String, Abort> {
+fn default_name(tx: &Tx<'_>, source: PeerId, target: &PeerRow) -> Result<String, Refused> {
     let source_label = tx.peer(source)?.map_or_else(|| id_label(source), |row| label(&row));
     let base = format!("{source_label}-to-{}", label(target));
     let services = tx.services()?;
@@ -324,7 +324,7 @@ pub(super) fn find(r: &Request) -> Result<Service, Refused> {
 /// Names of trusted peers.
 type Names = BTreeMap<PeerId, String>;
 
-fn peer_names(view: &View<'_>) -> Result<Names, Abort> {
+fn peer_names(view: &View<'_>) -> Result<Names, Refused> {
     Ok(view.trusted_peers()?.into_iter().map(|p| (p.peer_id, p.display_name())).collect())
 }
 

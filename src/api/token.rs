@@ -1,6 +1,6 @@
 //! Access tokens: JWTs signed by the issuing peer, accepted by every peer that trusts it (api.md §2).
 
-use super::answer::{internal, unauthorized};
+use super::answer::{unauthorized};
 use crate::{
     model::{ClientId, ClusterId, Code, PeerId, PublicKey, Refused, Rng, ScopeSet, UnixTime},
     store::Author,
@@ -57,7 +57,7 @@ pub(super) fn issue(
     let mut header = Header::new(Algorithm::EdDSA);
     header.kid = Some(claims.iss.clone());
     let key = EncodingKey::from_ed_der(&author.key.to_pkcs8_der());
-    jsonwebtoken::encode(&header, &claims, &key).map_err(internal)
+    jsonwebtoken::encode(&header, &claims, &key).map_err(Refused::internal)
 }
 
 /// What a token is checked against.
