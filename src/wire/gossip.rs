@@ -287,7 +287,7 @@ pub struct PushRequest {
     pub records: Records,
     /// The receiver passes on what was new to it, once.
     pub relay: bool,
-    /// The sender's, before this push.
+    /// The sender's, these records included.
     pub digests: Digests,
 }
 
