@@ -133,7 +133,7 @@ impl Flow<'_> {
     }
 
     /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
-    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening), Refused> {
+    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening<'_>), Refused> {
         let mut held = header;
         let counters = &self.core.counters;
         if let Some(mut session) = self.target.take() {
