@@ -29,7 +29,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// Counts under a key, each with a limit; a place is given back when dropped.
 pub(super) struct Places<K: Ord + Copy> {
-    taken: Mutex<BTreeMap<K, usize>>,
+    /// All, and those of each key.
+    taken: Mutex<(usize, BTreeMap<K, usize>)>,
     limit_each: usize,
     limit_all: usize,
 }
@@ -41,17 +42,18 @@ pub(super) struct Place<K: Ord + Copy> {
 
 impl<K: Ord + Copy> Places<K> {
     pub fn new(limit_each: usize, limit_all: usize) -> Arc<Self> {
-        Arc::new(Self { taken: Mutex::default(), limit_each, limit_all })
+        Arc::new(Self { taken: Mutex::new((0, BTreeMap::new())), limit_each, limit_all })
     }
 
     pub fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = taken.values().sum();
-        let each = taken.get(&key).copied().unwrap_or(0);
-        if all >= self.limit_all || each >= self.limit_each {
+        let (all, by_key) = &mut *taken;
+        let each = by_key.get(&key).copied().unwrap_or(0);
+        if *all >= self.limit_all || each >= self.limit_each {
             return None;
         }
-        taken.insert(key, each + 1);
+        *all += 1;
+        by_key.insert(key, each + 1);
         Some(Place { places: self.clone(), key })
     }
 }
@@ -59,10 +61,12 @@ impl<K: Ord + Copy> Places<K> {
 impl<K: Ord + Copy> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match taken.get_mut(&self.key) {
+        let (all, by_key) = &mut *taken;
+        *all -= 1;
+        match by_key.get_mut(&self.key) {
             Some(n) if *n > 1 => *n -= 1,
             _ => {
-                taken.remove(&self.key);
+                by_key.remove(&self.key);
             }
         }
     }
@@ -322,5 +326,31 @@ fn refusal_of(e: &io::Error) -> StreamRefusal {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => StreamRefusal::ConnectionRefused,
         io::ErrorKind::TimedOut => StreamRefusal::ConnectionTimedOut,
         _ => StreamRefusal::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_for_each_and_for_all_and_given_back() {
+        let places = Places::new(2, 3);
+        let held: Vec<_> = [1, 1, 2].into_iter().filter_map(|key| places.take(key)).collect();
+        assert_eq!(held.len(), 3);
+        assert!(places.take(2).is_none(), "all are taken");
+        drop(held);
+        let _two = [places.take(1), places.take(1)].map(Option::unwrap);
+        assert!(places.take(1).is_none(), "its own are taken");
+        assert!(places.take(2).is_some());
+        assert_eq!(places.taken.lock().unwrap().1.len(), 1, "keys without places are forgotten");
+    }
+
+    #[test]
+    fn a_stranger_with_a_whole_ipv6_network_counts_once() {
+        let of = |ip: &str| prefix(ip.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
     }
 }

@@ -24,16 +24,18 @@ use std::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-/// A refusal and what is known of it.
-pub(super) struct Refused {
-    refusal: Refusal,
-    detail: String,
+/// Why a flow was not opened.
+enum NotOpened {
+    Refused {
+        refusal: Refusal,
+        detail: String,
+    },
+    /// Nobody is left to be refused.
+    ClientLeft,
 }
 
-impl Refused {
-    fn new(refusal: Refusal, detail: impl fmt::Display) -> Self {
-        Self { refusal, detail: detail.to_string() }
-    }
+fn refused(refusal: Refusal, detail: impl fmt::Display) -> NotOpened {
+    NotOpened::Refused { refusal, detail: detail.to_string() }
 }
 
 /// Carries one captured connection to its end. The client is reset unless the stream ends in order.
@@ -66,9 +68,9 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
             let flow = Flow { core: &core, service, target, counters, client: Arc::new(client) };
             flow.run(StreamHeader { service, source, dest, transparent: false }).await
         }
-        Err(refused) => Err(refused),
+        Err(not_opened) => Err(not_opened),
     };
-    if let Err(Refused { refusal, detail }) = opened {
+    if let Err(NotOpened::Refused { refusal, detail }) = opened {
         core.counters.refuse_service(service, target, refusal, format_args!("{whence}: {detail}"));
     }
 }
@@ -78,17 +80,16 @@ fn choose(
     forwarding: &Forwarding,
     service: ServiceId,
     target: PeerId,
-) -> Result<Arc<Target>, Refused> {
-    let known = forwarding.services.get(&service).ok_or_else(|| Refused::new(Refusal::NoRoute, "service is gone"))?;
+) -> Result<Arc<Target>, NotOpened> {
+    let known = forwarding.services.get(&service).ok_or_else(|| refused(Refusal::NoRoute, "service is gone"))?;
     if known.transport != Transport::Tcp {
-        return Err(Refused::new(Refusal::TransportUnavailable, known.transport));
+        return Err(refused(Refusal::TransportUnavailable, known.transport));
     }
     if known.transparent {
-        return Err(Refused::new(Refusal::TransparentUnavailable, "the service keeps the client's address"));
+        return Err(refused(Refusal::TransparentUnavailable, "the service keeps the client's address"));
     }
     let path = forwarding.peers.get(&target);
-    path.and_then(|path| core.pools.target(core, target, path))
-        .ok_or_else(|| Refused::new(Refusal::UnknownTarget, target))
+    path.and_then(|path| core.pools.target(core, target, path)).ok_or_else(|| refused(Refusal::UnknownTarget, target))
 }
 
 struct Flow<'a> {
@@ -100,7 +101,7 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    async fn run(self, header: StreamHeader) -> Result<(), Refused> {
+    async fn run(self, header: StreamHeader) -> Result<(), NotOpened> {
         let (local, service, target, key) = (self.core.local, self.service, self.target.peer, self.target.public_key());
         let still_valid = move |f: &Forwarding| {
             f.services.get(&service).is_some_and(|s| s.source == local && s.target == target)
@@ -116,7 +117,7 @@ impl Flow<'_> {
         }
     }
 
-    async fn carry(&self, header: StreamHeader) -> Result<(), Refused> {
+    async fn carry(&self, header: StreamHeader) -> Result<(), NotOpened> {
         let (mut session, opening) = self.open(header.encode()).await?;
         let _open = self.counters.open();
         // From here the reader at the other end may pause as long as it likes.
@@ -133,7 +134,7 @@ impl Flow<'_> {
     }
 
     /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
-    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening<'_>), Refused> {
+    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening<'_>), NotOpened> {
         let mut held = header;
         let counters = &self.core.counters;
         if let Some(mut session) = self.target.take() {
@@ -141,31 +142,31 @@ impl Flow<'_> {
             let mut opening = Opening::new(held, &self.counters);
             match self.await_reply(&mut session, &mut opening).await? {
                 Ok(()) => return Ok((session, opening)),
-                Err(e) if !says_dead(&e) => return Err(Refused::new(Refusal::NoReply, e)),
+                Err(e) if !says_dead(&e) => return Err(refused(Refusal::NoReply, e)),
                 Err(_) => counters.retried.fetch_add(1, Relaxed),
             };
             held = opening.held;
         }
         counters.dialled_for_flow.fetch_add(1, Relaxed);
         let mut session =
-            self.target.dial_for_flow().await.map_err(|e| Refused::new(Refusal::TargetUnreachable, e.detail()))?;
+            self.target.dial_for_flow().await.map_err(|e| refused(Refusal::TargetUnreachable, e.detail()))?;
         let mut opening = Opening::new(held, &self.counters);
         match self.await_reply(&mut session, &mut opening).await? {
             Ok(()) => Ok((session, opening)),
-            Err(e) => Err(Refused::new(Refusal::NoReply, e)),
+            Err(e) => Err(refused(Refusal::NoReply, e)),
         }
     }
 
     /// The outer error is final; the inner one says that the connection ended without an answer.
-    async fn await_reply(&self, session: &mut Session, opening: &mut Opening<'_>) -> Result<io::Result<()>, Refused> {
+    async fn await_reply(&self, session: &mut Session, opening: &mut Opening<'_>) -> Result<io::Result<()>, NotOpened> {
         let answered = timeout(self.core.timing.reply, poll_fn(|cx| opening.poll(cx, session, &self.client)));
         match answered.await {
             Ok(Ok(Ok(()))) => Ok(Ok(())),
-            Ok(Ok(Err(refusal))) => Err(Refused::new(Refusal::Exit(refusal), self.target.peer)),
-            Ok(Err(OpenError::Client(e))) => Err(Refused::new(Refusal::NoReply, format_args!("client left: {e}"))),
-            Ok(Err(OpenError::Protocol(e))) => Err(Refused::new(Refusal::Protocol, e)),
+            Ok(Ok(Err(refusal))) => Err(refused(Refusal::Exit(refusal), self.target.peer)),
+            Ok(Err(OpenError::ClientLeft)) => Err(NotOpened::ClientLeft),
+            Ok(Err(OpenError::Protocol(e))) => Err(refused(Refusal::Protocol, e)),
             Ok(Err(OpenError::Session(e))) => Ok(Err(e)),
-            Err(_) => Err(Refused::new(Refusal::NoReply, "the exit did not answer in time")),
+            Err(_) => Err(refused(Refusal::NoReply, "the exit did not answer in time")),
         }
     }
 }
@@ -177,7 +178,7 @@ fn says_dead(e: &io::Error) -> bool {
 }
 
 enum OpenError {
-    Client(io::Error),
+    ClientLeft,
     Session(io::Error),
     Protocol(crate::wire::stream::StreamError),
 }
@@ -204,7 +205,7 @@ impl<'a> Opening<'a> {
         client: &TcpStream,
     ) -> Poll<Result<StreamReply, OpenError>> {
         // Reading first lets the client's first bytes travel in the header's packet.
-        self.read_client(cx, client).map_err(OpenError::Client)?;
+        self.read_client(cx, client).map_err(|_| OpenError::ClientLeft)?;
         while self.sent < self.held.len() {
             match session.poll_send(cx, &self.held[self.sent..]) {
                 Poll::Ready(Ok(n)) => self.sent += n,

@@ -269,3 +269,18 @@ async fn keys_are_renewed_in_the_middle_of_a_stream() {
     read.unwrap();
     assert!(got == bytes);
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_exit_answers_is_no_refusal() {
+    let pair = Pair::new();
+    soon("the pool is warm", pair.a.engine().warmed(pair.b.id, 2)).await;
+    for _ in 0..20 {
+        let server = Server::new().await;
+        let client = pair.connect(server.dest()).await;
+        sockets::set_reset_on_drop(&client, true).unwrap();
+        drop(client);
+    }
+    eventually("all flows have ended", || pair.a.engine().core.flows.available_permits() == limits::MAX_FLOWS).await;
+    let refused = &pair.a.engine().counters().services()[&pair.service].refused;
+    assert!(refused.is_empty(), "{refused:?}");
+}
