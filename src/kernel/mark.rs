@@ -59,7 +59,7 @@ impl MarkMask {
         self.service(self.max() - 1)
     }
     /// `SO_MARK` of every socket of the agent.
-    pub const fn own_socket(self) -> u32 {
+    pub const fn own(self) -> u32 {
         self.0
     }
 }
@@ -114,7 +114,7 @@ mod tests {
             let mask = MarkMask::new((u32::MAX >> (32 - bits)) << at).unwrap();
             let n = 1 + n % *mask.services().end();
             let last = *mask.services().end();
-            let meanings = [0, mask.service(n), mask.tunnel(n), mask.established(), mask.own_socket()];
+            let meanings = [0, mask.service(n), mask.tunnel(n), mask.established(), mask.own()];
             prop_assert_eq!(meanings.iter().collect::<BTreeSet<_>>().len(), meanings.len());
             prop_assert!(meanings.iter().all(|m| m & !mask.bits() == 0));
             prop_assert_eq!(mask.service(n) & mask.tunnel_bit(), 0);

@@ -80,7 +80,7 @@ impl PolicyRouting {
     pub fn capturing(mask: MarkMask) -> Self {
         let bits = mask.bits();
         let rules = [
-            (PRIORITY_OWN_SOCKETS, PolicyRule::SkipTo { value: mask.own_socket(), mask: bits, priority: PRIORITY_END }),
+            (PRIORITY_OWN_SOCKETS, PolicyRule::SkipTo { value: mask.own(), mask: bits, priority: PRIORITY_END }),
             (PRIORITY_ESTABLISHED, PolicyRule::Lookup { value: mask.established(), mask: bits, table: TABLE_CAPTURE }),
             (PRIORITY_CAPTURED, PolicyRule::LookupUnless { value: 0, mask: bits, table: TABLE_CAPTURE }),
             (PRIORITY_END, PolicyRule::Label),
@@ -154,8 +154,8 @@ mod tests {
             let table = |mark| policy.table_for(family, mark);
             assert_eq!(table(0), None);
             assert_eq!(table(0x000f_ffff), None, "bits outside the mask do not count");
-            assert_eq!(table(mask.own_socket()), None);
-            assert_eq!(table(mask.own_socket() | 7), None);
+            assert_eq!(table(mask.own()), None);
+            assert_eq!(table(mask.own() | 7), None);
             assert_eq!(table(mask.service(1)), Some(TABLE_CAPTURE));
             assert_eq!(table(mask.service(2045) | 7), Some(TABLE_CAPTURE));
             assert_eq!(table(mask.established()), Some(TABLE_CAPTURE));

@@ -171,7 +171,7 @@ impl Ruleset {
 
     /// Never captured, whatever the routes say (dataplane.md §8).
     fn exclusions(&self) -> Vec<Rule> {
-        let own = Match::Mark { value: self.mask.own_socket(), mask: self.mask.bits() };
+        let own = Match::Mark { value: self.mask.own(), mask: self.mask.bits() };
         let mut rules = vec![
             Rule::new([own], Action::Accept, "socket of the agent"),
             Rule::new([Match::DestNotForwarded], Action::Accept, "local, broadcast or multicast"),

@@ -1,7 +1,9 @@
 //! The only Linux code: the kernel of the host over netlink. No external command runs.
 
 mod link;
+pub mod log;
 mod monitor;
+pub mod net;
 mod netlink;
 mod nft;
 mod route;
@@ -36,7 +38,15 @@ struct Sockets {
 
 impl LinuxKernel {
     /// Opens the sockets and starts to listen for changes. Needs CAP_NET_ADMIN and a tokio runtime.
-    pub fn open() -> io::Result<Self> {
+    pub fn open() -> Result<Self, KernelError> {
+        Self::open_sockets().map_err(|e| KernelError {
+            attempted: "opening netlink sockets".into(),
+            errno: e.raw_os_error(),
+            reason: e.to_string(),
+        })
+    }
+
+    fn open_sockets() -> io::Result<Self> {
         let sockets = Sockets { netfilter: Netlink::open(NETLINK_NETFILTER)?, route: Netlink::open(NETLINK_ROUTE)? };
         sockets.route.set_strict()?;
         let monitor = Monitor::start(sockets.netfilter.port(), sockets.route.port())?;
