@@ -288,11 +288,7 @@ impl Head<'_> {
     }
 
     /// Proofs die with their credential, and never grant more than it.
-    fn check_credential(
-        &self,
-        client_id: ClientId,
-        scopes: &ScopeSet,
-    ) -> Result<(), Refused> {
+    fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
         let found: Option<CredentialBody> =
             transaction::read(self.node(), |view| Ok(view.credential(client_id)?.map(|(_, body)| body)))?;
         match found {
@@ -311,8 +307,11 @@ impl Head<'_> {
             }
         };
         if operator && self.node().config().api_access == ApiAccess::Internal {
-            return Err(Refused::new(Code::ApiAccessInternal, "this agent takes no operator requests (API_ACCESS=internal)")
-                .with_hint("ask another agent of the cluster, or use the recovery token on this host"));
+            return Err(Refused::new(
+                Code::ApiAccessInternal,
+                "this agent takes no operator requests (API_ACCESS=internal)",
+            )
+            .with_hint("ask another agent of the cluster, or use the recovery token on this host"));
         }
         Ok(())
     }

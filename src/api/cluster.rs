@@ -35,7 +35,7 @@ pub(super) async fn status(r: Request) -> Outcome {
     let mut warnings = entitlement.warnings();
     let mut lines = Vec::with_capacity(peers.len());
     for peer in &peers {
-        let health = super::peers::health(r.node(), peer);
+        let health = r.node().peer_health(peer.peer_id);
         if matches!(health.status, PeerStatus::Unhealthy | PeerStatus::Unreachable) {
             warnings.push(format!("peer {} is {}", peer.display_name(), super::peers::status_text(health.status)));
         }

@@ -35,12 +35,13 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
+pub use crate::node::RecoveryToken;
 pub use server::ServeError;
 
 use crate::{
     env::BoxListener,
     model::{RequestId, Rng},
-    node::{Node, RecoveryToken},
+    node::Node,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;

@@ -36,8 +36,7 @@ pub(super) async fn token(r: Request) -> Outcome {
     let scopes = granted(&credential.scopes, form.get("scope"))?;
     let (identity, cluster) = (r.identity()?, r.cluster()?);
     let mut rng = r.api.fork_rng();
-    let token =
-        token::issue(&identity, cluster.cluster_id, credential.client_id, &scopes, r.now(), &mut rng)?;
+    let token = token::issue(&identity, cluster.cluster_id, credential.client_id, &scopes, r.now(), &mut rng)?;
     let body = json!({
         "access_token": token,
         "token_type": "Bearer",
@@ -62,7 +61,8 @@ fn offered(headers: &HeaderMap, form: &Query) -> Result<(String, Secret), Refuse
     if form.get("client_secret").is_some() {
         return Err(invalid("the client authenticates twice: in the form and in the Authorization header"));
     }
-    let (id, secret) = header.to_str().ok().and_then(basic).ok_or_else(|| unauthorized("malformed Basic credentials"))?;
+    let (id, secret) =
+        header.to_str().ok().and_then(basic).ok_or_else(|| unauthorized("malformed Basic credentials"))?;
     if in_form && form.get("client_id") != Some(id.as_str()) {
         return Err(invalid("client_id of the form and of the Authorization header differ"));
     }
@@ -171,7 +171,9 @@ mod tests {
     fn the_client_authenticates_once_by_form_or_basic() {
         let form = |s: &str| Query::parse(s).unwrap();
         let basic_header: HeaderMap =
-            [(AUTHORIZATION, format!("Basic {}", STANDARD.encode("cli_a:sec_b")).parse().unwrap())].into_iter().collect();
+            [(AUTHORIZATION, format!("Basic {}", STANDARD.encode("cli_a:sec_b")).parse().unwrap())]
+                .into_iter()
+                .collect();
         let ok = |h: &HeaderMap, s: &str| offered(h, &form(s)).map(|(id, secret)| (id, secret.reveal().to_owned()));
         let pair = Ok(("cli_a".to_owned(), "sec_b".to_owned()));
         assert_eq!(ok(&HeaderMap::new(), "client_id=cli_a&client_secret=sec_b"), pair);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     model::{Endpoint, PeerId, PeerStatus, Refused, looks_like_id},
-    node::{AddPeer, Node, PeerHealth},
+    node::AddPeer,
     store::PeerRow,
 };
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub(super) async fn list(r: Request) -> Outcome {
     let rows = transaction::read(r.node(), |view| Ok(view.peers()?))?;
     let wanted = |p: &&PeerRow| {
         is_local.is_none_or(|local| local == (p.peer_id == own_id))
-            && status.is_none_or(|s| s == health(r.node(), p).status)
+            && status.is_none_or(|s| s == r.node().peer_health(p.peer_id).status)
     };
     let peers: Vec<Value> = rows.iter().filter(wanted).map(|p| peer_json(&r, p)).collect::<Result<_, _>>()?;
     Answer::ok(&json!({ "peers": peers }))
@@ -150,32 +150,17 @@ pub(super) fn status_text(status: PeerStatus) -> &'static str {
     }
 }
 
-/// What gossip knows of a peer; the local one is healthy as long as it answers.
-pub(super) fn health(node: &Node, peer: &PeerRow) -> PeerHealth {
-    if node.identity().is_some_and(|i| i.peer_id == peer.peer_id) {
-        return PeerHealth {
-            status: PeerStatus::Healthy,
-            last_seen: None,
-            rtt_ms: None,
-            endpoint: peer.all_endpoints().into_iter().next(),
-            registries: Default::default(),
-        };
-    }
-    node.peer_health(peer.peer_id)
-}
-
 fn peer_json(r: &Request, peer: &PeerRow) -> Result<Value, Refused> {
     let own_id = r.identity()?.peer_id;
-    let health = health(r.node(), peer);
+    let health = r.node().peer_health(peer.peer_id);
     let body = peer.body.as_ref();
     let endpoints = peer.all_endpoints();
-    let is_local = peer.peer_id == own_id;
     Ok(json!({
         "id": peer.peer_id,
         "name": peer.display_name(),
         "self_name": body.map(|b| b.name.as_str()),
         "public_key": peer.public_key,
-        "is_local": is_local,
+        "is_local": peer.peer_id == own_id,
         "address": endpoints.first(),
         "endpoints": endpoints,
         "qos_enabled": peer.qos_enabled,
@@ -183,9 +168,9 @@ fn peer_json(r: &Request, peer: &PeerRow) -> Result<Value, Refused> {
         "status": health.status,
         "last_seen": health.last_seen,
         "rtt_ms": health.rtt_ms,
-        "version": body.map(|b| b.version.as_str()),
+        "version": health.version.as_deref().or(body.map(|b| b.version.as_str())),
         "license_id": body.map(|b| b.license_id).or(peer.license_id),
-        "license_state": if is_local { Some(r.entitlement()?.state) } else { None },
+        "license_state": health.license_state,
         "created_at": peer.created_at,
     }))
 }

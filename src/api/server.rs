@@ -2,8 +2,7 @@
 //! row 15).
 
 use super::{
-    Api,
-    admission,
+    Api, admission,
     answer::{not_found, refusal},
     endpoints::{Endpoint, endpoints},
 };
@@ -183,8 +182,7 @@ fn connected(request: &Request<Body>) -> Connected {
 
 /// IMF-fixdate (RFC 9110 §5.6.7).
 fn http_date(now: UnixTime) -> Option<HeaderValue> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
     let t = OffsetDateTime::from_unix_timestamp(i64::try_from(now.as_secs()).ok()?).ok()?;
     let day = DAYS.get(usize::from(t.weekday().number_days_from_monday()))?;

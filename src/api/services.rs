@@ -4,13 +4,13 @@ use super::{
     admission::Request,
     answer::{Answer, Outcome, clip, invalid, not_found},
     fields::Fields,
-    forward, routes,
-    transaction::{self, Refused},
+    forward, routes, transaction,
 };
 use crate::{
     license::Entitlement,
     model::{
-        Code, PeerId, Refused, Rng, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id, parse_host_cidr,
+        Code, PeerId, Refused, Rng, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id,
+        parse_host_cidr,
     },
     store::{PeerRow, Tx, View},
 };
@@ -139,8 +139,7 @@ pub(super) async fn list(r: Request) -> Outcome {
     };
     let (source, target) = (peer("source_peer_id")?, peer("target_peer_id")?);
     let interface = r.query.flag("requires_interface")?;
-    let (services, names) =
-        transaction::read(r.node(), |view| Ok((view.services()?, peer_names(view)?)))?;
+    let (services, names) = transaction::read(r.node(), |view| Ok((view.services()?, peer_names(view)?)))?;
     let entitlement = r.entitlement()?;
     let wanted = |s: &&Service| {
         source.is_none_or(|p| p == s.body.source_peer_id)

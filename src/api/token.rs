@@ -1,6 +1,6 @@
 //! Access tokens: JWTs signed by the issuing peer, accepted by every peer that trusts it (api.md §2).
 
-use super::answer::{unauthorized};
+use super::answer::unauthorized;
 use crate::{
     model::{ClientId, ClusterId, Code, PeerId, PublicKey, Refused, Rng, ScopeSet, UnixTime},
     store::Author,
@@ -71,7 +71,7 @@ pub(super) struct Verifier<'a, K> {
 
 impl<K> Verifier<'_, K>
 where
-    K: FnOnce(PeerId) -> Result<Option<PublicKey>, Refused>,
+    K: Fn(PeerId) -> Result<Option<PublicKey>, Refused>,
 {
     pub(super) fn verify(self, token: &str) -> Result<Bearer, Refused> {
         if token.len() > TOKEN_MAX_BYTES {
@@ -196,7 +196,10 @@ pub(super) mod tests {
                 ("garbage", "a.b.c".to_owned()),
                 ("very long", format!("{good}{}", "A".repeat(8192))),
                 ("alg none", format!("{}.{}.", part(&set(h.clone(), "alg", json!("none"))), parts[1])),
-                ("alg None kept signature", format!("{}.{}.{}", part(&set(h.clone(), "alg", json!("None"))), parts[1], parts[2])),
+                (
+                    "alg None kept signature",
+                    format!("{}.{}.{}", part(&set(h.clone(), "alg", json!("None"))), parts[1], parts[2]),
+                ),
                 ("alg missing", own(unset(h.clone(), "alg"), c.clone())),
                 ("alg Ed25519", own(set(h.clone(), "alg", json!("Ed25519")), c.clone())),
                 ("alg lower case", own(set(h.clone(), "alg", json!("eddsa")), c.clone())),
@@ -209,9 +212,23 @@ pub(super) mod tests {
                 ("kid path", own(set(h.clone(), "kid", json!("../../dev/null")), c.clone())),
                 ("kid sql", own(set(h.clone(), "kid", json!("x' OR '1'='1")), c.clone())),
                 ("kid bare ulid", own(set(h.clone(), "kid", json!(bare)), c.clone())),
-                ("kid lower case", own(set(h.clone(), "kid", json!(self.author.peer_id.to_string().to_lowercase())), c.clone())),
+                (
+                    "kid lower case",
+                    own(set(h.clone(), "kid", json!(self.author.peer_id.to_string().to_lowercase())), c.clone()),
+                ),
                 ("kid unknown peer", own(set(h.clone(), "kid", json!(other_peer)), c.clone())),
-                ("embedded key", signed(&stranger, &set(h.clone(), "jwk", json!({"kty":"OKP","crv":"Ed25519","x":URL_SAFE_NO_PAD.encode(stranger.public().as_bytes())})), &c)),
+                (
+                    "embedded key",
+                    signed(
+                        &stranger,
+                        &set(
+                            h.clone(),
+                            "jwk",
+                            json!({"kty":"OKP","crv":"Ed25519","x":URL_SAFE_NO_PAD.encode(stranger.public().as_bytes())}),
+                        ),
+                        &c,
+                    ),
+                ),
                 ("key by url", own(set(h.clone(), "jku", json!("http://example.com/jwks.json")), c.clone())),
                 ("key by x5u", own(set(h.clone(), "x5u", json!("http://example.com/x")), c.clone())),
                 ("critical extension", own(set(h.clone(), "crit", json!(["exp"])), c.clone())),
@@ -261,7 +278,10 @@ pub(super) mod tests {
         let token = issue(&f.author, f.cluster, f.client, &ScopeSet::admin(), f.now, &mut rng).unwrap();
         let bearer = f.verify(&token).unwrap();
         assert_eq!(bearer, Bearer { issuer: f.author.peer_id, client_id: f.client, scopes: ScopeSet::admin() });
-        assert!(f.verify(&signed(&f.author.key, &f.header(), &f.claims())).is_ok(), "the corpus starts from a good one");
+        assert!(
+            f.verify(&signed(&f.author.key, &f.header(), &f.claims())).is_ok(),
+            "the corpus starts from a good one"
+        );
         let late = Forge { now: f.now.plus(TOKEN_LIFETIME + Duration::from_secs(29)), ..Forge::new() };
         assert!(late.verify(&token).is_ok());
         let later = Forge { now: f.now.plus(TOKEN_LIFETIME + Duration::from_secs(30)), ..Forge::new() };

@@ -3,23 +3,27 @@
 
 mod bootstrap;
 mod config;
+mod gossip;
 mod identity;
 mod join;
 mod licensing;
 mod peer_client;
 mod recovery;
-mod stub;
+mod removal;
+mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
+pub use gossip::SyncOutcome;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
-pub use stub::*;
+pub use view::{ClusterView, PeerHealth};
 
 use crate::{
     env::Env,
+    gossip::Gossip,
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
     model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
@@ -36,7 +40,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -57,6 +61,13 @@ struct Inner {
     ids: Mutex<Rng>,
     bootstrap_turn: tokio::sync::Mutex<()>,
     responder: Mutex<Responder>,
+    gossip: Mutex<Option<Gossip>>,
+    gossip_wake: Notify,
+    reconcile_wake: Notify,
+    reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
+    attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
+    /// Random at each start; tells two live copies of one identity apart.
+    instance: String,
 }
 
 /// Why a node does not start. The agent exits with status 1 after logging it.
@@ -92,7 +103,6 @@ impl Node {
             inner: Arc::new(Inner {
                 client: PeerClient::new(env.clone()),
                 ids: Mutex::new(env.rng("ids")),
-                env,
                 config,
                 store,
                 trust_roots,
@@ -101,6 +111,13 @@ impl Node {
                 licensed: Mutex::new(None),
                 bootstrap_turn: tokio::sync::Mutex::new(()),
                 responder: Mutex::new(Responder::new()),
+                gossip: Mutex::new(None),
+                gossip_wake: Notify::new(),
+                reconcile_wake: Notify::new(),
+                reached: Mutex::default(),
+                attempts: Mutex::default(),
+                instance: format!("{:032x}", env.rng("instance").u128()),
+                env,
             }),
         };
         node.resume_membership(identity).await?;
@@ -164,5 +181,4 @@ impl Node {
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
     }
-    fn trust_changed(&self) -> Result<(), StoreError> { Ok(()) }
 }
