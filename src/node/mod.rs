@@ -8,6 +8,7 @@ mod identity;
 mod join;
 mod licensing;
 mod peer_client;
+mod recovery;
 mod removal;
 mod view;
 
@@ -17,6 +18,7 @@ pub use gossip::SyncOutcome;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use recovery::RecoveryToken;
 pub use view::{ClusterView, PeerHealth};
 
 use crate::{
@@ -24,16 +26,14 @@ use crate::{
     gossip::Gossip,
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
-    model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
+    model::{PeerId, Rng},
     store::{Store, StoreError},
-    wire::request::OnBehalf,
 };
 use licensing::Licensed;
 use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
@@ -167,6 +167,10 @@ impl Node {
     /// None before bootstrap.
     pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
         self.inner.entitlement.borrow().clone()
+    }
+    /// A random stream for one purpose, the same at each call.
+    pub fn rng(&self, label: &str) -> Rng {
+        self.inner.env.rng(label)
     }
     /// A random stream of its own, for ids and secrets.
     pub fn fork_rng(&self) -> Rng {
