@@ -1,6 +1,7 @@
 //! The nouns: what the cluster is made of. No I/O, no clock, no randomness.
 
 mod cidr;
+mod code;
 mod credential;
 mod endpoint;
 mod id;
@@ -11,6 +12,7 @@ mod service;
 mod time;
 
 pub use cidr::{CidrError, parse_host_cidr, parse_route_cidr};
+pub use code::{Code, Refused};
 pub use credential::{Scope, ScopeSet, Secret, UnknownScope};
 pub use endpoint::{DEFAULT_API_PORT, Endpoint, EndpointError};
 pub use id::{ClientId, ClusterId, CustomerId, IdError, LicenseId, PeerId, RequestId, ServiceId, looks_like_id};

@@ -4,5 +4,6 @@ pub mod canonical;
 pub mod gossip;
 pub mod handshake;
 pub mod record;
+pub mod request;
 pub mod sign;
 pub mod stream;

@@ -1,0 +1,168 @@
+//! HTTP/1.1 calls to other agents, over `env::Net`: plain ones (identity, handshake) and peer-signed ones.
+
+use crate::{
+    env::Env,
+    model::{Endpoint, PeerId, Rng},
+    store::Author,
+    wire::request::{OnBehalf, SignedRequest},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, header};
+use hyper_util::rt::TokioIo;
+use std::{io, sync::Mutex, time::Duration};
+
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer read from a peer: a gossip message.
+pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error("connection refused")]
+    Refused,
+    /// No connection within [`CONNECT_TIMEOUT`].
+    #[error("connection timeout")]
+    Timeout,
+    /// Connected, but no answer in time: the request may have been acted upon.
+    #[error("no answer in time")]
+    NoAnswer,
+    #[error("host name not found")]
+    NoSuchHost,
+    #[error("connection failed: {0}")]
+    Io(io::Error),
+    #[error("not an answer of an agent: {0}")]
+    Protocol(String),
+}
+
+impl CallError {
+    /// Whether the other side may have acted upon the request: then it is not tried elsewhere.
+    pub fn may_have_been_sent(&self) -> bool {
+        matches!(self, CallError::NoAnswer | CallError::Protocol(_))
+    }
+}
+
+/// What an agent answered.
+#[derive(Debug, Clone)]
+pub struct PeerAnswer {
+    pub status: u16,
+    pub body: Bytes,
+    /// The endpoint that answered.
+    pub endpoint: Endpoint,
+}
+
+/// One call. `path` includes the query.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub method: Method,
+    pub path: String,
+    pub body: Bytes,
+    pub answer_timeout: Duration,
+}
+
+impl Call {
+    pub fn get(path: impl Into<String>) -> Self {
+        Self { method: Method::GET, path: path.into(), body: Bytes::new(), answer_timeout: ANSWER_TIMEOUT }
+    }
+    pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self { method: Method::POST, path: path.into(), body: body.into(), answer_timeout: ANSWER_TIMEOUT }
+    }
+}
+
+/// Makes calls for one node.
+pub struct PeerClient {
+    env: Env,
+    nonces: Mutex<Rng>,
+}
+
+impl PeerClient {
+    pub fn new(env: Env) -> Self {
+        let nonces = Mutex::new(env.rng("peer-client/nonces"));
+        Self { env, nonces }
+    }
+
+    /// An unsigned call: identity and handshake.
+    pub async fn call(&self, endpoint: &Endpoint, call: &Call) -> Result<PeerAnswer, CallError> {
+        self.exchange(endpoint, call, Vec::new()).await
+    }
+
+    /// A peer-signed call to `target` at `endpoint`.
+    pub async fn call_signed(
+        &self,
+        author: &Author,
+        target: PeerId,
+        endpoint: &Endpoint,
+        call: &Call,
+        on_behalf: Option<&OnBehalf>,
+    ) -> Result<PeerAnswer, CallError> {
+        let nonce = self.nonces.lock().unwrap_or_else(|p| p.into_inner()).bytes();
+        let signed = SignedRequest {
+            method: call.method.as_str(),
+            path: &call.path,
+            body: &call.body,
+            timestamp: self.env.clock.unix(),
+            nonce,
+            sender: author.peer_id,
+            target,
+            on_behalf,
+        };
+        self.exchange(endpoint, call, signed.headers(&author.key)).await
+    }
+
+    async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<PeerAnswer, CallError> {
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.env.net.connect(endpoint));
+        let stream = connect.await.map_err(|_| CallError::Timeout)?.map_err(connect_error)?;
+        let answer = async {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(protocol)?;
+            let mut request = Request::builder()
+                .method(&call.method)
+                .uri(&call.path)
+                .header(header::HOST, endpoint.to_string())
+                .header(header::CONTENT_TYPE, "application/json");
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let request = request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))?;
+            let exchange = async {
+                let response = sender.send_request(request).await.map_err(protocol)?;
+                let status = response.status().as_u16();
+                let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
+                    .collect()
+                    .await
+                    .map_err(|e| CallError::Protocol(e.to_string()))?
+                    .to_bytes();
+                Ok(PeerAnswer { status, body, endpoint: endpoint.clone() })
+            };
+            tokio::pin!(exchange, connection);
+            tokio::select! {
+                biased;
+                answer = &mut exchange => answer,
+                ended = &mut connection => match ended {
+                    // The whole answer may have arrived together with the end of the connection.
+                    Ok(()) => exchange.await,
+                    Err(e) => Err(protocol(e)),
+                },
+            }
+        };
+        tokio::time::timeout(call.answer_timeout, answer).await.map_err(|_| CallError::NoAnswer)?
+    }
+}
+
+fn connect_error(e: io::Error) -> CallError {
+    match e.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => CallError::Refused,
+        io::ErrorKind::TimedOut => CallError::Timeout,
+        io::ErrorKind::NotFound => CallError::NoSuchHost,
+        _ => CallError::Io(e),
+    }
+}
+
+fn protocol(e: hyper::Error) -> CallError {
+    CallError::Protocol(e.to_string())
+}

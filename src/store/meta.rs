@@ -1,0 +1,94 @@
+//! Facts of this host: cluster, license, counters.
+
+use super::{StoreError, Tx, View};
+use crate::model::{ClusterId, UnixTime};
+use rusqlite::OptionalExtension;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+const CLUSTER: &str = "cluster";
+const LICENSE: &str = "license";
+const LICENSE_CLOCK: &str = "license_clock";
+const OWN_VERSION: &str = "own_version";
+const START_COUNTER: &str = "start_counter";
+
+/// The cluster this peer belongs to. Present exactly when the peer is bootstrapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    pub cluster_id: ClusterId,
+    pub created_at: UnixTime,
+    /// Ids of clusters that were merged into this one; tokens issued under them still work.
+    pub aliases: Vec<ClusterId>,
+}
+
+impl View<'_> {
+    fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
+        let text: Option<String> = self
+            .connection
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+            .query_row([key], |row| row.get(0))
+            .optional()?;
+        text.map(|t| serde_json::from_str(&t).map_err(|e| StoreError::corrupt(key, e))).transpose()
+    }
+
+    /// None before bootstrap.
+    pub fn cluster(&self) -> Result<Option<ClusterFacts>, StoreError> {
+        self.meta(CLUSTER)
+    }
+
+    /// The license document as it was given.
+    pub fn license(&self) -> Result<Option<Value>, StoreError> {
+        self.meta(LICENSE)
+    }
+
+    /// The persisted state of the license clock.
+    pub fn license_clock<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        self.meta(LICENSE_CLOCK)
+    }
+
+    /// How often the agent was started on this database.
+    pub fn starts(&self) -> Result<u64, StoreError> {
+        Ok(self.meta(START_COUNTER)?.unwrap_or(0))
+    }
+
+    /// The highest version this peer has given to a record of its own.
+    pub fn own_version(&self) -> Result<u64, StoreError> {
+        Ok(self.meta(OWN_VERSION)?.unwrap_or(0))
+    }
+}
+
+impl Tx<'_> {
+    fn set_meta(&self, key: &'static str, value: &impl Serialize) -> Result<(), StoreError> {
+        let text = serde_json::to_string(value).map_err(|e| StoreError::corrupt(key, e))?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO meta (key, value) VALUES (?1, ?2) \
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+            )?
+            .execute([key, text.as_str()])?;
+        Ok(())
+    }
+
+    pub fn set_cluster(&self, facts: &ClusterFacts) -> Result<(), StoreError> {
+        self.set_meta(CLUSTER, facts)
+    }
+
+    pub fn set_license(&self, document: &Value) -> Result<(), StoreError> {
+        self.set_meta(LICENSE, document)
+    }
+
+    pub fn set_license_clock(&self, snapshot: &impl Serialize) -> Result<(), StoreError> {
+        self.set_meta(LICENSE_CLOCK, snapshot)
+    }
+
+    pub fn set_own_version(&self, version: u64) -> Result<(), StoreError> {
+        self.set_meta(OWN_VERSION, &version)
+    }
+
+    /// Counts starts of the agent on this database (cluster.md §7); returns the new count.
+    pub fn count_start(&self) -> Result<u64, StoreError> {
+        let count = self.starts()? + 1;
+        self.set_meta(START_COUNTER, &count)?;
+        Ok(count)
+    }
+}

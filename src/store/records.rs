@@ -1,0 +1,159 @@
+//! Signed records.
+
+use super::{StoreError, Tx, View};
+use crate::{
+    model::{PeerId, SigningKey},
+    wire::record::{Record, RecordHead, RecordKey},
+};
+use rusqlite::{OptionalExtension, Row, params};
+use serde::Serialize;
+
+/// Who signs what this host writes.
+#[derive(Clone)]
+pub struct Author {
+    pub peer_id: PeerId,
+    pub key: SigningKey,
+}
+
+/// What became of a record that was offered to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Stored,
+    /// The stored head is equal or newer.
+    Superseded,
+}
+
+const COLUMNS: &str = "kind, id, owner, version, deleted, body, signature";
+
+impl View<'_> {
+    pub fn record(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        self.connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3"))?
+            .query_row(params![key.kind, key.id, key.owner.to_string()], |row| Ok(read_record(row)))
+            .optional()?
+            .transpose()
+    }
+
+    /// Records of one kind, tombstones included, ordered by id and owner.
+    pub fn records_of(&self, kind: &str) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 ORDER BY id, owner"))?;
+        let rows = statement.query_map([kind], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    /// Every record, tombstones included, ordered by key: what the gossip machine starts from.
+    pub fn all_records(&self) -> Result<Vec<Record>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM records ORDER BY kind, id, owner"))?;
+        let rows = statement.query_map([], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    /// Records of one owner above a version, tombstones included, oldest first.
+    pub fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE owner = ?1 AND version > ?2 ORDER BY version"))?;
+        let version = i64::try_from(version).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![owner.to_string(), version], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, StoreError> {
+        let head = self
+            .connection
+            .prepare_cached("SELECT version, hash FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3")?
+            .query_row(params![key.kind, key.id, key.owner.to_string()], |row| {
+                Ok(RecordHead { version: row.get::<_, i64>(0)?.unsigned_abs(), hash: row.get(1)? })
+            })
+            .optional()?;
+        Ok(head)
+    }
+}
+
+impl Tx<'_> {
+    /// Signs `body` with the author's next version and stores it.
+    pub fn put_own(&self, author: &Author, kind: &str, id: &str, body: &impl Serialize) -> Result<Record, StoreError> {
+        let body = serde_json::to_value(body).map_err(|e| StoreError::corrupt("record body", e))?;
+        let version = self.next_own_version()?;
+        let record = Record::sign(&author.key, author.peer_id, kind, id, version, body)?;
+        self.upsert(&record)?;
+        Ok(record)
+    }
+
+    /// Signs and stores the tombstone of an own record.
+    pub fn delete_own(&self, author: &Author, kind: &str, id: &str) -> Result<Record, StoreError> {
+        let key = RecordKey { kind: kind.into(), id: id.into(), owner: author.peer_id };
+        let record = Record::sign_tombstone(&author.key, key, self.next_own_version()?)?;
+        self.upsert(&record)?;
+        Ok(record)
+    }
+
+    /// Stores a record that someone else signed, if it is newer than what is held. The caller has verified it.
+    pub fn put_verified(&self, record: &Record) -> Result<Put, StoreError> {
+        if self.record_head(&record.key)?.is_some_and(|held| held >= head(record).unwrap_or(held)) {
+            return Ok(Put::Superseded);
+        }
+        self.upsert(record)?;
+        Ok(Put::Stored)
+    }
+
+    /// Drops a record without a trace; only for records of an owner whose revocation is known.
+    pub fn forget_record(&self, key: &RecordKey) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3")?
+            .execute(params![key.kind, key.id, key.owner.to_string()])?;
+        Ok(())
+    }
+
+    fn next_own_version(&self) -> Result<u64, StoreError> {
+        let version = self.own_version()? + 1;
+        self.set_own_version(version)?;
+        Ok(version)
+    }
+
+    fn upsert(&self, record: &Record) -> Result<(), StoreError> {
+        let version =
+            i64::try_from(record.version).map_err(|_| StoreError::corrupt("record version", record.version))?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO records (kind, id, owner, version, deleted, hash, body, signature) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (kind, id, owner) DO UPDATE SET \
+                 version = excluded.version, deleted = excluded.deleted, hash = excluded.hash, \
+                 body = excluded.body, signature = excluded.signature",
+            )?
+            .execute(params![
+                record.key.kind,
+                record.key.id,
+                record.key.owner.to_string(),
+                version,
+                record.deleted,
+                head(record)?.hash,
+                record.body.to_string(),
+                record.signature.to_string(),
+            ])?;
+        Ok(())
+    }
+}
+
+fn head(record: &Record) -> Result<RecordHead, StoreError> {
+    Ok(record.head()?)
+}
+
+fn read_record(row: &Row<'_>) -> Result<Record, StoreError> {
+    let text = |i: usize| row.get::<_, String>(i);
+    let body = text(5)?;
+    Ok(Record {
+        key: RecordKey {
+            kind: text(0)?,
+            id: text(1)?,
+            owner: text(2)?.parse().map_err(|e| StoreError::corrupt("record owner", e))?,
+        },
+        version: row.get::<_, i64>(3)?.unsigned_abs(),
+        deleted: row.get(4)?,
+        body: serde_json::from_str(&body).map_err(|e| StoreError::corrupt("record body", e))?,
+        signature: text(6)?.parse().map_err(|e| StoreError::corrupt("record signature", e))?,
+    })
+}
