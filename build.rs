@@ -59,7 +59,7 @@ fn key_files(root: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-fn read_key(file: &Path) -> Result<[u8; 32], String> {
+pub(crate) fn read_key(file: &Path) -> Result<[u8; 32], String> {
     let bad = |what: String| format!("license key {}: {what}", file.display());
     let text = fs::read_to_string(file).map_err(|e| bad(format!("cannot be read: {e}")))?;
     let decoded = BASE64.decode(text.trim_end()).map_err(|e| bad(format!("expected one line of base64: {e}")))?;

@@ -30,3 +30,6 @@ pub mod reconcile;
 pub mod routing;
 pub mod store;
 pub mod wire;
+
+#[cfg(test)]
+mod tidy;

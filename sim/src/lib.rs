@@ -1,1 +1,35 @@
+//! The deterministic simulator: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network,
+//! virtual time and a kernel kept in memory. One seed gives one run; the trace of two runs is equal byte for byte.
 
+mod clock;
+mod cluster;
+mod net;
+mod operator;
+mod trace;
+
+pub use clock::{EPOCH, SimClock};
+pub use cluster::{Cluster, Options};
+pub use net::SimNet;
+pub use operator::{Answer, Operator};
+pub use trace::{Trace, record};
+
+/// turmoil reports panics of spawned tasks only under `tokio_unstable`; without it a broken node would look healthy.
+/// The flag is set by `.cargo/config.toml`, and an environment RUSTFLAGS replaces that file.
+pub fn assert_panics_are_reported() {
+    assert!(
+        cfg!(tokio_unstable),
+        "built without --cfg tokio_unstable: unset RUSTFLAGS, or add the flag to it, and run again"
+    );
+}
+
+/// Runs a scenario twice with one seed and demands equal traces. `SIM_SEED` replaces the given seeds.
+pub fn twin_run(scenario: &str, seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64)) {
+    assert_panics_are_reported();
+    let chosen = std::env::var("SIM_SEED").ok().map(|s| s.parse().expect("SIM_SEED is a number"));
+    let seeds: Vec<u64> = chosen.map_or_else(|| seeds.into_iter().collect(), |seed| vec![seed]);
+    for seed in seeds {
+        let first = trace::recorded(scenario, seed, || run(seed));
+        let second = trace::recorded(scenario, seed, || run(seed));
+        first.assert_equal(&second, scenario, seed);
+    }
+}

@@ -2,9 +2,11 @@
 //! Production passes the operating system, the simulator passes its own; nothing else differs.
 
 mod clock;
+mod engines;
 mod net;
 
 pub use clock::{Clock, SystemClock};
+pub use engines::{EngineSetup, Engines, InterceptPorts, RunningEngines};
 pub use net::{BoxFuture, BoxListener, BoxStream, Listener, Net, Stream};
 
 use crate::kernel::Kernel;
@@ -19,12 +21,19 @@ pub struct Env {
     pub net: Arc<dyn Net>,
     pub kernel: Arc<dyn Kernel>,
     pub clock: Arc<dyn Clock>,
+    pub engines: Arc<dyn Engines>,
     root_seed: Arc<Zeroizing<[u8; 32]>>,
 }
 
 impl Env {
-    pub fn new(net: Arc<dyn Net>, kernel: Arc<dyn Kernel>, clock: Arc<dyn Clock>, root_seed: [u8; 32]) -> Self {
-        Self { net, kernel, clock, root_seed: Arc::new(Zeroizing::new(root_seed)) }
+    pub fn new(
+        net: Arc<dyn Net>,
+        kernel: Arc<dyn Kernel>,
+        clock: Arc<dyn Clock>,
+        engines: Arc<dyn Engines>,
+        root_seed: [u8; 32],
+    ) -> Self {
+        Self { net, kernel, clock, engines, root_seed: Arc::new(Zeroizing::new(root_seed)) }
     }
 
     /// A seed for one machine of this node, derived from the root seed by its label.

@@ -1,5 +1,5 @@
 use super::state::State;
-use crate::model::UnixTime;
+use crate::model::{Code, Refused, UnixTime};
 
 /// The command that ends every restriction.
 pub const RENEWAL_COMMAND: &str = "arctic license update --license-file license.json";
@@ -79,8 +79,8 @@ pub struct LicenseRefusal {
 
 impl LicenseRefusal {
     /// HTTP status of both codes: 403.
-    pub fn code(&self) -> &'static str {
-        if self.state == State::Suspended { "LICENSE_SUSPENDED" } else { "LICENSE_READ_ONLY" }
+    pub fn code(&self) -> Code {
+        if self.state == State::Suspended { Code::LicenseSuspended } else { Code::LicenseReadOnly }
     }
 
     /// State, since when, and the command that renews.
@@ -99,6 +99,12 @@ impl LicenseRefusal {
         } else {
             format!(" since {}; renew it with `{RENEWAL_COMMAND}`", self.since)
         }
+    }
+}
+
+impl From<LicenseRefusal> for Refused {
+    fn from(r: LicenseRefusal) -> Self {
+        Refused::new(r.code(), r.to_string()).with_hint(r.hint())
     }
 }
 

@@ -4,14 +4,14 @@ use super::{
     strict_json::{self, JsonError},
 };
 use crate::{
-    model::{CustomerId, KeyError, LicenseId, Signature, SigningKey, UnixTime},
+    model::{Code, CustomerId, KeyError, LicenseId, Refused, Signature, SigningKey, UnixTime},
     wire::{
         canonical::{self, CanonicalError},
         sign::{Domain, Transcript},
     },
 };
 use serde_json::{Map, Value, json};
-use std::str::FromStr;
+use std::{error::Error, str::FromStr};
 
 /// Largest license document, in bytes (licensing.md §1).
 pub const LICENSE_MAX_BYTES: usize = 64 * 1024;
@@ -48,8 +48,22 @@ pub enum LicenseError {
 }
 
 impl LicenseError {
-    pub fn code(&self) -> &'static str {
-        "LICENSE_INVALID"
+    pub fn code(&self) -> Code {
+        Code::LicenseInvalid
+    }
+
+    /// The reason with its cause, for readers who see only one line.
+    pub fn reason(&self) -> String {
+        match self.source() {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+impl From<LicenseError> for Refused {
+    fn from(e: LicenseError) -> Self {
+        Refused::new(e.code(), e.reason())
     }
 }
 

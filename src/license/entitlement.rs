@@ -3,7 +3,7 @@ use super::{
     allow::{self, RENEWAL_COMMAND},
     state::{days_left, grace_ends_at, read_only_ends_at, state_at, state_since},
 };
-use crate::model::{CustomerId, UnixTime};
+use crate::model::{Code, CustomerId, Refused, UnixTime};
 use std::{sync::Arc, time::Duration};
 
 /// How far ahead of our time a license may be issued (licensing.md §4).
@@ -24,12 +24,21 @@ pub enum AdmissionError {
 
 impl AdmissionError {
     /// HTTP status of all codes: 422.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
             AdmissionError::Invalid(e) => e.code(),
-            AdmissionError::IssuedInFuture { .. } => "LICENSE_INVALID",
-            AdmissionError::OtherCustomer { .. } => "LICENSE_MISMATCH",
-            AdmissionError::Expired { .. } => "LICENSE_EXPIRED",
+            AdmissionError::IssuedInFuture { .. } => Code::LicenseInvalid,
+            AdmissionError::OtherCustomer { .. } => Code::LicenseMismatch,
+            AdmissionError::Expired { .. } => Code::LicenseExpired,
+        }
+    }
+}
+
+impl From<AdmissionError> for Refused {
+    fn from(e: AdmissionError) -> Self {
+        match e {
+            AdmissionError::Invalid(e) => e.into(),
+            e => Refused::new(e.code(), e.to_string()),
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::{Features, LicenseDocument};
+use crate::model::{Code, Refused};
 
 /// A request refused by the terms of the license (licensing.md §5).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,12 +14,18 @@ pub enum LimitError {
 
 impl LimitError {
     /// HTTP status of all codes: 422.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            LimitError::Nodes { .. } => "NODE_LIMIT_EXCEEDED",
-            LimitError::Services { .. } => "SERVICE_LIMIT_EXCEEDED",
-            LimitError::Feature { .. } => "LICENSE_FEATURE_DISABLED",
+            LimitError::Nodes { .. } => Code::NodeLimitExceeded,
+            LimitError::Services { .. } => Code::ServiceLimitExceeded,
+            LimitError::Feature { .. } => Code::LicenseFeatureDisabled,
         }
+    }
+}
+
+impl From<LimitError> for Refused {
+    fn from(e: LimitError) -> Self {
+        Refused::new(e.code(), e.to_string())
     }
 }
 

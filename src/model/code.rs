@@ -76,6 +76,17 @@ impl Refused {
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         Self { code, text: text.into(), hint: None, details: None }
     }
+    /// An error of our own: logged whole, told to the caller only as INTERNAL.
+    pub fn internal(e: impl std::error::Error) -> Self {
+        let mut text = e.to_string();
+        let mut source = e.source();
+        while let Some(inner) = source {
+            text = format!("{text}: {inner}");
+            source = inner.source();
+        }
+        tracing::error!(error = %text, "request failed inside the agent");
+        Self::new(Code::Internal, "internal error; the agent's log has the reason")
+    }
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -144,6 +144,9 @@ impl Secret {
     pub fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.0.as_bytes()).into()
     }
+    pub fn digest_hex(&self) -> String {
+        self.digest().iter().map(|b| format!("{b:02x}")).collect()
+    }
     /// Constant-time comparison with a stored digest.
     pub fn matches(&self, digest: &[u8; 32]) -> bool {
         self.digest().ct_eq(digest).into()

@@ -11,6 +11,10 @@ impl Rng {
     pub fn from_seed(seed: [u8; 32]) -> Self {
         Self(ChaCha20Rng::from_seed(seed))
     }
+    /// A new stream, independent of what this one gives later.
+    pub fn fork(&mut self) -> Self {
+        Self::from_seed(self.bytes())
+    }
     pub fn u64(&mut self) -> u64 {
         self.0.next_u64()
     }

@@ -36,6 +36,8 @@ pub struct Config {
     pub api_access: ApiAccess,
     pub fwmark_mask: u32,
     pub on_stop: OnStop,
+    /// The name a peer gives itself where the operator gives none: the host's.
+    pub default_name: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +61,7 @@ impl Default for Config {
             api_access: ApiAccess::default(),
             fwmark_mask: 0xfff0_0000,
             on_stop: OnStop::default(),
+            default_name: String::new(),
         }
     }
 }

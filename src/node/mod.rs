@@ -1,23 +1,44 @@
-//! The drivers: they read clocks, move bytes and feed the machines. `run` is the same for the daemon and the simulator.
+//! The drivers: they read clocks, move bytes and feed the machines. [`Node::start`] and [`Node::run`] are the same for
+//! the daemon and the simulator.
 
+mod bootstrap;
 mod config;
+mod gossip;
 mod identity;
+mod join;
+mod licensing;
 mod peer_client;
+mod removal;
+mod view;
 
+pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
+pub use gossip::SyncOutcome;
 pub use identity::{Identity, IdentityError};
+pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use view::{ClusterView, PeerHealth};
 
 use crate::{
     env::Env,
-    model::{Endpoint, PeerId, PublicKey, Refused},
-    store::Store,
+    gossip::Gossip,
+    handshake::Responder,
+    license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
+    store::{Store, StoreError},
     wire::request::OnBehalf,
 };
+use licensing::Licensed;
 use peer_client::PeerClient;
 use serde_json::Value;
-use std::{net::IpAddr, sync::Arc};
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+use tokio::sync::{Notify, watch};
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -29,41 +50,104 @@ struct Inner {
     env: Env,
     config: Config,
     store: Store,
+    trust_roots: TrustRoots,
+    /// Set while bootstrapped.
     identity: watch::Sender<Option<Arc<Identity>>>,
+    entitlement: watch::Sender<Option<Arc<Entitlement>>>,
+    licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
+    ids: Mutex<Rng>,
+    bootstrap_turn: tokio::sync::Mutex<()>,
+    responder: Mutex<Responder>,
+    gossip: Mutex<Option<Gossip>>,
+    gossip_wake: Notify,
+    reconcile_wake: Notify,
+    reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
+    attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
+    /// Random at each start; tells two live copies of one identity apart.
+    instance: String,
 }
 
-/// Gossip view of one peer, for `peers list` and `cluster status`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PeerHealth {
-    pub status: crate::model::PeerStatus,
-    pub last_seen: Option<crate::model::UnixTime>,
-    pub rtt_ms: Option<f64>,
-    /// The endpoint that answered last.
-    pub endpoint: Option<Endpoint>,
-    /// Registry digests it reported, hex.
-    pub registries: std::collections::BTreeMap<String, String>,
-}
-
-/// The cluster as this node sees it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClusterView {
-    pub converged: bool,
-    /// Count and digest (hex) of each registry.
-    pub registries: std::collections::BTreeMap<String, (usize, String)>,
-}
-
-/// An operator's wish to join another agent to the cluster.
-#[derive(Debug, Clone)]
-pub struct AddPeer {
-    /// In order; each is tried.
-    pub endpoints: Vec<Endpoint>,
-    pub name: Option<String>,
-    /// Pins the key at first contact.
-    pub public_key: Option<PublicKey>,
+/// Why a node does not start. The agent exits with status 1 after logging it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("data directory {path} cannot be created")]
+    DataDir { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(
+        "the database belongs to a cluster, but peer.key is missing: restore it from a backup, or remove the database"
+    )]
+    IdentityMissing,
+    #[error("the stored license {license_id} (key {key_id}) is refused: {source}")]
+    License { license_id: String, key_id: String, source: LicenseError },
+    #[error("the database belongs to a cluster, but holds no license")]
+    LicenseMissing,
 }
 
 impl Node {
+    /// Opens the data directory, reads the identity, and verifies the stored license before anything else happens.
+    pub async fn start(env: Env, config: Config, trust_roots: TrustRoots) -> Result<Self, StartError> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.data_dir)
+            .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
+        let identity = identity::load(&config.data_dir)?;
+        let store = Store::open(&config.data_dir.join("arctic.db"))?;
+        let node = Self {
+            inner: Arc::new(Inner {
+                client: PeerClient::new(env.clone()),
+                ids: Mutex::new(env.rng("ids")),
+                config,
+                store,
+                trust_roots,
+                identity: watch::Sender::new(None),
+                entitlement: watch::Sender::new(None),
+                licensed: Mutex::new(None),
+                bootstrap_turn: tokio::sync::Mutex::new(()),
+                responder: Mutex::new(Responder::new()),
+                gossip: Mutex::new(None),
+                gossip_wake: Notify::new(),
+                reconcile_wake: Notify::new(),
+                reached: Mutex::default(),
+                attempts: Mutex::default(),
+                instance: format!("{:032x}", env.rng("instance").u128()),
+                env,
+            }),
+        };
+        node.resume_membership(identity).await?;
+        Ok(node)
+    }
+
+    async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {
+        let (cluster, license, clock) =
+            self.store().read::<_, StoreError>(|v| Ok((v.cluster()?, v.license()?, v.license_clock()?)))?;
+        if cluster.is_none() {
+            return Ok(());
+        }
+        let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
+        let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
+        let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
+        let clock = match clock {
+            Some(snapshot) => EffectiveClock::resume(&snapshot, now, mono),
+            None => EffectiveClock::start(now, mono),
+        };
+        self.store().write(|tx| tx.count_start()).await?;
+        self.begin_membership(identity, license, clock);
+        Ok(())
+    }
+
+    fn verified_license(&self, document: &Value) -> Result<Arc<LicenseDocument>, StartError> {
+        let field = |name: &str| document[name].as_str().unwrap_or("unknown").to_owned();
+        let refused = |source| StartError::License { license_id: field("license_id"), key_id: field("key_id"), source };
+        let license = LicenseDocument::from_value(document).map_err(refused)?;
+        license.verify(self.trust_roots()).map_err(refused)?;
+        Ok(Arc::new(license))
+    }
+
     pub fn env(&self) -> &Env {
         &self.inner.env
     }
@@ -73,12 +157,26 @@ impl Node {
     pub fn store(&self) -> &Store {
         &self.inner.store
     }
-    /// None until a `peer.key` exists; bootstrapped means that `store` has a cluster.
+    pub fn trust_roots(&self) -> &TrustRoots {
+        &self.inner.trust_roots
+    }
+    /// None before bootstrap.
     pub fn identity(&self) -> Option<Arc<Identity>> {
         self.inner.identity.borrow().clone()
     }
-    /// A random stream of this node for one purpose; call it once per purpose.
-    pub fn rng(&self, label: &str) -> crate::model::Rng {
-        self.inner.env.rng(label)
+    /// None before bootstrap.
+    pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
+        self.inner.entitlement.borrow().clone()
+    }
+    /// A random stream of its own, for ids and secrets.
+    pub fn fork_rng(&self) -> Rng {
+        self.inner.ids.lock().unwrap_or_else(|p| p.into_inner()).fork()
+    }
+
+    fn client(&self) -> &PeerClient {
+        &self.inner.client
+    }
+    fn responder(&self) -> MutexGuard<'_, Responder> {
+        self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
     }
 }

@@ -21,14 +21,25 @@ pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub enum CallError {
     #[error("connection refused")]
     Refused,
+    /// No connection within [`CONNECT_TIMEOUT`].
     #[error("connection timeout")]
     Timeout,
+    /// Connected, but no answer in time: the request may have been acted upon.
+    #[error("no answer in time")]
+    NoAnswer,
+    #[error("host name not found")]
+    NoSuchHost,
     #[error("connection failed: {0}")]
     Io(io::Error),
     #[error("not an answer of an agent: {0}")]
     Protocol(String),
-    #[error("peer is not known or has no endpoint")]
-    NoEndpoint,
+}
+
+impl CallError {
+    /// Whether the other side may have acted upon the request: then it is not tried elsewhere.
+    pub fn may_have_been_sent(&self) -> bool {
+        matches!(self, CallError::NoAnswer | CallError::Protocol(_))
+    }
 }
 
 /// What an agent answered.
@@ -139,7 +150,7 @@ impl PeerClient {
                 },
             }
         };
-        tokio::time::timeout(call.answer_timeout, answer).await.map_err(|_| CallError::Timeout)?
+        tokio::time::timeout(call.answer_timeout, answer).await.map_err(|_| CallError::NoAnswer)?
     }
 }
 
@@ -147,6 +158,7 @@ fn connect_error(e: io::Error) -> CallError {
     match e.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => CallError::Refused,
         io::ErrorKind::TimedOut => CallError::Timeout,
+        io::ErrorKind::NotFound => CallError::NoSuchHost,
         _ => CallError::Io(e),
     }
 }

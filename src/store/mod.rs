@@ -12,6 +12,7 @@ pub use meta::ClusterFacts;
 pub use peers::PeerRow;
 pub use records::{Author, Put};
 
+use crate::model::Refused;
 use rusqlite::{Connection, TransactionBehavior};
 use std::{
     ops::Deref,
@@ -45,6 +46,12 @@ pub enum StoreError {
 impl StoreError {
     fn corrupt(what: &'static str, text: impl ToString) -> Self {
         Self::Corrupt { what, text: text.to_string() }
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(e: StoreError) -> Self {
+        Refused::internal(e)
     }
 }
 

@@ -92,6 +92,20 @@ impl View<'_> {
         Ok(row)
     }
 
+    /// Identities with a standing revocation.
+    pub fn revoked_identities(&self) -> Result<BTreeSet<(PeerId, PublicKey)>, StoreError> {
+        let mut revoked = BTreeSet::new();
+        for record in self.records_of(kind::REVOCATION)? {
+            let Ok(RevocationBody { peer_id: Some(id), public_key: Some(key), .. }) = record.body_as() else {
+                continue;
+            };
+            if !self.standing_revocations(id, &key)?.is_empty() {
+                revoked.insert((id, key));
+            }
+        }
+        Ok(revoked)
+    }
+
     /// Revocations of a peer that no readmission answers. Either the id or the key is enough (cluster.md §8).
     pub fn standing_revocations(&self, id: PeerId, key: &PublicKey) -> Result<Vec<AnsweredRevocation>, StoreError> {
         let mut answered = BTreeSet::new();

@@ -1,0 +1,218 @@
+//! A cluster of production nodes on simulated hosts.
+
+use crate::{Operator, SimClock, SimNet};
+use arctic::{
+    env::{BoxFuture, EngineSetup, Engines, Env, InterceptPorts, RunningEngines},
+    kernel::FakeKernel,
+    license::{Features, LicenseDocument, Terms, TrustRoots},
+    model::{CustomerId, LicenseId, Rng, SigningKey, UnixTime},
+    node::{Config, Node},
+    routing::Forwarding,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    future::Future,
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What a run is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub seed: u64,
+    /// Hosts are named n1, n2, …
+    pub nodes: usize,
+    pub max_latency: Duration,
+    pub duration: Duration,
+}
+
+impl Options {
+    pub fn new(seed: u64, nodes: usize) -> Self {
+        Self { seed, nodes, max_latency: Duration::from_millis(50), duration: Duration::from_secs(3600) }
+    }
+}
+
+/// Nodes n1…, each with a directory and a kernel that outlive its crashes.
+pub struct Cluster {
+    sim: turmoil::Sim<'static>,
+    kernels: BTreeMap<String, FakeKernel>,
+    vendor: SigningKey,
+    seed: u64,
+    operator: Operator,
+    acts: usize,
+    _dirs: Vec<TempDir>,
+}
+
+impl Cluster {
+    pub fn new(options: &Options) -> Self {
+        crate::assert_panics_are_reported();
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(options.seed)
+            .epoch(SystemTime::UNIX_EPOCH + Duration::from_millis(crate::EPOCH.as_ms()))
+            .tick_duration(Duration::from_millis(5))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(options.max_latency)
+            .simulation_duration(options.duration)
+            .tcp_capacity(4096)
+            .build();
+        let vendor = SigningKey::from_seed(derive(options.seed, "vendor", 0));
+        let mut cluster_kernels = BTreeMap::new();
+        let mut dirs = Vec::new();
+        for n in 1..=options.nodes {
+            let name = format!("n{n}");
+            let kernel = FakeKernel::default();
+            let dir = tempfile::tempdir().expect("a scratch directory");
+            cluster_kernels.insert(name.clone(), kernel.clone());
+            let host = HostSoftware {
+                name: name.clone(),
+                seed: options.seed,
+                kernel,
+                data_dir: dir.path().to_owned(),
+                roots: TrustRoots::from_keys([vendor.public()]),
+                starts: Rc::new(Cell::new(0)),
+            };
+            dirs.push(dir);
+            sim.host(name.as_str(), move || host.clone().run());
+        }
+        Self {
+            sim,
+            kernels: cluster_kernels,
+            vendor,
+            seed: options.seed,
+            operator: Operator::default(),
+            acts: 0,
+            _dirs: dirs,
+        }
+    }
+
+    /// A license of this run's vendor; equal `customer` gives one customer id.
+    pub fn license(&self, customer: u8, max_nodes: u32) -> Value {
+        let mut rng = Rng::from_seed(derive(self.seed, "customer", u64::from(customer)));
+        let issued_at = UnixTime::from_ms(crate::EPOCH.as_ms());
+        let terms = Terms {
+            customer_id: CustomerId::mint(issued_at, &mut rng),
+            license_id: LicenseId::mint(issued_at, &mut rng),
+            customer_name: None,
+            issued_at,
+            expires_at: issued_at.plus(Duration::from_secs(365 * 24 * 3600)),
+            max_nodes,
+            max_services: 100,
+            features: Features::every(),
+        };
+        LicenseDocument::issue(&self.vendor, terms).expect("well-formed terms").as_value().clone()
+    }
+
+    pub fn kernel(&self, host: &str) -> &FakeKernel {
+        &self.kernels[host]
+    }
+
+    /// Lets an operator act until it is done; nodes run on meanwhile. A panic of anyone fails the run.
+    pub fn act<F, Fut>(&mut self, script: F)
+    where
+        F: FnOnce(Operator) -> Fut,
+        Fut: Future<Output = ()> + 'static,
+    {
+        self.acts += 1;
+        let script = script(self.operator.clone());
+        self.sim.client(format!("operator-{}", self.acts), async move {
+            script.await;
+            Ok(())
+        });
+        while !self.sim.step().expect("every node runs until it is stopped") {}
+    }
+
+    pub fn crash(&mut self, host: &str) {
+        crate::record(format_args!("crash {host}"));
+        self.sim.crash(host);
+    }
+
+    pub fn restart(&mut self, host: &str) {
+        crate::record(format_args!("restart {host}"));
+        self.sim.bounce(host);
+    }
+
+    pub fn partition(&mut self, one: &[&str], other: &[&str]) {
+        crate::record(format_args!("partition {one:?} | {other:?}"));
+        self.for_pairs(one, other, |sim, a, b| sim.partition(a, b));
+    }
+
+    pub fn heal(&mut self, one: &[&str], other: &[&str]) {
+        crate::record(format_args!("heal {one:?} | {other:?}"));
+        self.for_pairs(one, other, |sim, a, b| sim.repair(a, b));
+    }
+
+    fn for_pairs(&mut self, one: &[&str], other: &[&str], f: impl Fn(&turmoil::Sim<'static>, &str, &str)) {
+        for a in one {
+            for b in other {
+                f(&self.sim, a, b);
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct HostSoftware {
+    name: String,
+    seed: u64,
+    kernel: FakeKernel,
+    data_dir: std::path::PathBuf,
+    roots: TrustRoots,
+    starts: Rc<Cell<u64>>,
+}
+
+impl HostSoftware {
+    async fn run(self) -> turmoil::Result {
+        let start = self.starts.get();
+        self.starts.set(start + 1);
+        let env = Env::new(
+            Arc::new(SimNet),
+            Arc::new(self.kernel),
+            Arc::new(SimClock { skew: Duration::ZERO }),
+            Arc::new(SimEngines),
+            derive(self.seed, &self.name, start),
+        );
+        let config = Config { data_dir: self.data_dir, default_name: self.name, ..Config::default() };
+        let node = Node::start(env, config, self.roots).await?;
+        node.run(CancellationToken::new()).await?;
+        Ok(())
+    }
+}
+
+fn derive(seed: u64, label: &str, n: u64) -> [u8; 32] {
+    Sha256::new().chain_update(seed.to_be_bytes()).chain_update(n.to_be_bytes()).chain_update(label).finalize().into()
+}
+
+/// Packets are not simulated: the engines of a simulated host accept every configuration and carry nothing.
+struct SimEngines;
+
+impl Engines for SimEngines {
+    fn start(
+        &self,
+        _setup: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> BoxFuture<'_, io::Result<Box<dyn RunningEngines>>> {
+        Box::pin(async move { Ok(Box::new(Idle { _forwarding: forwarding }) as Box<dyn RunningEngines>) })
+    }
+}
+
+struct Idle {
+    _forwarding: watch::Receiver<Arc<Forwarding>>,
+}
+
+impl RunningEngines for Idle {
+    fn intercept_ports(&self) -> InterceptPorts {
+        InterceptPorts { v4: 40001, v6: Some(40001) }
+    }
+
+    fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}

@@ -1,0 +1,125 @@
+//! An operator with an HTTP client, inside the simulation.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use turmoil::net::TcpStream;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// An answer of an agent; status 0 when none came.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Answer {
+    /// Panics unless the status is as expected.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+}
+
+/// Remembers the credential that each host's bootstrap gave.
+#[derive(Clone, Default)]
+pub struct Operator {
+    credentials: Rc<RefCell<BTreeMap<String, (String, String)>>>,
+}
+
+impl Operator {
+    /// Bootstraps `host` and keeps its credential.
+    pub async fn bootstrap(&self, host: &str, license: &Value) -> Value {
+        let body = serde_json::json!({"license": license, "name": host});
+        let answer = self.call(host, Method::POST, "/v1/bootstrap", Some(body), None).await.expect(201);
+        let text = |key: &str| answer[key].as_str().expect("a string").to_owned();
+        self.credentials.borrow_mut().insert(host.to_owned(), (text("client_id"), text("client_secret")));
+        answer
+    }
+
+    async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
+        let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
+        let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
+        let answer = self
+            .send(host, Method::POST, "/v1/oauth/token", "application/x-www-form-urlencoded", form.into(), None)
+            .await;
+        answer.body["access_token"].as_str().map(str::to_owned)
+    }
+
+    pub async fn get(&self, host: &str, path: &str) -> Answer {
+        let token = self.token(host, host).await;
+        self.call(host, Method::GET, path, None, token).await
+    }
+
+    pub async fn post(&self, host: &str, path: &str, body: Value) -> Answer {
+        let token = self.token(host, host).await;
+        self.call(host, Method::POST, path, Some(body), token).await
+    }
+
+    pub async fn delete(&self, host: &str, path: &str) -> Answer {
+        let token = self.token(host, host).await;
+        self.call(host, Method::DELETE, path, None, token).await
+    }
+
+    async fn call(&self, host: &str, method: Method, path: &str, body: Option<Value>, token: Option<String>) -> Answer {
+        let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
+        self.send(host, method, path, "application/json", bytes, token).await
+    }
+
+    async fn send(
+        &self,
+        host: &str,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Bytes,
+        token: Option<String>,
+    ) -> Answer {
+        let exchange = async {
+            let stream = TcpStream::connect((host, 8080)).await.ok()?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+            tokio::spawn(async move { drop(connection.await) });
+            let mut request =
+                Request::builder().method(method).uri(path).header("host", host).header("content-type", content_type);
+            if let Some(token) = token {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let response = sender.send_request(request.body(Full::new(body)).ok()?).await.ok()?;
+            let status = response.status().as_u16();
+            let bytes = response.into_body().collect().await.ok()?.to_bytes();
+            Some(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) })
+        };
+        let none = Answer { status: 0, body: Value::Null };
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.ok().flatten().unwrap_or(none)
+    }
+
+    /// Asks again every 100 ms of simulated time until `holds`, at most `bound` long; gives the time it took.
+    #[track_caller]
+    pub fn eventually<'a>(
+        &'a self,
+        host: &'a str,
+        path: &'a str,
+        bound: Duration,
+        holds: impl Fn(&Answer) -> bool + 'a,
+    ) -> impl Future<Output = Duration> + 'a {
+        let asked_from = std::panic::Location::caller();
+        async move {
+            let start = turmoil::elapsed();
+            loop {
+                let answer = self.get(host, path).await;
+                let waited = turmoil::elapsed() - start;
+                if holds(&answer) {
+                    return waited;
+                }
+                assert!(waited < bound, "{asked_from}: {host}{path} still not as wanted after {bound:?}: {answer:?}");
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+    }
+}

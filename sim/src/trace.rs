@@ -1,0 +1,129 @@
+//! The trace of a run: every event of every crate at every level, in order, as text.
+
+use std::{
+    cell::RefCell,
+    fmt::{self, Write as _},
+    path::PathBuf,
+    sync::Once,
+};
+use tracing::{Event, Subscriber, field::Visit};
+use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Trace>> = const { RefCell::new(None) };
+}
+
+/// Lines of one run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    lines: Vec<String>,
+}
+
+impl Trace {
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// Panics with the first difference and the command that reproduces it.
+    pub fn assert_equal(&self, other: &Trace, scenario: &str, seed: u64) {
+        let common = self.lines.iter().zip(&other.lines).take_while(|(a, b)| a == b).count();
+        if common == self.lines.len() && common == other.lines.len() {
+            return;
+        }
+        let at = |t: &Trace| t.lines.get(common).cloned().unwrap_or_else(|| "(end)".to_owned());
+        panic!(
+            "SIM NOT DETERMINISTIC  {scenario}\nseed        {seed}\nline        {common}\nfirst       {}\nsecond      {}\n{}",
+            at(self),
+            at(other),
+            reproduce(scenario, seed)
+        );
+    }
+}
+
+fn reproduce(scenario: &str, seed: u64) -> String {
+    format!("reproduce   SIM_SEED={seed} cargo test -p sim {scenario} -- --exact --nocapture")
+}
+
+/// Runs `f` and returns its trace. A panic inside leaves the trace in a file and prints where.
+pub(crate) fn recorded(scenario: &str, seed: u64, f: impl FnOnce()) -> Trace {
+    install();
+    CURRENT.set(Some(Trace::default()));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    let trace = CURRENT.take().unwrap_or_default();
+    if let Err(panic) = outcome {
+        let file = save(&trace, scenario, seed);
+        eprintln!(
+            "SIM FAILED  {scenario}\nseed        {seed}\ntrace       {}\n{}",
+            file.display(),
+            reproduce(scenario, seed)
+        );
+        std::panic::resume_unwind(panic);
+    }
+    trace
+}
+
+fn save(trace: &Trace, scenario: &str, seed: u64) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../target/sim/{scenario}.{seed}"));
+    let file = dir.join("trace.log");
+    if let Err(e) = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, trace.lines.join("\n"))) {
+        eprintln!("trace was not saved: {e}");
+    }
+    file
+}
+
+/// A line of the scenario itself.
+pub fn record(line: impl fmt::Display) {
+    push(format!("scenario {line}"));
+}
+
+fn push(line: String) {
+    let at = turmoil::sim_elapsed().map_or(0, |t| t.as_micros());
+    CURRENT.with_borrow_mut(|trace| {
+        if let Some(trace) = trace {
+            trace.lines.push(format!("{at:>12} {line}"));
+        }
+    });
+}
+
+/// One global sink for the life of the process: tracing caches callsites globally, so a sink per test loses lines.
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Capture);
+        tracing::subscriber::set_global_default(subscriber).expect("the simulator owns the global subscriber");
+    });
+}
+
+struct Capture;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attrs: &tracing::span::Attributes<'_>, id: &tracing::Id, ctx: Context<'_, S>) {
+        let mut text = Text(String::new());
+        attrs.record(&mut text);
+        if let Some(span) = ctx.span(id) {
+            span.extensions_mut().insert(text);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        if event.metadata().target().starts_with("turmoil") && event.metadata().name().contains("step") {
+            return;
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        let mut scope = String::new();
+        for span in ctx.event_scope(event).into_iter().flatten() {
+            let fields = span.extensions().get::<Text>().map(|t| t.0.clone()).unwrap_or_default();
+            let _ = write!(scope, "{}{{{fields}}} ", span.name());
+        }
+        push(format!("{} {} {scope}{}", event.metadata().level(), event.metadata().target(), text.0));
+    }
+}
+
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        let _ = write!(self.0, "{}={value:?} ", field.name());
+    }
+}

@@ -1,0 +1,134 @@
+//! Production nodes in the simulator: joining, spreading state, partitions, crashes.
+
+use serde_json::{Value, json};
+use sim::{Cluster, Operator, Options, twin_run};
+use std::time::Duration;
+
+const SEEDS: std::ops::Range<u64> = 1..4;
+/// One heartbeat round and the push before it, generously.
+const CONVERGENCE: Duration = Duration::from_secs(60);
+
+fn three_joined(seed: u64) -> Cluster {
+    let mut cluster = Cluster::new(&Options::new(seed, 3));
+    let license = cluster.license(1, 10);
+    cluster.act(|op| async move {
+        for host in ["n1", "n2", "n3"] {
+            op.bootstrap(host, &license).await;
+        }
+        for host in ["n2", "n3"] {
+            let endpoint = format!("{host}:8080");
+            let peer = op.post("n1", "/v1/peers", json!({"endpoints": [endpoint], "name": host})).await.expect(201);
+            assert_eq!(peer["is_local"], false);
+        }
+    });
+    cluster
+}
+
+async fn peer_id(op: &Operator, host: &str) -> String {
+    op.get(host, "/v1/cluster/identity").await.expect(200)["peer_id"].as_str().expect("an id").to_owned()
+}
+
+async fn create_service(op: &Operator, host: &str, target: &str, dest: &str) -> String {
+    let target = peer_id(op, target).await;
+    let service = op.post(host, "/v1/services", json!({"target_peer_id": target})).await.expect(201);
+    let id = service["id"].as_str().expect("an id").to_owned();
+    let routes = json!({"routes": [{"dest_cidr": dest}]});
+    op.post(host, &format!("/v1/services/{id}/routes"), routes).await.expect(201);
+    id
+}
+
+fn service_count(answer: &Value) -> usize {
+    answer["services"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn a_service_written_on_one_agent_acts_on_another() {
+    twin_run("a_service_written_on_one_agent_acts_on_another", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.act(|op| async move {
+            let id = create_service(&op, "n1", "n2", "10.9.0.0/16").await;
+            for host in ["n2", "n3"] {
+                let path = format!("/v1/services/{id}");
+                op.eventually(host, &path, CONVERGENCE, |a| a.status == 200 && a.body["routes"][0]["id"] == 1).await;
+            }
+        });
+        let rules: Vec<usize> = ["n1", "n2", "n3"].iter().map(|h| cluster.kernel(h).capture_rules()).collect();
+        assert_eq!(rules, [1, 0, 0], "only the source peer captures");
+    });
+}
+
+#[test]
+fn all_three_come_to_trust_each_other_through_one_introducer() {
+    twin_run("all_three_come_to_trust_each_other_through_one_introducer", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, |a| {
+                    let peers = a.body["peers"].as_array().cloned().unwrap_or_default();
+                    peers.len() == 3 && peers.iter().all(|p| p["is_local"] == true || p["status"] == "healthy")
+                })
+                .await;
+            }
+        });
+    });
+}
+
+#[test]
+fn a_partition_heals_and_the_cut_off_peer_catches_up() {
+    twin_run("a_partition_heals_and_the_cut_off_peer_catches_up", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.partition(&["n3"], &["n1", "n2"]);
+        cluster.act(|op| async move {
+            create_service(&op, "n1", "n2", "10.9.0.0/16").await;
+            op.eventually("n2", "/v1/services", CONVERGENCE, |a| service_count(&a.body) == 1).await;
+            let n3 = peer_id(&op, "n3").await;
+            let path = format!("/v1/peers/{n3}");
+            op.eventually("n1", &path, CONVERGENCE, |a| a.body["status"] == "unhealthy").await;
+            assert_eq!(service_count(&op.get("n3", "/v1/services").await.expect(200)), 0);
+        });
+        cluster.heal(&["n3"], &["n1", "n2"]);
+        cluster.act(|op| async move {
+            op.eventually("n3", "/v1/services", CONVERGENCE, |a| service_count(&a.body) == 1).await;
+        });
+    });
+}
+
+#[test]
+fn a_crashed_agent_keeps_what_it_acknowledged_and_catches_up() {
+    twin_run("a_crashed_agent_keeps_what_it_acknowledged_and_catches_up", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.act(|op| async move {
+            create_service(&op, "n2", "n3", "10.8.0.0/16").await;
+        });
+        cluster.crash("n2");
+        cluster.act(|op| async move {
+            create_service(&op, "n1", "n3", "10.9.0.0/16").await;
+        });
+        cluster.restart("n2");
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/services", CONVERGENCE, |a| service_count(&a.body) == 2).await;
+            }
+        });
+        assert_eq!(cluster.kernel("n2").capture_rules(), 1, "its rules are rebuilt after the restart");
+    });
+}
+
+#[test]
+fn a_peer_of_another_customer_is_refused_and_nothing_changes() {
+    twin_run("a_peer_of_another_customer_is_refused_and_nothing_changes", SEEDS, |seed| {
+        let mut cluster = Cluster::new(&Options::new(seed, 2));
+        let (ours, theirs) = (cluster.license(1, 10), cluster.license(2, 10));
+        cluster.act(|op| async move {
+            op.bootstrap("n1", &ours).await;
+            op.bootstrap("n2", &theirs).await;
+            let refused = op.post("n1", "/v1/peers", json!({"endpoints": ["n2:8080"]})).await.expect(422);
+            assert_eq!(refused["code"], "LICENSE_MISMATCH");
+            assert_eq!(refused["error"], "handshake failed: license mismatch");
+            for host in ["n1", "n2"] {
+                let peers = op.get(host, "/v1/peers").await.expect(200);
+                assert_eq!(peers["peers"].as_array().map(Vec::len), Some(1));
+            }
+        });
+    });
+}

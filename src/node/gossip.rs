@@ -1,0 +1,323 @@
+//! Drives the gossip machine: requests out and in, merges into the store before anything is answered.
+
+use super::{Call, Node, PeerAnswer};
+use crate::{
+    gossip::{self, CallFailed, Event, Gossip, Transmit},
+    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
+    store::StoreError,
+    wire::{
+        gossip::{Op, Reply, Request},
+        record::Record,
+        request::OnBehalf,
+    },
+};
+use std::{
+    collections::BTreeMap,
+    sync::MutexGuard,
+    time::Duration,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
+const RETURN_TO_FIRST: Duration = Duration::from_secs(300);
+/// How long the loop sleeps when the machine has no deadline.
+const IDLE_WAIT: Duration = Duration::from_secs(3600);
+/// How long a forced round may take, and how often it is looked at.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+const SYNC_POLL: Duration = Duration::from_millis(20);
+
+/// Where a peer answered last.
+#[derive(Debug, Clone)]
+pub(super) struct Reached {
+    endpoint: Endpoint,
+    /// When the first endpoint of the list failed last.
+    since: Mono,
+}
+
+/// How far a forced round came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncOutcome {
+    pub peers: usize,
+    pub reached: usize,
+}
+
+impl Node {
+    /// `POST /v1/gossip/…`; `from` is proven by the signature of the request.
+    pub async fn gossip_message(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
+        let malformed = |e: &dyn std::error::Error| Refused::new(Code::InvalidRequest, e.to_string());
+        let request = Request::decode(op, body).map_err(|e| malformed(&e))?;
+        let now = self.env().clock.mono();
+        let reply = {
+            let mut gossip = self.gossip();
+            let machine = gossip.as_mut().ok_or_else(not_bootstrapped)?;
+            machine.handle_request(from, &request, now).map_err(|e| malformed(&e))?
+        };
+        self.commit_events().await?;
+        self.inner.gossip_wake.notify_one();
+        Ok(reply.encode())
+    }
+
+    /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent.
+    pub async fn call_peer(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
+        if !self.store().read(|v| v.peer(peer))?.is_some_and(|p| p.trusted) {
+            return Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted")));
+        }
+        self.call_member(peer, call, who).await
+    }
+
+    /// The same, also to a peer that was just removed, as long as it is known where it answered last.
+    async fn call_member(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        let endpoints = match self.store().read(|v| v.peer(peer))? {
+            Some(row) => row.all_endpoints(),
+            None => self.endpoint_reached(peer).into_iter().collect(),
+        };
+        let mut reason = "no endpoint is known".to_owned();
+        for endpoint in self.in_preferred_order(peer, endpoints) {
+            match self.client().call_signed(&identity, peer, &endpoint, call, who).await {
+                Ok(answer) => {
+                    self.remember_reached(peer, endpoint);
+                    return Ok(answer);
+                }
+                Err(e) => {
+                    let sent = e.may_have_been_sent();
+                    reason = format!("{endpoint}: {e}");
+                    if sent {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
+    }
+
+    fn in_preferred_order(&self, peer: PeerId, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+        let now = self.env().clock.mono();
+        let reached = self.reached().get(&peer).cloned();
+        if let Some(Reached { endpoint, since }) = reached
+            && now - since < RETURN_TO_FIRST
+            && let Some(at) = endpoints.iter().position(|e| *e == endpoint)
+        {
+            endpoints[..=at].rotate_right(1);
+        }
+        endpoints
+    }
+
+    fn remember_reached(&self, peer: PeerId, endpoint: Endpoint) {
+        let now = self.env().clock.mono();
+        let mut reached = self.reached();
+        let known = reached.entry(peer).or_insert_with(|| Reached { endpoint: endpoint.clone(), since: now });
+        if known.endpoint != endpoint || now - known.since >= RETURN_TO_FIRST {
+            *known = Reached { endpoint, since: now };
+        }
+    }
+
+    /// Where `peer` answered last.
+    pub(super) fn endpoint_reached(&self, peer: PeerId) -> Option<Endpoint> {
+        self.reached().get(&peer).map(|r| r.endpoint.clone())
+    }
+
+    fn reached(&self) -> MutexGuard<'_, BTreeMap<PeerId, Reached>> {
+        self.inner.reached.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    pub(super) fn gossip(&self) -> MutexGuard<'_, Option<Gossip>> {
+        self.inner.gossip.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// Runs while the node is a member of a cluster.
+    pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let mut revision = self.store().revision();
+        let mut entitlement = self.inner.entitlement.subscribe();
+        let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
+        let mut joins: JoinSet<()> = JoinSet::new();
+        let mut pushed = self.begin_gossip()?;
+        let clock = self.env().clock.clone();
+        loop {
+            if let Err(e) = self.commit_events().await {
+                tracing::error!(error = %e, "gossip was not committed");
+            }
+            for (peer, endpoints) in self.take_discovered() {
+                let node = self.clone();
+                joins.spawn(async move { node.join_once(peer, endpoints).await });
+            }
+            let (transmits, deadline) = self.poll_gossip();
+            for transmit in transmits {
+                let node = self.clone();
+                calls.spawn(async move { node.transmit(transmit).await });
+            }
+            let wait = deadline.map_or(IDLE_WAIT, |due| due - clock.mono());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(done) = calls.join_next() => match done {
+                    Ok((peer, reply)) => self.take_reply(peer, reply),
+                    Err(e) => tracing::error!(error = %e, "gossip call ended early"),
+                },
+                Some(_) = joins.join_next() => {}
+                changed = revision.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    pushed = self.push_local_changes(pushed)?;
+                    self.refresh_facts()?;
+                }
+                _ = entitlement.changed() => self.refresh_facts()?,
+                () = self.inner.gossip_wake.notified() => {}
+                () = tokio::time::sleep(wait) => self.with_gossip(|machine, now| machine.handle_timeout(now)),
+            }
+        }
+    }
+
+    /// Starts the machine from the store; gives the version up to which own records are known to it.
+    fn begin_gossip(&self) -> Result<u64, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(0) };
+        let (records, own_version) = self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?)))?;
+        let machine = Gossip::new(
+            gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
+            self.facts()?,
+            records,
+            &self.trusted_keys()?,
+            self.env().rng("gossip"),
+            self.env().clock.mono(),
+        );
+        *self.gossip() = Some(machine);
+        Ok(own_version)
+    }
+
+    fn push_local_changes(&self, pushed: u64) -> Result<u64, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(pushed) };
+        let records = self.store().read(|v| v.records_since(identity.peer_id, pushed))?;
+        let newest = records.iter().map(|r| r.version).max().unwrap_or(pushed);
+        if !records.is_empty() {
+            self.with_gossip(|machine, now| machine.handle_local_change(&records, now));
+        }
+        Ok(newest)
+    }
+
+    fn facts(&self) -> Result<gossip::Facts, StoreError> {
+        let own = self.identity().map(|i| i.peer_id);
+        let (row, starts) =
+            self.store().read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
+        Ok(gossip::Facts {
+            instance: self.inner.instance.clone(),
+            starts,
+            version: crate::model::VERSION.to_owned(),
+            endpoints: row.map(|r| r.all_endpoints()).unwrap_or_default(),
+            license_state: self.entitlement().map(|e| e.state.to_string()).unwrap_or_default(),
+            unix: self.env().clock.unix(),
+        })
+    }
+
+    fn refresh_facts(&self) -> Result<(), StoreError> {
+        let facts = self.facts()?;
+        self.with_gossip(|machine, now| machine.handle_facts(facts, now));
+        Ok(())
+    }
+
+    fn trusted_keys(&self) -> Result<BTreeMap<PeerId, PublicKey>, StoreError> {
+        let peers = self.store().read(|v| v.trusted_peers())?;
+        Ok(peers.into_iter().map(|p| (p.peer_id, p.public_key)).collect())
+    }
+
+    /// Tells the machine whom the store trusts now, and what else came with it.
+    pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
+        let trusted = self.trusted_keys()?;
+        self.with_gossip(|machine, now| {
+            machine.handle_trust(&trusted, now);
+            machine.handle_local_change(brought, now);
+        });
+        self.inner.gossip_wake.notify_one();
+        Ok(())
+    }
+
+    fn with_gossip(&self, f: impl FnOnce(&mut Gossip, Mono)) {
+        let now = self.env().clock.mono();
+        if let Some(machine) = self.gossip().as_mut() {
+            f(machine, now);
+        }
+    }
+
+    fn poll_gossip(&self) -> (Vec<Transmit>, Option<Mono>) {
+        let mut gossip = self.gossip();
+        let Some(machine) = gossip.as_mut() else { return (Vec::new(), None) };
+        let transmits = std::iter::from_fn(|| machine.poll_transmit()).collect();
+        (transmits, machine.poll_timeout().map(|(due, _)| due))
+    }
+
+    async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
+        let op = request.op();
+        let call = Call::post(op.path(), request.encode());
+        let reply = match self.call_member(to, &call, None).await {
+            Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
+            Ok(answer) => Err(format!("status {}", answer.status)),
+            Err(refused) => Err(refused.text),
+        };
+        let reply = reply.map_err(|reason| {
+            tracing::debug!(peer = %to, op = op.name(), %reason, "gossip call failed");
+            CallFailed { op }
+        });
+        (to, reply)
+    }
+
+    fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
+        self.with_gossip(|machine, now| {
+            if let Err(e) = machine.handle_reply(peer, reply.as_ref().map_err(|failed| *failed), now) {
+                tracing::debug!(%peer, error = %e, "gossip answer refused");
+            }
+        });
+    }
+
+    /// Brings what the machine decided into the store.
+    async fn commit_events(&self) -> Result<(), Refused> {
+        let events: Vec<Event> = match self.gossip().as_mut() {
+            Some(machine) => std::iter::from_fn(|| machine.poll_event()).collect(),
+            None => return Ok(()),
+        };
+        for event in events {
+            match event {
+                Event::Merge(records) => self.merge(records).await?,
+                Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
+                Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
+                Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+                Event::Discovered(discovery) => self.discovered(*discovery).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        self.store().write(move |tx| records.iter().try_for_each(|record| tx.put_verified(record).map(drop))).await
+    }
+
+    async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
+        tracing::warn!(version, "an own record came back newer than this database: continuing from it");
+        self.store().write(move |tx| tx.set_own_version(version.max(tx.own_version()?))).await
+    }
+
+    /// A round with every trusted peer now; wakes all reconcilers.
+    pub async fn sync(&self) -> SyncOutcome {
+        let started = self.env().clock.mono();
+        self.with_gossip(|machine, now| machine.handle_sync(now));
+        self.inner.gossip_wake.notify_one();
+        self.inner.reconcile_wake.notify_waiters();
+        let local = self.identity().map(|i| i.peer_id);
+        let peers: Vec<PeerId> =
+            self.trusted_keys().unwrap_or_default().into_keys().filter(|p| Some(*p) != local).collect();
+        let reached = || {
+            let gossip = self.gossip();
+            let seen = |p: &&PeerId| gossip.as_ref()?.peer_view(**p)?.last_seen;
+            peers.iter().filter(|p| seen(p).is_some_and(|at| at >= started)).count()
+        };
+        let idle = || self.gossip().as_ref().is_none_or(Gossip::is_idle);
+        while !(idle() && reached() == peers.len()) && self.env().clock.mono() - started < SYNC_TIMEOUT {
+            tokio::time::sleep(SYNC_POLL).await;
+        }
+        SyncOutcome { peers: peers.len(), reached: reached() }
+    }
+}
+
+fn not_bootstrapped() -> Refused {
+    Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
+}
