@@ -7,9 +7,11 @@ mod gossip;
 mod identity;
 mod join;
 mod licensing;
+pub mod daemon;
 mod peer_client;
 mod recovery;
 mod removal;
+mod run;
 mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
@@ -19,6 +21,7 @@ pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
+pub use run::RunError;
 pub use view::{ClusterView, PeerHealth};
 
 use crate::{
@@ -39,6 +42,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -182,5 +186,10 @@ impl Node {
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    async fn drive_kernel(&self, stop: CancellationToken) -> Result<(), RunError> {
+        stop.cancelled().await;
+        Ok(())
     }
 }
