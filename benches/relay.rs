@@ -5,7 +5,7 @@
 //! stay on the host all the same.
 
 use arctic::{
-    dataplane::{Engine, EngineConfig},
+    dataplane::{Engine, EngineSetup},
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
@@ -25,6 +25,8 @@ const PIECE_BYTES: usize = 128 << 10;
 const ROUNDS: usize = 3;
 const EXCHANGES: usize = 2_000;
 const NEW_FLOWS: usize = 200;
+/// Six descriptors each.
+const IDLE_FLOWS: usize = 150;
 
 struct Side {
     id: PeerId,
@@ -37,7 +39,7 @@ async fn side(seed: u8) -> Side {
     let id = PeerId::mint(UnixTime::from_ms(u64::from(seed)), &mut Rng::from_seed([seed; 32]));
     let key = SigningKey::from_seed([seed; 32]);
     let snapshot = watch::Sender::default();
-    let config = EngineConfig {
+    let config = EngineSetup {
         local: id,
         key: key.clone(),
         ports: DataPorts { tproxy: 0, ..DataPorts::default() },
@@ -224,6 +226,23 @@ async fn new_flow(way: &Way) -> f64 {
     median_us(all)
 }
 
+fn resident_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+}
+
+/// Memory of one idle flow in one engine: both run here, so half of what the process grew by.
+async fn idle_memory(way: &Way) -> Option<f64> {
+    let before = resident_kib()?;
+    let mut flows = vec![];
+    for _ in 0..IDLE_FLOWS {
+        let mut flow = way.connect().await;
+        echo(&mut flow).await;
+        flows.push(flow);
+    }
+    Some((resident_kib()?.saturating_sub(before)) as f64 / 2.0 / IDLE_FLOWS as f64)
+}
+
 async fn best(mut runs: impl AsyncFnMut() -> f64) -> f64 {
     let mut best: f64 = 0.0;
     for _ in 0..ROUNDS {
@@ -268,6 +287,9 @@ async fn main() {
         ];
         println!("{name:<18}{:>10.2}{:>10.2}{:>14.0}{:>14.0}", row[0], row[1], row[2], row[3]);
         rows.push(row);
+    }
+    if let Some(kib) = idle_memory(&ways[2].1).await {
+        println!("an idle flow: {kib:.0} KiB in each engine, the server's and client's share included");
     }
     for (what, against) in [("direct", 0), ("plain relays", 1)] {
         let ratio: Vec<String> = (0..4).map(|i| format!("{:.2}", rows[2][i] / rows[against][i])).collect();

@@ -22,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 use tokio::{
+    io::Interest,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -225,7 +226,14 @@ async fn send(session: &mut Session, mut bytes: &[u8]) -> io::Result<()> {
 
 async fn carry(core: &Core, mut session: Session, peer: PeerId, header: StreamHeader, early: Vec<u8>) {
     let service = header.service;
-    let server = match open(core, peer, &header).await {
+    let wan = session.tcp().clone();
+    let opened = tokio::select! {
+        biased;
+        opened = open(core, peer, &header) => opened,
+        // The source gave up while the destination was silent.
+        _ = wan.ready(Interest::ERROR) => return,
+    };
+    let server = match opened {
         Ok(server) => server,
         Err(refusal) => {
             report(core, peer, &header, refusal);
