@@ -5,7 +5,7 @@
 //! stay on the host all the same.
 
 use arctic::{
-    dataplane::{Engine, EngineConfig},
+    dataplane::{Engine, EngineSetup},
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
@@ -39,7 +39,7 @@ async fn side(seed: u8) -> Side {
     let id = PeerId::mint(UnixTime::from_ms(u64::from(seed)), &mut Rng::from_seed([seed; 32]));
     let key = SigningKey::from_seed([seed; 32]);
     let snapshot = watch::Sender::default();
-    let config = EngineConfig {
+    let config = EngineSetup {
         local: id,
         key: key.clone(),
         ports: DataPorts { tproxy: 0, ..DataPorts::default() },

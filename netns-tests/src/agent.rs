@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::thread;
@@ -178,6 +179,7 @@ pub fn http_get(host: &Host, address: SocketAddr, path: &str) -> Result<(u16, St
 pub struct Cli {
     host: Host,
     home: PathBuf,
+    shown: bool,
 }
 
 /// What a command answered.
@@ -194,7 +196,12 @@ impl Cli {
     /// `home` becomes HOME; configuration and cache lie below it.
     pub fn new(host: &Host, home: &Path) -> Result<Cli> {
         fs::create_dir_all(home).with_context(|| format!("making {}", home.display()))?;
-        Ok(Cli { host: host.clone(), home: home.to_owned() })
+        Ok(Cli { host: host.clone(), home: home.to_owned(), shown: false })
+    }
+
+    /// The same operator, who lets us see each command before it runs.
+    pub fn shown(self) -> Cli {
+        Cli { shown: true, ..self }
     }
 
     /// The variables that make a shell on the host this operator's.
@@ -208,14 +215,17 @@ impl Cli {
 
     /// Runs `arctic <arguments>` to its end.
     pub fn run(&self, arguments: &[&str]) -> Result<CliOutput> {
-        use std::os::unix::process::ExitStatusExt;
         let mut command = self.host.command(arctic_binary()?);
         command.args(arguments).stdin(Stdio::null()).env_clear().envs(self.environment());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("RUST_BACKTRACE", "1");
+        let shown = format!("arctic {}", arguments.join(" "));
+        if self.shown {
+            println!("$ {shown}");
+        }
         let output = command.output().with_context(|| format!("running arctic on {}", self.host))?;
         let exit = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap_or(-1);
         Ok(CliOutput {
-            command: format!("arctic {}", arguments.join(" ")),
+            command: shown,
             exit,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use netns_tests::agent::http_get;
-use netns_tests::lab::{Host, Lab, NetNs};
+use netns_tests::lab::{Capture, Host, Lab, NetNs, contains};
 use netns_tests::probe::{Feature, require};
 use netns_tests::service::TcpService;
 use netns_tests::topology::{self, Profile, TwoSites, at};
@@ -278,4 +278,23 @@ fn bulk_transfers_are_byte_exact_both_ways() {
     bulk::push_exactly(&a, server.address(), 12, 2_000_003).unwrap();
     let up = bulk::upload(&a, server.address(), "cubic", Duration::from_secs(1)).unwrap();
     assert!(up.bytes > 0 && up.mbps > 0.0, "{up}");
+}
+
+#[test]
+fn capture_on_the_wan_shows_what_is_sent_in_clear() {
+    if !require(&WAN) {
+        return;
+    }
+    let (lab, a, b, _wan) = wan("capture", Conditions::default());
+    let body = content::Content::bytes(9, 500_000);
+    let files = BTreeMap::from([("file".to_owned(), body.clone())]);
+    let _files = TcpService::files(&b, "10.71.0.2:80".parse().unwrap(), files).unwrap();
+    let capture = Capture::start(&a, "wan-tokyo", "tcp", lab.scratch()).unwrap();
+    a.sh("curl -sS --fail -m 30 -o /dev/null http://10.71.0.2/file").unwrap();
+    let seen = capture.stop().unwrap();
+    assert!(seen.len() > body.len());
+    assert!(contains(&seen, b"GET /file"));
+    // A piece may be cut by the end of a packet, but not every one.
+    assert!(body.chunks(1000).step_by(50).filter(|piece| contains(&seen, &piece[..32])).count() >= 5);
+    assert!(!contains(&seen, &content::Content::bytes(10, 32)));
 }

@@ -14,8 +14,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// The one place where the daemon starts: its entry, `arctic::node::daemon::run`, is called here once it exists.
 fn run_agent() -> ExitCode {
-    eprintln!("Error: this build has no agent");
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_name("arctic").enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(&e),
+    };
+    match runtime.block_on(arctic::node::daemon::run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => failed(&e),
+    }
+}
+
+/// Says why the agent ends, down to the first cause.
+fn failed(e: &dyn std::error::Error) -> ExitCode {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(inner) = source {
+        let cause = inner.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = inner.source();
+    }
+    eprintln!("Error: {text}");
     ExitCode::FAILURE
 }

@@ -2,13 +2,13 @@
 
 use super::values::{parse_duration, parse_filter, parse_rate_mbps};
 use crate::model::{PublicKey, Transport};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, time::Duration};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// Arctic carries chosen traffic between sites over encrypted, tuned tunnels.
 #[derive(Parser)]
-#[command(name = "arctic", version = crate::model::VERSION, disable_version_flag = true)]
-#[command(arg_required_else_help = true, subcommand_required = true, infer_long_args = false)]
+#[command(name = "arctic", version = crate::model::VERSION)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
 #[command(after_help = "Exit codes: 0 done, 1 general, 2 usage, 3 config, 4 agent not reachable, 5 not allowed, \
     6 degraded or partial, 8 refused by license or limit.")]
 pub struct Cli {
@@ -16,6 +16,17 @@ pub struct Cli {
     pub globals: Globals,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses; `-h` leaves out the global options, which `--help` lists.
+    pub fn try_parse_args(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+        let brief = |arg: clap::Arg| {
+            if arg.is_global_set() { arg.hide_short_help(true).hide_env_values(true) } else { arg }
+        };
+        let matches = Cli::command().mut_args(brief).try_get_matches_from(args)?;
+        Cli::from_arg_matches(&matches)
+    }
 }
 
 #[derive(Args, Default, Clone)]
@@ -382,7 +393,6 @@ pub enum AgentCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_tree_is_consistent() {

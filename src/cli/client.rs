@@ -151,7 +151,7 @@ impl Client {
     fn refusal(&self, answer: &Answer) -> CliError {
         let mut error = CliError::from_answer(answer.status, &answer.body, answer.header("x-request-id"));
         if answer.status == 401 && error.hint.is_none() && matches!(self.auth, Auth::Nobody) {
-            error.hint = Some("pass --token or --recovery-token-file, or bootstrap the agent from here".to_owned());
+            error = error.with_hint("pass --token or --recovery-token-file, or bootstrap the agent from here");
         }
         if let (429, Some(seconds)) = (answer.status, answer.header("retry-after")) {
             error = error.with_fact("retry after", format!("{seconds} s"));

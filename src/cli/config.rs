@@ -406,7 +406,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = Config::read(&path).err().unwrap();
         assert_eq!(error.exit, Exit::Config);
-        assert_eq!(error.hint.unwrap(), format!("chmod 600 {}", path.display()));
+        assert_eq!(error.hint.as_deref(), Some(format!("chmod 600 {}", path.display()).as_str()));
         assert!(Config::read(&dir.path().join("none")).unwrap().is_none());
     }
 }

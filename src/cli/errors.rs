@@ -45,11 +45,11 @@ pub struct CliError {
     pub exit: Exit,
     pub text: String,
     pub facts: Vec<(String, String)>,
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
     pub code: String,
-    pub request_id: Option<String>,
+    pub request_id: Option<Box<str>>,
     /// The error object of the API as it came, for `-j`.
-    pub answer: Option<Value>,
+    pub answer: Option<Box<Value>>,
 }
 
 impl CliError {
@@ -82,13 +82,13 @@ impl CliError {
         self
     }
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into().into_boxed_str());
         self
     }
     /// Another first line for the same failure, also in the object that `-j` prints.
     pub fn with_text(mut self, text: &str) -> Self {
         text.clone_into(&mut self.text);
-        if let Some(Value::Object(answer)) = &mut self.answer {
+        if let Some(answer) = self.answer.as_mut().and_then(|a| a.as_object_mut()) {
             answer.insert("error".to_owned(), Value::from(text));
         }
         self
@@ -103,17 +103,17 @@ impl CliError {
         let text_of = |key: &str| object.get(key).and_then(Value::as_str).map(one_line);
         let code = text_of("code").unwrap_or_else(|| code_of_status(status).to_owned());
         let mut error = Self::new(Exit::of_code(&code), &code, text_of("error").unwrap_or_default());
-        error.hint = text_of("hint");
-        error.request_id = text_of("request_id").or_else(|| request_id.map(one_line));
+        error.hint = text_of("hint").map(String::into_boxed_str);
+        error.request_id = text_of("request_id").or_else(|| request_id.map(one_line)).map(String::into_boxed_str);
         error.facts = facts_of(object.get("details"));
-        error.answer = Some(Value::Object(object));
+        error.answer = Some(Box::new(Value::Object(object)));
         error
     }
 
     fn from_bare_status(status: u16, request_id: Option<&str>) -> Self {
         let code = code_of_status(status);
         let mut error = Self::new(Exit::of_code(code), code, format!("the agent answered HTTP {status}"));
-        error.request_id = request_id.map(one_line);
+        error.request_id = request_id.map(|id| one_line(id).into_boxed_str());
         error
     }
 
@@ -139,7 +139,7 @@ impl CliError {
     /// The API's error object, or one of the same shape for a failure on this side.
     pub fn render_object(&self) -> Value {
         if let Some(answer) = &self.answer {
-            return answer.clone();
+            return Value::clone(answer);
         }
         let mut object = Map::new();
         object.insert("error".to_owned(), json!(self.text));

@@ -37,7 +37,7 @@ mod values;
 pub use args::{AgentCommand, Cli, Command};
 
 use args::{Format, Globals};
-use clap::{Parser, error::ContextKind, error::ContextValue, error::ErrorKind};
+use clap::{error::ContextKind, error::ContextValue, error::ErrorKind};
 use errors::{CliError, Exit};
 use std::{
     ffi::OsString,
@@ -49,7 +49,7 @@ use std::{
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let args: Vec<OsString> = args.into_iter().collect();
     let wants_json = asks_for_json(&args);
-    Cli::try_parse_from(args).map_err(|e| {
+    Cli::try_parse_args(args).map_err(|e| {
         if !e.use_stderr() {
             session::print(&e.render().to_string());
             return ExitCode::from(Exit::Done as u8);
@@ -128,13 +128,14 @@ fn usage_error(e: &clap::Error) -> CliError {
     let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
     let suggestion = suggested.into_iter().find_map(|kind| match e.get(kind) {
         Some(ContextValue::String(s)) => Some(s.clone()),
-        Some(ContextValue::Strings(all)) => all.first().cloned(),
+        // Clap sorts by likeness, the best one last.
+        Some(ContextValue::Strings(all)) => all.last().cloned(),
         _ => None,
     });
     let usage = rendered.lines().find_map(|l| l.strip_prefix("Usage: "));
     match (suggestion, usage) {
         (Some(s), _) => error.with_hint(format!("did you mean {s}?")),
         (None, Some(usage)) => error.with_fact("usage", usage),
-        (None, None) => error.with_hint("arctic --help"),
+        (None, None) => error,
     }
 }

@@ -20,7 +20,8 @@ mod tls;
 pub use counters::{Counters, EngineCounts, Refusal, ServiceCounters, ServiceCounts};
 
 use crate::{
-    model::{DataPorts, PeerId, PublicKey, SigningKey},
+    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, RunningEngines},
+    model::{PeerId, PublicKey},
     os::sockets,
     routing::Forwarding,
 };
@@ -39,25 +40,6 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-
-pub struct EngineConfig {
-    pub local: PeerId,
-    pub key: SigningKey,
-    /// Port 0 = any (tests).
-    pub ports: DataPorts,
-    /// SO_MARK of all agent sockets; 0 = none, for tests without CAP_NET_ADMIN.
-    pub own_mark: u32,
-    /// The agent's own ports: never dialled at any address of this host. The engine adds those it listens on.
-    pub forbidden_ports: Vec<u16>,
-}
-
-/// Where captured connections are to be sent: loopback ports of the intercept listeners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InterceptPorts {
-    pub v4: u16,
-    /// Absent where the host has no IPv6.
-    pub v6: Option<u16>,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -109,6 +91,32 @@ impl Core {
     }
 }
 
+/// The engines of a real host.
+pub struct LinuxEngines;
+
+impl Engines for LinuxEngines {
+    fn start(
+        &self,
+        setup: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> BoxFuture<'_, io::Result<Box<dyn RunningEngines>>> {
+        Box::pin(async move {
+            let engine = Engine::start(setup, forwarding).await.map_err(io::Error::other)?;
+            Ok(Box::new(engine) as Box<dyn RunningEngines>)
+        })
+    }
+}
+
+impl RunningEngines for Engine {
+    fn intercept_ports(&self) -> InterceptPorts {
+        Engine::intercept_ports(self)
+    }
+
+    fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(Engine::shutdown(*self))
+    }
+}
+
 /// A running data plane. Dropping it ends its tasks soon after; [`Engine::shutdown`] waits for that.
 pub struct Engine {
     core: Arc<Core>,
@@ -120,7 +128,7 @@ pub struct Engine {
 impl Engine {
     /// Listens, and follows the snapshots from the present one on. Needs CAP_NET_ADMIN for the transparent listeners.
     pub async fn start(
-        config: EngineConfig,
+        config: EngineSetup,
         forwarding: watch::Receiver<Arc<Forwarding>>,
     ) -> Result<Engine, EngineError> {
         let v4 = intercept_listener((Ipv4Addr::LOCALHOST, 0).into(), config.own_mark)?;
@@ -137,14 +145,14 @@ impl Engine {
 
     /// The same without intercept listeners and so without privileges: flows come by [`Engine::carry_captured`].
     pub async fn start_unprivileged(
-        config: EngineConfig,
+        config: EngineSetup,
         forwarding: watch::Receiver<Arc<Forwarding>>,
     ) -> Result<Engine, EngineError> {
         Self::start_with(config, forwarding, Timing::default(), None)
     }
 
     fn start_with(
-        config: EngineConfig,
+        config: EngineSetup,
         forwarding: watch::Receiver<Arc<Forwarding>>,
         timing: Timing,
         intercept: Option<(Intercept, Option<Intercept>)>,

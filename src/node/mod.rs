@@ -7,8 +7,11 @@ mod gossip;
 mod identity;
 mod join;
 mod licensing;
+pub mod daemon;
 mod peer_client;
+mod recovery;
 mod removal;
+mod run;
 mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
@@ -17,6 +20,8 @@ pub use gossip::SyncOutcome;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use recovery::RecoveryToken;
+pub use run::RunError;
 pub use view::{ClusterView, PeerHealth};
 
 use crate::{
@@ -24,21 +29,20 @@ use crate::{
     gossip::Gossip,
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
-    model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
+    model::{PeerId, Rng},
     store::{Store, StoreError},
-    wire::request::OnBehalf,
 };
 use licensing::Licensed;
 use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -168,6 +172,10 @@ impl Node {
     pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
         self.inner.entitlement.borrow().clone()
     }
+    /// A random stream for one purpose, the same at each call.
+    pub fn rng(&self, label: &str) -> Rng {
+        self.inner.env.rng(label)
+    }
     /// A random stream of its own, for ids and secrets.
     pub fn fork_rng(&self) -> Rng {
         self.inner.ids.lock().unwrap_or_else(|p| p.into_inner()).fork()
@@ -178,5 +186,10 @@ impl Node {
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    async fn drive_kernel(&self, stop: CancellationToken) -> Result<(), RunError> {
+        stop.cancelled().await;
+        Ok(())
     }
 }

@@ -1,9 +1,8 @@
 //! The life of a node: the API from the start, everything else once it is a member of a cluster.
 
-use super::Node;
+use super::{Node, RecoveryToken};
 use crate::{
-    api::{Api, RecoveryToken, ServeError},
-    reconcile::{self, Reconcilers},
+    api::{Api, ServeError},
     store::StoreError,
 };
 use std::{net::SocketAddr, time::Duration};

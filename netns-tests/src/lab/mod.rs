@@ -1,21 +1,27 @@
 //! A laboratory: named hosts, each a network namespace, joined by veth pairs.
 
+mod capture;
 mod host;
 mod netns;
 mod process;
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+pub use capture::{Capture, contains};
 pub use host::Host;
 pub use netns::NetNs;
 pub use process::Process;
 
 /// Longest host name: interfaces are named `to-<host>` and `wan-<host>`, and Linux allows 15 bytes.
 pub const MAX_HOST_NAME_BYTES: usize = 11;
+const LAST_BREATH: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Owns the hosts of one test and its scratch directory.
 ///
@@ -72,8 +78,19 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// What was killed a moment ago may need one more to be gone.
+    fn wait_for_processes(&self) {
+        let deadline = Instant::now() + LAST_BREATH;
+        while Instant::now() < deadline && self.hosts.iter().any(|host| !host.namespace().processes().is_empty()) {
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
+        self.wait_for_processes();
         for host in &self.hosts {
             for pid in host.namespace().processes() {
                 eprintln!("lab {}: process {pid} was left in {host}: killed", self.name);

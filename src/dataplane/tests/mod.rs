@@ -50,7 +50,7 @@ impl Peer {
         self.start_timed(port, Timing::default());
     }
     pub fn start_timed(&mut self, port: u16, timing: Timing) {
-        let config = EngineConfig {
+        let config = EngineSetup {
             local: self.id,
             key: self.key.clone(),
             ports: DataPorts { tproxy: port, ..DataPorts::default() },

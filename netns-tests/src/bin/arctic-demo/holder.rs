@@ -77,7 +77,7 @@ pub fn run(profile: Profile, seed: u64) -> Result<()> {
     thread::spawn(move || read_lease(&lease));
     let holding = build(profile, seed)?;
     let deed = serde_json::to_string(&deed(&holding))?;
-    println!("{deed}");
+    writeln!(std::io::stdout(), "{deed}").context("telling the maker")?;
     thread::spawn(move || receive(&listener, &deed, &calls));
 
     loop {

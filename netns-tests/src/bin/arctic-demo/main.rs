@@ -98,6 +98,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn up(arguments: &Arguments) -> Result<World> {
+    ensure!(!holder::is_up()?, "a demo is up already: scripts/demo down");
     check_kernel()?;
     let vendor = Vendor::find()?;
     let world = World::make(arguments.profile, arguments.seed)?;

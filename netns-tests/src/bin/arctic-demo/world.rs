@@ -35,9 +35,8 @@ pub struct World {
 impl World {
     /// Starts a holder and waits until its world stands.
     pub fn make(profile: Profile, seed: u64) -> Result<World> {
-        ensure!(!holder::is_up()?, "a demo is up already: scripts/demo down");
         let start = Instant::now();
-        let mut holder = Command::new("/proc/self/exe")
+        let mut holder = Command::new(std::env::current_exe()?)
             .args(["hold", "--profile", profile.name, "--seed", &seed.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
