@@ -9,7 +9,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use arctic::dataplane::{Engine, EngineConfig, InterceptPorts, Refusal};
+use arctic::dataplane::{Engine, Refusal};
+use arctic::env::{EngineSetup, InterceptPorts};
 use arctic::model::{
     DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
 };
@@ -43,7 +44,7 @@ impl Running {
             // One thread: only it is in the namespace.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let config = EngineConfig {
+                let config = EngineSetup {
                     local: id,
                     key,
                     ports: DataPorts::default(),
