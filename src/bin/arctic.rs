@@ -1,6 +1,10 @@
 //! The `arctic` program: the CLI, and the agent behind `arctic agent run`.
 
-use arctic::cli::{self, AgentCommand, Command};
+use anyhow::Context;
+use arctic::{
+    cli::{self, AgentCommand, Command},
+    node::daemon,
+};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -9,33 +13,20 @@ fn main() -> ExitCode {
         Err(exit) => return exit,
     };
     match cli.command {
-        Command::Agent(AgentCommand::Run) => run_agent(),
+        Command::Agent(AgentCommand::Run) => match run_agent() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("Error: {e:#}");
+                ExitCode::FAILURE
+            }
+        },
         _ => cli::run(&cli),
     }
 }
 
-fn run_agent() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_name("arctic").enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return failed(&e),
-    };
-    match runtime.block_on(arctic::node::daemon::run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => failed(&e),
-    }
-}
-
-/// Says why the agent ends, down to the first cause.
-fn failed(e: &dyn std::error::Error) -> ExitCode {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(inner) = source {
-        let cause = inner.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = inner.source();
-    }
-    eprintln!("Error: {text}");
-    ExitCode::FAILURE
+/// Runs the daemon until it is told to stop.
+fn run_agent() -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    Ok(runtime.block_on(daemon::run())?)
 }

@@ -153,7 +153,7 @@ impl Client {
         if answer.status == 401 && error.hint.is_none() && matches!(self.auth, Auth::Nobody) {
             error = error.with_hint("pass --token or --recovery-token-file, or bootstrap the agent from here");
         }
-        if let (429, Some(seconds)) = (answer.status, answer.header("retry-after")) {
+        if let (true, 429, Some(seconds)) = (error.facts.is_empty(), answer.status, answer.header("retry-after")) {
             error = error.with_fact("retry after", format!("{seconds} s"));
         }
         error
