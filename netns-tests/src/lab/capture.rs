@@ -29,7 +29,7 @@ impl Capture {
         let mut command = host.command("tcpdump");
         // Packets are written as they come, and the privileges kept: the file is in a directory of root.
         command
-            .args(["-i", device, "-n", "-U", "--immediate-mode", "-s", "0", "-B", "16384", "-Z", "root", "-w"])
+            .args(["-i", device, "-n", "-U", "-s", "0", "-B", "65536", "-Z", "root", "-w"])
             .arg(&file)
             .arg(filter);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
