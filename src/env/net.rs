@@ -1,8 +1,8 @@
 use crate::model::Endpoint;
-use std::{future::Future, io, net::SocketAddr, pin::Pin};
+use std::{io, net::SocketAddr};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub use crate::kernel::BoxFuture;
 
 /// A connected control-plane stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}

@@ -1,4 +1,149 @@
-//! The only Linux code: sockets, netlink, files with special modes, systemd.
+//! The only Linux code: the kernel of the host over netlink. No external command runs.
 
+mod link;
 pub mod log;
+mod monitor;
 pub mod net;
+mod netlink;
+mod nft;
+mod route;
+mod rule;
+pub mod sockets;
+
+use crate::kernel::{
+    BoxFuture, Family, Fingerprint, Hints, HostFacts, Kernel, KernelError, Owned, PolicyChange, PolicyItem,
+    PolicyRouting, Ruleset,
+};
+use monitor::Monitor;
+use netlink::Netlink;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use route::Found;
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
+
+/// The kernel of one network namespace: that of the thread which called `open`. A netlink socket keeps the namespace in
+/// which it was opened, and all sockets are opened there, so later calls may come from any thread.
+pub struct LinuxKernel {
+    sockets: Arc<Mutex<Sockets>>,
+    monitor: Monitor,
+}
+
+/// One request at a time on each.
+struct Sockets {
+    netfilter: Netlink,
+    route: Netlink,
+}
+
+impl LinuxKernel {
+    /// Opens the sockets and starts to listen for changes. Needs CAP_NET_ADMIN and a tokio runtime.
+    pub fn open() -> Result<Self, KernelError> {
+        Self::open_sockets().map_err(|e| KernelError {
+            attempted: "opening netlink sockets".into(),
+            errno: e.raw_os_error(),
+            reason: e.to_string(),
+        })
+    }
+
+    fn open_sockets() -> io::Result<Self> {
+        let sockets = Sockets { netfilter: Netlink::open(NETLINK_NETFILTER)?, route: Netlink::open(NETLINK_ROUTE)? };
+        sockets.route.set_strict()?;
+        let monitor = Monitor::start(sockets.netfilter.port(), sockets.route.port())?;
+        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), monitor })
+    }
+
+    /// Runs `work` where it may take its time: a large ruleset keeps the kernel busy for tens of milliseconds.
+    fn run<T: Send + 'static>(
+        &self,
+        attempted: &'static str,
+        work: impl FnOnce(&Sockets) -> Result<T, KernelError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, KernelError>> {
+        let sockets = self.sockets.clone();
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&lock(&sockets))).await;
+            done.unwrap_or_else(|e| Err(KernelError::new(attempted, e.to_string())))
+        })
+    }
+}
+
+fn lock(sockets: &Mutex<Sockets>) -> MutexGuard<'_, Sockets> {
+    // A panic leaves at worst unread answers, which the next request discards.
+    sockets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kernel for LinuxKernel {
+    fn replace_tables<'a>(&'a self, ruleset: &'a Ruleset) -> BoxFuture<'a, Result<(), KernelError>> {
+        let tables = ruleset.tables();
+        self.run("replacing tables", move |s| nft::replace(&s.netfilter, &tables))
+    }
+
+    fn feed_liveness(&self) -> BoxFuture<'_, Result<(), KernelError>> {
+        let tables = Ruleset::default().tables();
+        self.run("feeding the liveness element", move |s| nft::feed_liveness(&s.netfilter, &tables))
+    }
+
+    fn remove_tables(&self) -> BoxFuture<'_, Result<(), KernelError>> {
+        self.run("removing tables", |s| nft::remove(&s.netfilter))
+    }
+
+    fn set_policy<'a>(&'a self, policy: &'a PolicyRouting) -> BoxFuture<'a, Result<PolicyChange, KernelError>> {
+        let policy = policy.clone();
+        self.run("setting policy routing", move |s| set_policy(&s.route, &policy))
+    }
+
+    fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {
+        self.run("reading own state", |s| {
+            let tables = nft::Content::read(&s.netfilter)?.map(|content| content.fingerprint());
+            let policy = read_policy(&s.route)?.into_iter().map(|found| found.item).collect();
+            Ok(Owned { tables, policy })
+        })
+    }
+
+    fn read_host(&self) -> BoxFuture<'_, Result<HostFacts, KernelError>> {
+        self.run("reading links and addresses", |s| link::read(&s.route))
+    }
+
+    fn fingerprint(&self, ruleset: &Ruleset) -> Fingerprint {
+        nft::Content::expected(&ruleset.tables()).fingerprint()
+    }
+
+    fn changes(&self) -> watch::Receiver<Hints> {
+        self.monitor.hints()
+    }
+}
+
+fn read_policy(netlink: &Netlink) -> Result<Vec<Found>, KernelError> {
+    let mut found = vec![];
+    for family in Family::BOTH {
+        found.extend(route::read(netlink, family)?);
+        found.extend(rule::read(netlink, family)?);
+    }
+    Ok(found)
+}
+
+fn set_policy(netlink: &Netlink, policy: &PolicyRouting) -> Result<PolicyChange, KernelError> {
+    let have = read_policy(netlink)?;
+    let change = PolicyChange::between(&have.iter().map(|found| found.item).collect(), &policy.items);
+    for item in &change.added {
+        match *item {
+            PolicyItem::LocalDefault { family, table } => route::add_local_default(netlink, family, table)?,
+            PolicyItem::Rule { family, priority, rule } => rule::add(netlink, family, priority, rule)?,
+            PolicyItem::UnknownRoute { .. } => {}
+        }
+    }
+    for item in &change.deleted {
+        for found in have.iter().filter(|found| found.item == *item) {
+            let result = match item {
+                PolicyItem::Rule { .. } => rule::delete(netlink, found),
+                _ => route::delete(netlink, found),
+            };
+            match result {
+                Err(e) if e.is_missing() || e.errno == Some(libc::ESRCH) => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(change)
+}

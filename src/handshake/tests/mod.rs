@@ -293,7 +293,7 @@ impl World {
 
     /// The HTTP side of the agent `to`.
     fn serve(&mut self, from: usize, to: usize, request: &Request) -> (u16, Vec<u8>) {
-        let refused = |r: Refusal| (r.reason.http_status(), serde_json::to_vec(&r.to_body()).unwrap());
+        let refused = |r: Refusal| (r.reason.code().http_status(), serde_json::to_vec(&r.to_body()).unwrap());
         match request {
             Request::Identity => (200, self.carry(Leg::Identity, &self.agents[to].identity())),
             Request::Init(init) => {

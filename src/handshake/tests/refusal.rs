@@ -234,7 +234,7 @@ fn adding_a_trusted_peer_says_that_it_exists() {
     done(world.add(0, 1));
     let failed = failure(world.add(0, 1));
     assert_eq!(
-        (failed.to_string().as_str(), failed.reason.code()),
+        (failed.to_string().as_str(), failed.reason.code().text()),
         ("peer already exists in cluster", "ALREADY_EXISTS")
     );
     assert_eq!(failed.attempts, 1);
@@ -245,7 +245,7 @@ fn the_own_endpoint_is_refused_at_once() {
     let mut world = World::of(2);
     world.sites.insert(endpoint("n1"), Site::Agent(0));
     let failed = failure(world.add(0, 1));
-    assert_eq!((failed.reason.code(), failed.attempts), ("INVALID_REQUEST", 1));
+    assert_eq!((failed.reason.code().text(), failed.attempts), ("INVALID_REQUEST", 1));
     // Where another peer is expected, the own answer only means that the endpoint is a wrong one.
     let expected = Some(world.id(1));
     world.sites.insert(endpoint("right"), Site::Agent(1));

@@ -1,0 +1,123 @@
+//! What the program of the tables does to one packet: the rules' meaning, written once more, for the fake and tests.
+
+use super::{Action, Chain, Family, Match, Rule, TABLE_TCP, TABLE_TUNNEL, Table};
+use std::{collections::BTreeSet, net::IpAddr};
+
+/// How a packet meets the tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// By a link, to be forwarded or delivered.
+    Entered { interface: String },
+    /// From a socket of this host.
+    Local,
+}
+
+/// A packet as far as the rules look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    pub arrival: Arrival,
+    pub source: IpAddr,
+    pub dest: IpAddr,
+    pub protocol: u8,
+    pub dest_port: u16,
+    pub mark: u32,
+    /// In reply direction of its connection.
+    pub reply: bool,
+    /// Belongs to an established transparent socket.
+    pub transparent_socket: bool,
+}
+
+/// What the rules ask the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostView {
+    /// Local and broadcast addresses; multicast needs no listing.
+    pub not_forwarded: BTreeSet<IpAddr>,
+    pub listener_v4: bool,
+    pub listener_v6: bool,
+    /// The liveness element has not expired.
+    pub alive: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Taken by a capture rule, which has this comment; the mark is the packet's new one.
+    Captured {
+        mark: u32,
+        comment: String,
+    },
+    /// Goes to its transparent socket.
+    Diverted,
+    /// An exclusion ended it; its comment.
+    Excluded(String),
+    Dropped,
+    /// No rule matched.
+    Plain,
+}
+
+/// Runs a packet through the chain that sees it first. A local packet that is captured enters prerouting again by
+/// loopback and is captured there by the same rule, so the output chain decides for it.
+pub fn classify(tables: &[Table], packet: &Packet, host: &HostView) -> Verdict {
+    let chain = match packet.arrival {
+        Arrival::Entered { .. } => "prerouting",
+        Arrival::Local => "output",
+    };
+    let run = |name| {
+        let table = tables.iter().find(|t| t.name == name)?;
+        Some(run_chain(table, table.chains.iter().find(|c| c.name == chain)?, packet, host))
+    };
+    match run(TABLE_TCP) {
+        Some(Verdict::Captured { mark, comment }) => Verdict::Captured { mark, comment },
+        first if packet.protocol == super::ruleset::TCP => first.unwrap_or(Verdict::Plain),
+        _ => run(TABLE_TUNNEL).unwrap_or(Verdict::Plain),
+    }
+}
+
+fn run_chain(table: &Table, chain: &Chain, packet: &Packet, host: &HostView) -> Verdict {
+    chain.rules.iter().find_map(|rule| run_rule(table, rule, packet, host)).unwrap_or(Verdict::Plain)
+}
+
+fn run_rule(table: &Table, rule: &Rule, packet: &Packet, host: &HostView) -> Option<Verdict> {
+    if !rule.matches.iter().all(|m| holds(table, m, packet, host)) {
+        return None;
+    }
+    let captured =
+        |value, mask: u32| Verdict::Captured { mark: packet.mark & !mask | value, comment: rule.comment.clone() };
+    match rule.action {
+        Action::Accept | Action::Masquerade => Some(Verdict::Excluded(rule.comment.clone())),
+        Action::Drop => Some(Verdict::Dropped),
+        Action::SetMark { .. } if rule.matches.contains(&Match::TransparentSocket) => Some(Verdict::Diverted),
+        Action::SetMark { value, mask } => Some(captured(value, mask)),
+        Action::Intercept { to, value, mask } => {
+            let listening = if to.is_ipv4() { host.listener_v4 } else { host.listener_v6 };
+            listening.then(|| captured(value, mask))
+        }
+    }
+}
+
+fn holds(table: &Table, m: &Match, packet: &Packet, host: &HostView) -> bool {
+    use super::Elements::{PeersV4, PeersV6, Ports};
+    match m {
+        Match::Family(family) => Family::of(packet.dest) == *family,
+        Match::Protocol(p) => packet.protocol == *p,
+        Match::ProtocolIsNot(p) => packet.protocol != *p,
+        Match::Mark { value, mask } => packet.mark & mask == *value,
+        Match::Source(net) => net.contains(&packet.source),
+        Match::Dest(net) => net.contains(&packet.dest),
+        Match::DestPort(port) => packet.dest_port == *port,
+        Match::DestPortIn(name) => table
+            .sets
+            .iter()
+            .any(|set| set.name == *name && matches!(&set.elements, Ports(ports) if ports.contains(&packet.dest_port))),
+        Match::DestNotForwarded => packet.dest.is_multicast() || host.not_forwarded.contains(&packet.dest),
+        Match::PeerSocket(_) => table.sets.iter().any(|set| match &set.elements {
+            PeersV4(peers) | PeersV6(peers) => {
+                peers.iter().any(|p| p.ip == packet.dest && p.protocol == packet.protocol && p.port == packet.dest_port)
+            }
+            _ => false,
+        }),
+        Match::EnteredBy(name) => matches!(&packet.arrival, Arrival::Entered { interface } if interface == name),
+        Match::Reply => packet.reply,
+        Match::TransparentSocket => packet.transparent_socket,
+        Match::NotAlive => !host.alive,
+    }
+}

@@ -1,0 +1,165 @@
+//! What every `Kernel` must do, as one suite. `FakeKernel` runs it in the unit tests, `os::LinuxKernel` in a namespace.
+//! Each check starts from and leaves a kernel without anything of ours; a broken rule panics.
+
+use super::{
+    Capture, Family, Hints, Intercept, Kernel, MarkMask, Owned, PeerSocket, PolicyChange, PolicyItem, PolicyRouting,
+    Ruleset, Tunnel,
+};
+use crate::model::{Rng, ServiceId, UnixTime};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+/// How long a hint may take to arrive.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Runs every check in order.
+pub async fn run(kernel: &dyn Kernel) {
+    a_clean_kernel_has_nothing_of_ours(kernel).await;
+    what_was_applied_is_what_is_read(kernel).await;
+    applying_twice_is_applying_once(kernel).await;
+    removing_is_idempotent(kernel).await;
+    liveness_needs_the_tables(kernel).await;
+    policy_is_set_exactly(kernel).await;
+    own_writes_are_no_hints(kernel).await;
+    the_host_has_a_loopback(kernel).await;
+}
+
+/// Rulesets that use every match and action, from nothing to 300 routes.
+pub fn sample_rulesets() -> Vec<Ruleset> {
+    let base = Ruleset::default();
+    let listening = Ruleset {
+        intercept: Intercept {
+            v4: Some("127.0.0.1:50123".parse().expect("an address")),
+            v6: Some("[::1]:50124".parse().expect("an address")),
+        },
+        peers: sample_peers(),
+        ..base.clone()
+    };
+    let captures = sample_captures();
+    let small = Ruleset { captures: captures.clone(), ..listening.clone() };
+    let narrow = Ruleset { mask: MarkMask::new(0xff00).expect("a mask"), ..small.clone() };
+    let only_v4 = Ruleset { intercept: Intercept { v6: None, ..listening.intercept }, ..small.clone() };
+    let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into() }), ..small.clone() };
+    let many = (0..100).flat_map(|_| captures.clone()).collect();
+    vec![base, listening.clone(), small, narrow, only_v4, tunnel, Ruleset { captures: many, ..listening }]
+}
+
+fn sample_peers() -> BTreeSet<PeerSocket> {
+    let ips: [IpAddr; 2] = [[192, 0, 2, 7].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 7].into()];
+    let ports = [(6, 8080), (6, 61000), (17, 61000), (17, 51840)];
+    ips.into_iter().flat_map(|ip| ports.map(|(protocol, port)| PeerSocket { ip, protocol, port })).collect()
+}
+
+fn sample_captures() -> Vec<Capture> {
+    let service = ServiceId::mint(UnixTime::from_secs(1), &mut Rng::from_seed([3; 32]));
+    let net = |s: &str| Some(s.parse().expect("a network"));
+    let capture = |route, source, dest, interface: Option<&str>| Capture {
+        service,
+        route,
+        source,
+        dest,
+        interface: interface.map(str::to_owned),
+        mark: 1,
+    };
+    vec![
+        capture(None, None, None, Some("svc_01HABCDEFGH")),
+        capture(Some(1), net("10.1.0.0/16"), net("192.168.100.0/24"), None),
+        capture(Some(2), net("10.1.2.3/32"), None, None),
+        capture(Some(3), None, net("0.0.0.0/0"), None),
+        capture(Some(4), net("fd01::/17"), net("fd02::/64"), None),
+        capture(Some(5), None, net("fd03::1/128"), None),
+    ]
+}
+
+async fn clear(kernel: &dyn Kernel) {
+    kernel.remove_tables().await.expect("tables are removed");
+    kernel.set_policy(&PolicyRouting::default()).await.expect("policy is removed");
+}
+
+async fn a_clean_kernel_has_nothing_of_ours(kernel: &dyn Kernel) {
+    clear(kernel).await;
+    assert_eq!(kernel.read_owned().await, Ok(Owned::default()));
+}
+
+async fn what_was_applied_is_what_is_read(kernel: &dyn Kernel) {
+    let mut seen = BTreeSet::new();
+    for ruleset in sample_rulesets() {
+        kernel.replace_tables(&ruleset).await.expect("the ruleset is accepted");
+        let owned = kernel.read_owned().await.expect("own state can be read");
+        let expected = kernel.fingerprint(&ruleset);
+        assert_eq!(owned.tables, Some(expected), "of {} captures", ruleset.captures.len());
+        assert!(seen.insert(expected.0), "different rulesets have different fingerprints");
+    }
+    clear(kernel).await;
+}
+
+async fn applying_twice_is_applying_once(kernel: &dyn Kernel) {
+    for ruleset in sample_rulesets() {
+        kernel.replace_tables(&ruleset).await.expect("the first time");
+        let once = kernel.read_owned().await;
+        kernel.replace_tables(&ruleset).await.expect("the second time");
+        assert_eq!(kernel.read_owned().await, once);
+    }
+    clear(kernel).await;
+}
+
+async fn removing_is_idempotent(kernel: &dyn Kernel) {
+    kernel.replace_tables(&Ruleset::default()).await.expect("the base state is accepted");
+    for _ in 0..2 {
+        kernel.remove_tables().await.expect("tables are removed");
+        assert_eq!(kernel.read_owned().await.map(|o| o.tables), Ok(None));
+    }
+}
+
+async fn liveness_needs_the_tables(kernel: &dyn Kernel) {
+    assert!(kernel.feed_liveness().await.expect_err("there are no tables").is_missing());
+    let ruleset = sample_rulesets().remove(2);
+    kernel.replace_tables(&ruleset).await.expect("the ruleset is accepted");
+    for _ in 0..3 {
+        kernel.feed_liveness().await.expect("liveness is fed");
+    }
+    let tables = kernel.read_owned().await.map(|o| o.tables);
+    assert_eq!(tables, Ok(Some(kernel.fingerprint(&ruleset))), "feeding is no change");
+    clear(kernel).await;
+}
+
+async fn policy_is_set_exactly(kernel: &dyn Kernel) {
+    let full = PolicyRouting::capturing(MarkMask::default());
+    let other = PolicyRouting::capturing(MarkMask::new(0xff00).expect("a mask"));
+    let v4_only = PolicyRouting {
+        items: full
+            .items
+            .iter()
+            .filter(|item| {
+                matches!(
+                    item,
+                    PolicyItem::Rule { family: Family::V4, .. } | PolicyItem::LocalDefault { family: Family::V4, .. }
+                )
+            })
+            .copied()
+            .collect(),
+    };
+    for policy in [&full, &other, &v4_only, &full, &PolicyRouting::default()] {
+        kernel.set_policy(policy).await.expect("the policy is accepted");
+        assert_eq!(kernel.read_owned().await.map(|o| o.policy), Ok(policy.items.clone()));
+        assert_eq!(kernel.set_policy(policy).await, Ok(PolicyChange::default()), "a second pass changes nothing");
+    }
+}
+
+async fn own_writes_are_no_hints(kernel: &dyn Kernel) {
+    let changes = kernel.changes();
+    tokio::time::sleep(SETTLE).await;
+    let before: Hints = *changes.borrow();
+    for ruleset in sample_rulesets() {
+        kernel.replace_tables(&ruleset).await.expect("the ruleset is accepted");
+        kernel.feed_liveness().await.expect("liveness is fed");
+    }
+    kernel.set_policy(&PolicyRouting::capturing(MarkMask::default())).await.expect("the policy is accepted");
+    clear(kernel).await;
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(*changes.borrow(), before);
+}
+
+async fn the_host_has_a_loopback(kernel: &dyn Kernel) {
+    let host = kernel.read_host().await.expect("the host can be read");
+    assert!(host.links.values().any(|link| link.name == "lo"), "{host:?}");
+}

@@ -1,0 +1,118 @@
+//! Routes in our tables over rtnetlink (`linux/rtnetlink.h`), and what rules, routes and links share.
+
+use super::netlink::{
+    Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, Netlink, Writer, attribute,
+};
+use crate::kernel::{Family, KernelError, POLICY_PROTOCOL, POLICY_TABLES, PolicyItem};
+
+pub const RTM_NEWROUTE: u16 = 24;
+pub const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const HEADER_BYTES: usize = 12;
+const RTA_OIF: u16 = 4;
+const RTA_TABLE: u16 = 15;
+const RTN_LOCAL: u8 = 2;
+const SCOPE_HOST: u8 = 254;
+/// In every namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// An object of ours as the kernel listed it; its payload names it exactly.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub item: PolicyItem,
+    pub payload: Vec<u8>,
+}
+
+/// Our routes of one family in all our tables.
+pub fn read(netlink: &Netlink, family: Family) -> Result<Vec<Found>, KernelError> {
+    let mut found = vec![];
+    // A table at a time: the kernel filters, so a host with a million foreign routes costs nothing.
+    for table in POLICY_TABLES {
+        let mut w = Writer::default();
+        w.message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, |w| {
+            w.raw(&[address_family(family), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            w.bytes(RTA_TABLE, &table.to_ne_bytes());
+        });
+        found.extend(dump(netlink, &w.bytes, "reading routes")?.iter().filter_map(parse));
+    }
+    Ok(found)
+}
+
+/// `local default dev lo table <table>`
+pub fn add_local_default(netlink: &Netlink, family: Family, table: u32) -> Result<(), KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 0, |w| {
+        w.raw(&[address_family(family), 0, 0, 0, 0, POLICY_PROTOCOL, SCOPE_HOST, RTN_LOCAL, 0, 0, 0, 0]);
+        w.bytes(RTA_TABLE, &table.to_ne_bytes());
+        w.bytes(RTA_OIF, &LOOPBACK_INDEX.to_ne_bytes());
+    });
+    answer(netlink, &w.bytes, || format!("adding the local default route of {family:?} to table {table}"))
+}
+
+/// Deletes exactly the route that was read.
+pub fn delete(netlink: &Netlink, found: &Found) -> Result<(), KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK, 0, |w| w.raw(&found.payload));
+    answer(netlink, &w.bytes, || format!("deleting route {:?}", found.item))
+}
+
+/// None for a foreign route.
+fn parse(message: &Message) -> Option<Found> {
+    let table = table_of(message)?;
+    let header = message.payload.get(..HEADER_BYTES)?;
+    if message.kind != RTM_NEWROUTE || header[5] != POLICY_PROTOCOL || !POLICY_TABLES.contains(&table) {
+        return None;
+    }
+    let family = family_of(header[0])?;
+    let leaves_by = attribute(message.payload.get(HEADER_BYTES..)?, RTA_OIF).and_then(ne32);
+    let as_written = header[1..4] == [0; 3] && header[7] == RTN_LOCAL && leaves_by == Some(LOOPBACK_INDEX);
+    let item = if as_written {
+        PolicyItem::LocalDefault { family, table }
+    } else {
+        PolicyItem::UnknownRoute { family, table }
+    };
+    Some(Found { item, payload: message.payload.clone() })
+}
+
+/// The table of a route message.
+pub fn table_of(message: &Message) -> Option<u32> {
+    attribute(message.payload.get(HEADER_BYTES..)?, RTA_TABLE).and_then(ne32)
+}
+
+pub fn address_family(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    }
+}
+
+pub fn family_of(number: u8) -> Option<Family> {
+    Family::BOTH.into_iter().find(|f| address_family(*f) == number)
+}
+
+pub fn ne32(bytes: &[u8]) -> Option<u32> {
+    bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// Sends one request that asks for an acknowledgement.
+pub fn answer(netlink: &Netlink, bytes: &[u8], attempted: impl Fn() -> String) -> Result<(), KernelError> {
+    match netlink.request(bytes) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(refusal)) => {
+            let mut error = KernelError::from_errno(attempted(), refusal.errno);
+            error.reason.extend(refusal.detail.map(|d| format!(": {d}")));
+            Err(error)
+        }
+        Err(e) => Err(KernelError { attempted: attempted(), errno: e.raw_os_error(), reason: e.to_string() }),
+    }
+}
+
+/// Sends one dump request; a table that does not exist is empty.
+pub fn dump(netlink: &Netlink, bytes: &[u8], attempted: &str) -> Result<Vec<Message>, KernelError> {
+    match netlink.dump(bytes) {
+        Ok(Ok(messages)) => Ok(messages),
+        Ok(Err(refusal)) if refusal.errno == libc::ENOENT => Ok(vec![]),
+        Ok(Err(refusal)) => Err(KernelError::from_errno(attempted, refusal.errno)),
+        Err(e) => Err(KernelError { attempted: attempted.into(), errno: e.raw_os_error(), reason: e.to_string() }),
+    }
+}
