@@ -28,10 +28,7 @@ impl Capture {
         let log = file.with_extension("log");
         let mut command = host.command("tcpdump");
         // Packets are written as they come, and the privileges kept: the file is in a directory of root.
-        command
-            .args(["-i", device, "-n", "-U", "-s", "0", "-B", "65536", "-Z", "root", "-w"])
-            .arg(&file)
-            .arg(filter);
+        command.args(["-i", device, "-n", "-U", "-s", "0", "-B", "65536", "-Z", "root", "-w"]).arg(&file).arg(filter);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let mut tcpdump = host.spawn(command)?;
         let deadline = Instant::now() + STARTED_WITHIN;
