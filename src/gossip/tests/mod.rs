@@ -3,4 +3,3 @@
 mod cluster;
 mod merge;
 mod network;
-mod rules;

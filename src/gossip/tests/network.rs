@@ -2,9 +2,7 @@
 
 use crate::{
     gossip::{CallFailed, Event, Facts, Gossip, Local, Transmit},
-    model::{
-        ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime,
-    },
+    model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
         record::{PeerBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
@@ -127,6 +125,8 @@ pub struct Network {
     pub faults: Faults,
     /// Pairs (from, to) over which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
+    /// Pairs (from, to) where `from` cannot call `to`, though it can answer it.
+    pub unreachable: BTreeSet<(usize, usize)>,
     /// Requests carried, by kind.
     pub carried: BTreeMap<Op, usize>,
     pub trace: Vec<String>,
@@ -149,8 +149,14 @@ impl Network {
                 let mut trusted = everyone.clone();
                 trusted.remove(&who.id);
                 let own = who.peer_record(1);
-                let gossip =
-                    Gossip::new(who.local(), facts(), vec![own.clone()], &trusted, rng.fork(), Mono::default());
+                let gossip = Gossip::new(
+                    who.local(),
+                    facts(),
+                    vec![own.clone()],
+                    &trusted,
+                    Rng::from_seed(rng.bytes()),
+                    Mono::default(),
+                );
                 Node { who, gossip, store: BTreeMap::from([(own.key.clone(), own)]), trusted, version: 1 }
             })
             .collect();
@@ -159,6 +165,7 @@ impl Network {
             now: Mono::default(),
             faults,
             cut: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
             carried: BTreeMap::new(),
             trace: Vec::new(),
             queue: BTreeMap::new(),
@@ -173,8 +180,7 @@ impl Network {
     pub fn write(&mut self, node: usize, id: &str, deleted: bool) {
         let n = &mut self.nodes[node];
         n.version += 1;
-        let record =
-            if deleted { n.who.tombstone(kind::SERVICE, id, n.version) } else { n.who.service(id, n.version) };
+        let record = if deleted { n.who.tombstone(kind::SERVICE, id, n.version) } else { n.who.service(id, n.version) };
         self.commit_local(node, record);
     }
 
@@ -259,7 +265,7 @@ impl Network {
         while let Some(Transmit { to, request }) = self.nodes[node].gossip.poll_transmit() {
             let to = self.nodes.iter().position(|n| n.who.id == to).unwrap();
             let failed = Err(CallFailed { op: request.op() });
-            if self.cut.contains(&(node, to)) || self.lost() {
+            if self.cut.contains(&(node, to)) || self.unreachable.contains(&(node, to)) || self.lost() {
                 self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: node, answer: failed });
             } else {
                 let delay = self.delay();
@@ -297,8 +303,7 @@ impl Network {
     fn carry_answer(&mut self, from: usize, to: usize, answer: Result<Reply, CallFailed>) {
         let op = answer.as_ref().map_or_else(|failed| failed.op, Reply::op);
         let is_lost = self.cut.contains(&(from, to)) || self.lost();
-        let (delay, answer) =
-            if is_lost { (CALL_TIMEOUT, Err(CallFailed { op })) } else { (self.delay(), answer) };
+        let (delay, answer) = if is_lost { (CALL_TIMEOUT, Err(CallFailed { op })) } else { (self.delay(), answer) };
         self.schedule(delay, Arrival::Answer { from, to, answer });
     }
 
