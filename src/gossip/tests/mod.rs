@@ -3,3 +3,4 @@
 mod cluster;
 mod merge;
 mod network;
+mod rules;
