@@ -126,6 +126,25 @@ fn one_way_reachability_is_enough_to_converge() {
 }
 
 #[test]
+fn records_of_a_member_wait_for_the_handshake_with_it() {
+    let mut network = Network::new(3, 6, Faults::NONE);
+    // 0 and 2 know each other only through 1.
+    network.untrust(0, 2);
+    network.untrust(2, 0);
+    network.write(2, "svc-of-2", false);
+    network.run_for(CONVERGENCE_BOUND);
+    let [first, last] = [0, 2].map(|n: usize| network.nodes[n].who.id);
+    assert!(network.nodes[1].gossip.digests() != network.nodes[0].gossip.digests());
+    assert!(network.nodes[0].store.values().all(|r| r.key.owner != last));
+    assert_eq!(network.nodes[0].discovered, [last]);
+    assert_eq!(network.nodes[2].discovered, [first]);
+    network.trust(0, 2);
+    network.trust(2, 0);
+    let end = network.now + Duration::from_secs(2);
+    assert!(network.run_until(end, Network::is_equal), "a handshake does not wait for the next heartbeat");
+}
+
+#[test]
 fn a_removed_peer_vanishes_everywhere_and_a_stale_member_does_not_bring_it_back() {
     for seed in 0..4 {
         let mut network = Network::new(5, seed, Faults::NONE);
@@ -156,6 +175,7 @@ fn a_removed_peer_vanishes_everywhere_and_a_stale_member_does_not_bring_it_back(
     }
 }
 
+// accepts: 001-85
 #[test]
 fn a_silent_peer_becomes_unhealthy_and_is_called_until_it_answers() {
     let mut network = Network::new(3, 2, Faults::NONE);

@@ -117,6 +117,7 @@ pub struct Node {
     pub store: BTreeMap<RecordKey, Record>,
     pub trusted: BTreeMap<PeerId, PublicKey>,
     pub version: u64,
+    pub discovered: Vec<PeerId>,
 }
 
 pub struct Network {
@@ -157,7 +158,14 @@ impl Network {
                     Rng::from_seed(rng.bytes()),
                     Mono::default(),
                 );
-                Node { who, gossip, store: BTreeMap::from([(own.key.clone(), own)]), trusted, version: 1 }
+                Node {
+                    who,
+                    gossip,
+                    store: BTreeMap::from([(own.key.clone(), own)]),
+                    trusted,
+                    version: 1,
+                    discovered: Vec::new(),
+                }
             })
             .collect();
         let mut network = Self {
@@ -191,6 +199,25 @@ impl Network {
         n.version += 1;
         let record = n.who.revocation(&subject, n.version, RevocationReason::Deleted);
         self.commit_local(node, record);
+    }
+
+    /// Gives `node` trust in `peer`, as a handshake would.
+    pub fn trust(&mut self, node: usize, peer: usize) {
+        let (id, key) = (self.nodes[peer].who.id, self.nodes[peer].who.key.public());
+        self.nodes[node].trusted.insert(id, key);
+        self.trust_changed(node);
+    }
+
+    pub fn untrust(&mut self, node: usize, peer: usize) {
+        let id = self.nodes[peer].who.id;
+        self.nodes[node].trusted.remove(&id);
+        self.trust_changed(node);
+    }
+
+    fn trust_changed(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        n.gossip.handle_trust(&n.trusted, self.now);
+        self.flush(node);
     }
 
     pub fn commit_local(&mut self, node: usize, record: Record) {
@@ -296,7 +323,8 @@ impl Network {
                 void.iter().for_each(|key| assert!(n.store.remove(key).is_some(), "void records were held"));
             }
             Event::AdoptOwnVersion(version) => n.version = n.version.max(version),
-            Event::PeerStatus { .. } | Event::Discovered(_) => {}
+            Event::Discovered(discovery) => n.discovered.push(discovery.peer),
+            Event::PeerStatus { .. } => {}
         }
     }
 

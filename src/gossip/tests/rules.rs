@@ -2,7 +2,7 @@
 
 use super::network::{Identity, keys, machine};
 use crate::{
-    gossip::{CallFailed, Drops, Event, Gossip, HEARTBEAT_INTERVAL, Reject},
+    gossip::{CallFailed, Drops, Event, Gossip, HEARTBEAT_INTERVAL, Reject, TRUST_GRACE},
     model::{CustomerId, Endpoint, Mono, Rng, UnixTime},
     wire::{
         gossip::{
@@ -147,6 +147,7 @@ fn an_own_record_above_our_counter_is_adopted_and_a_forged_one_is_not() {
     assert_eq!(events, [Event::Merge(vec![older])]);
 }
 
+// accepts: 001-36
 #[test]
 fn a_stranger_is_only_discovered_until_it_is_trusted() {
     let c = cast();
@@ -236,14 +237,37 @@ fn a_revocation_ends_trust_voids_records_and_only_a_readmission_answers_it() {
     gossip.handle_trust(&keys(&[&c.a, &c.b]), T);
     assert!(gossip.peer_view(c.b.id).is_none());
 
-    give(&mut gossip, &c.a, vec![readmission(&c.a, 3)]);
+    // The trust that comes with a readmission may be told first.
     gossip.handle_trust(&keys(&[&c.a, &c.b]), T);
+    give(&mut gossip, &c.a, vec![readmission(&c.a, 3)]);
     assert!(gossip.peer_view(c.b.id).is_some());
     assert_eq!(merged(&give(&mut gossip, &c.a, vec![owned.clone()]).1), [&owned]);
 
     // A second removal is a new version, which the old answer does not answer.
     give(&mut gossip, &c.a, vec![c.a.revocation(&c.b, 20, RevocationReason::Deleted)]);
     assert!(gossip.peer_view(c.b.id).is_none());
+}
+
+#[test]
+fn trust_that_a_revocation_overtook_is_reported_as_void() {
+    let c = cast();
+    let mut gossip = c.machine();
+    give(&mut gossip, &c.a, vec![c.a.revocation(&c.stranger, 3, RevocationReason::Deleted)]);
+    gossip.handle_trust(&keys(&[&c.a, &c.b, &c.stranger]), T);
+    assert_eq!(gossip.poll_event(), None);
+    gossip.handle_timeout(T + TRUST_GRACE);
+    assert_eq!(gossip.poll_event(), Some(Event::Revoked { peer: c.stranger.id, void: vec![] }));
+}
+
+#[test]
+fn a_removed_peer_is_told_even_when_trust_was_dropped_first() {
+    let c = cast();
+    let mut gossip = c.machine();
+    gossip.handle_trust(&keys(&[&c.a]), T);
+    let revocation = c.local.revocation(&c.b, 2, RevocationReason::Deleted);
+    gossip.handle_local_change(std::slice::from_ref(&revocation), T);
+    let farewell = std::iter::from_fn(|| gossip.poll_transmit()).find(|t| t.to == c.b.id).unwrap();
+    assert!(matches!(farewell.request, Request::Push(p) if p.records.list == [revocation]));
 }
 
 /// cluster.md §8: by id and by key.
