@@ -104,9 +104,21 @@ impl Source for StoreSource {
     fn changed(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             // A closed channel never changes again.
-            let revision = async { while self.revision.changed().await.is_err() { std::future::pending::<()>().await } };
-            let license = async { while self.entitlement.changed().await.is_err() { std::future::pending::<()>().await } };
-            let addresses = async { while self.addresses.changed().await.is_err() { std::future::pending::<()>().await } };
+            let revision = async {
+                while self.revision.changed().await.is_err() {
+                    std::future::pending::<()>().await
+                }
+            };
+            let license = async {
+                while self.entitlement.changed().await.is_err() {
+                    std::future::pending::<()>().await
+                }
+            };
+            let addresses = async {
+                while self.addresses.changed().await.is_err() {
+                    std::future::pending::<()>().await
+                }
+            };
             tokio::select! {
                 biased;
                 () = revision => {}

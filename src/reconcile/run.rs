@@ -103,10 +103,7 @@ impl<S: Source> Reconcile<S> {
             firewall: Firewall::default(),
             engine: Engine::default(),
             status: watch::Sender::default(),
-            reports: Reports {
-                firewall: Report::new(Reconciler::Firewall),
-                tproxy: Report::new(Reconciler::Tproxy),
-            },
+            reports: Reports { firewall: Report::new(Reconciler::Firewall), tproxy: Report::new(Reconciler::Tproxy) },
             failures_in_a_row: 0,
         }
     }
@@ -260,8 +257,7 @@ impl<S: Source> Reconcile<S> {
         let took = self.clock.mono().saturating_since(started).as_millis();
         let revision = compiled.forwarding.revision;
         if !published.is_empty() {
-            let (added, changed, removed) =
-                (published.added.len(), published.changed.len(), published.removed.len());
+            let (added, changed, removed) = (published.added.len(), published.changed.len(), published.removed.len());
             let (services, peers) = (compiled.forwarding.services.len(), compiled.forwarding.peers.len());
             self.reports.tproxy.info(&format!(
                 "applied engine and shaper config: {services} services (+{added} ~{changed} -{removed}), {peers} peers, \
@@ -348,13 +344,7 @@ fn skipped_by(compiled: &Compiled, reconciler: Reconciler) -> BTreeMap<String, S
     of.map(|((id, _), skipped)| (format!("service {id}"), skipped.message.clone())).collect()
 }
 
-fn set_conditions(
-    status: &mut Status,
-    compiled: &Compiled,
-    firewall: &Result<(), String>,
-    intact: bool,
-    at: UnixTime,
-) {
+fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<(), String>, intact: bool, at: UnixTime) {
     status.conditions.retain(|id, _| compiled.versions.contains_key(id));
     for (&id, &version) in &compiled.versions {
         let made = |reconciler, status, reason: &str, message: &str| Condition {
