@@ -62,12 +62,13 @@ fn an_empty_list_has_headings_and_a_hint_or_is_an_empty_array() {
 
 #[test]
 fn a_peer_is_found_by_id_bare_ulid_prefix_and_name() {
-    let (_agent, station) = lab();
+    let (agent, station) = lab();
     let bare = &TOKYO["peer_".len()..];
     for argument in [TOKYO, bare, "TOKYO", "peer_01BB", "01bb"] {
         let peer = station.args(&["peers", "get", argument, "-j"]).ok().json();
         assert_eq!(peer["id"], TOKYO, "{argument}");
     }
+    assert!(agent.seen().iter().all(|s| !s.headers.contains_key("x-arctic-target-peer")));
     let record = station.run("peers get tokyo").ok().out;
     assert!(record.lines().any(|l| l == "rtt_ms           150.25"), "{record}");
     station.run("peers get toyko").fails(1, "Error: peer not found").says("did you mean tokyo?");
