@@ -5,7 +5,8 @@
 //! stay on the host all the same.
 
 use arctic::{
-    dataplane::{Engine, EngineSetup},
+    dataplane::Engine,
+    env::EngineSetup,
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },

@@ -220,7 +220,7 @@ impl Cli {
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("RUST_BACKTRACE", "1");
         let shown = format!("arctic {}", arguments.join(" "));
         if self.shown {
-            println!("$ {shown}");
+            println!("{} $ {shown}", self.host);
         }
         let output = command.output().with_context(|| format!("running arctic on {}", self.host))?;
         let exit = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap_or(-1);

@@ -27,24 +27,26 @@ impl Cluster {
         let scratch = sites.lab.scratch();
         let license = scratch.join("license.json");
         Vendor::find()?.issue(grant, &license)?;
+        let home = scratch.join("operator");
         let cluster = Cluster {
             london: Agent::start(&sites.london, AgentSettings::new(scratch, "london"))?,
             tokyo: Agent::start(&sites.tokyo, AgentSettings::new(scratch, "tokyo"))?,
-            operator: Cli::new(&sites.london, &scratch.join("operator"))?,
+            operator: Cli::new(&sites.london, &home)?,
         };
-        bootstrap_and_join(&cluster.operator, &license)?;
+        bootstrap_and_join(&cluster.operator, &Cli::new(&sites.tokyo, &home)?, &license)?;
         Ok(cluster)
     }
 }
 
-/// Bootstraps both agents with one license and makes tokyo a peer of london.
-pub fn bootstrap_and_join(operator: &Cli, license: &Path) -> Result<()> {
+/// Bootstraps both agents with one license, each on its own host because the answer is a secret in clear, and makes
+/// tokyo a peer of london. The operator carries one configuration to both.
+pub fn bootstrap_and_join(london: &Cli, tokyo: &Cli, license: &Path) -> Result<()> {
     let license = license.to_str().context("path of the license")?;
-    for (name, address) in [("london", LONDON_WAN), ("tokyo", TOKYO_WAN)] {
+    for (name, operator, address) in [("london", london, LONDON_WAN), ("tokyo", tokyo, TOKYO_WAN)] {
         let url = format!("http://{address}:{API_PORT}");
         operator.ok(&["bootstrap", "--url", &url, "--license-file", license, "--name", name])?;
     }
-    operator.ok(&["peers", "add", &format!("{TOKYO_WAN}:{API_PORT}"), "--name", "tokyo"]).map(drop)
+    london.ok(&["peers", "add", &format!("{TOKYO_WAN}:{API_PORT}"), "--name", "tokyo"]).map(drop)
 }
 
 /// Makes a service from london to tokyo for the destinations (CIDR); its id.

@@ -16,6 +16,10 @@ use std::collections::BTreeSet;
 
 /// Records of one owner, tombstones included. A member that goes over it is cut off there, and only its own records suffer.
 const RECORDS_PER_OWNER_MAX: usize = 65_536;
+/// The same for an owner that was removed: revocations, and services if it left by itself.
+const RECORDS_PER_REMOVED_OWNER_MAX: usize = 1024;
+/// Owners in all; beyond them only trusted peers get in.
+const OWNERS_MAX: usize = 16_384;
 /// Peers remembered as discovered; a peer beyond them is announced again whenever its record passes by.
 const DISCOVERED_MAX_PEERS: usize = 1024;
 /// Longest self-given name that a discovery reports.
@@ -121,11 +125,19 @@ impl Gossip {
                 self.own_version = record.version;
                 self.events.push_back(Event::AdoptOwnVersion(record.version));
             }
-        } else if held.is_none() && self.index.owned(owner).records >= RECORDS_PER_OWNER_MAX {
+        } else if held.is_none() && !self.has_room_for(owner) {
             return Err(Refusal::OverOwnerLimit);
         }
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
         Ok(self.index.offer(entry))
+    }
+
+    fn has_room_for(&self, owner: PeerId) -> bool {
+        let records = self.index.owned(owner).records;
+        if self.links.contains_key(&owner) {
+            return records < RECORDS_PER_OWNER_MAX;
+        }
+        records < RECORDS_PER_REMOVED_OWNER_MAX && (records > 0 || self.index.owner_count() < OWNERS_MAX)
     }
 
     fn authority(&self, key: &RecordKey, record: Option<&Record>) -> Authority {
@@ -257,6 +269,7 @@ impl Gossip {
             peers.into_iter().for_each(|peer| {
                 self.unlink(peer);
             });
+            self.withheld.clear();
             self.events.push_back(Event::Revoked { peer: self.local.peer_id, void: Vec::new() });
         }
     }

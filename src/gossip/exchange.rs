@@ -25,6 +25,7 @@ pub(super) fn farewell(to: PeerId, revocation: Record, digests: Digests) -> Tran
 impl Gossip {
     /// Sends what is due and notices who fell silent.
     pub(super) fn drive(&mut self, now: Mono) {
+        self.settle_withheld(now);
         for peer in self.links.keys().copied().collect::<Vec<_>>() {
             while let Some(op) = self.links.get(&peer).and_then(|link| link.lost_call(now)) {
                 self.call_failed(peer, op, now);

@@ -97,6 +97,10 @@ impl Index {
         self.owners.get(&owner).copied().unwrap_or_default()
     }
 
+    pub fn owner_count(&self) -> usize {
+        self.owners.len()
+    }
+
     pub fn owners(&self) -> impl Iterator<Item = (PeerId, Owned)> {
         self.owners.iter().map(|(owner, owned)| (*owner, *owned))
     }

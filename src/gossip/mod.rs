@@ -47,6 +47,9 @@ const PUSH_DELAY_MAX: Duration = Duration::from_secs(1);
 pub const PUSH_ALL_PEERS: usize = 16;
 /// Larger ones push to so many, which relay once.
 pub const PUSH_FANOUT_PEERS: usize = 4;
+/// A readmission is committed with the trust that follows it, but may reach the machine a moment later; trust in a peer
+/// that is still revoked after this is reported as void.
+const TRUST_GRACE: Duration = Duration::from_secs(5);
 /// First heartbeats after a start are spread over this time.
 const START_SPREAD_MS: u64 = 1000;
 /// Events that may wait; requests beyond are refused until the driver has caught up.
@@ -152,6 +155,8 @@ pub struct Gossip {
     revocations: Revocations,
     locally_revoked: bool,
     links: BTreeMap<PeerId, Link>,
+    /// Peers that the driver trusts although a revocation stands, with their keys, and until when that is waited for.
+    withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
     discovered: BTreeMap<PeerId, RecordHead>,
     own_version: u64,
     drops: Drops,
@@ -184,6 +189,7 @@ impl Gossip {
             revocations: Revocations::default(),
             locally_revoked: false,
             links,
+            withheld: BTreeMap::new(),
             discovered: BTreeMap::new(),
             own_version: 0,
             drops: Drops::default(),
@@ -253,19 +259,12 @@ impl Gossip {
     /// Takes records that were just committed to the store: own ones, or those a handshake brought.
     pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
         self.now = now;
-        let removed = self.removed_by(records);
         let keys: Vec<_> = records.iter().filter_map(|r| self.index_committed(r.clone())).collect();
         if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
             self.settle_revocations(now);
         }
         self.index.settle_digests();
-        let digests = self.index.digests();
-        for (peer, record) in removed {
-            let is_removed = !self.links.contains_key(&peer);
-            if is_removed && self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
-                self.transmits.push_back(exchange::farewell(peer, record, digests));
-            }
-        }
+        self.tell_removed(&keys);
         let (to, relay) = self.push_targets(None);
         for peer in to {
             let Some(link) = self.links.get_mut(&peer) else { continue };
@@ -276,27 +275,26 @@ impl Gossip {
         self.drive(now);
     }
 
-    /// Takes the peers that are trusted now: after a handshake, after a removal. Revoked ones stay out.
+    /// Takes the peers that are trusted now: after a handshake, after a removal. Revoked ones stay out until a
+    /// readmission is known.
     pub fn handle_trust(&mut self, trusted: &BTreeMap<PeerId, PublicKey>, now: Mono) {
         self.now = now;
         let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).copied().collect();
         gone.into_iter().for_each(|peer| {
             self.unlink(peer);
         });
+        self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
         let local = self.local.peer_id;
         for (peer, key) in trusted.iter().filter(|(peer, _)| **peer != local) {
             if self.links.get(peer).is_some_and(|link| link.key == *key) {
                 continue;
             }
-            if self.revocations.standing(*peer, Some(key)) != Standing::Clear {
-                self.unlink(*peer);
-                self.events.push_back(Event::Revoked { peer: *peer, void: Vec::new() });
-                continue;
-            }
-            self.discovered.remove(peer);
             self.unlink(*peer);
-            self.links.insert(*peer, Link::new(*key, now, Some(now)));
-            self.events.push_back(self.status_event(*peer));
+            if self.revocations.standing(*peer, Some(key)) == Standing::Clear {
+                self.link(*peer, *key, now);
+            } else {
+                self.withheld.entry(*peer).or_insert((*key, now + TRUST_GRACE));
+            }
         }
         self.drive(now);
     }
@@ -336,7 +334,8 @@ impl Gossip {
         if !self.transmits.is_empty() || !self.events.is_empty() {
             return Some((self.now, "output queued"));
         }
-        self.links.values().filter_map(|link| link.deadline(SILENCE_LIMIT)).min()
+        let links = self.links.values().filter_map(|link| link.deadline(SILENCE_LIMIT));
+        links.chain(self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"))).min()
     }
 
     /// What this agent holds, by registry.
@@ -393,12 +392,36 @@ impl Gossip {
         self.index.offer(entry).then_some(key)
     }
 
-    /// Linked peers that these own records revoke: they are told once, before the link is gone.
-    fn removed_by(&self, records: &[Record]) -> Vec<(PeerId, Record)> {
-        let own = records.iter().filter(|r| r.key.kind == kind::REVOCATION && r.key.owner == self.local.peer_id);
-        own.filter_map(|r| Some((r.body_as::<RevocationBody>().ok()?.peer_id?, r.clone())))
-            .filter(|(peer, _)| self.links.contains_key(peer))
-            .collect()
+    /// Tells peers that these own records revoke, once and without a retry; nobody else may reach them any more.
+    fn tell_removed(&mut self, keys: &[RecordKey]) {
+        let digests = self.index.digests();
+        for key in keys.iter().filter(|key| key.kind == kind::REVOCATION && key.owner == self.local.peer_id) {
+            let Some(record) = self.record(key).cloned() else { continue };
+            let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
+            let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
+            if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
+                self.transmits.push_back(exchange::farewell(subject, record, digests));
+            }
+        }
+    }
+
+    fn link(&mut self, peer: PeerId, key: PublicKey, now: Mono) {
+        self.discovered.remove(&peer);
+        self.links.insert(peer, Link::new(key, now, Some(now)));
+        self.events.push_back(self.status_event(peer));
+    }
+
+    /// Links withheld peers that have been readmitted, and gives up on those that were not.
+    fn settle_withheld(&mut self, now: Mono) {
+        for (peer, (key, until)) in self.withheld.clone() {
+            if self.revocations.standing(peer, Some(&key)) == Standing::Clear {
+                self.withheld.remove(&peer);
+                self.link(peer, key, now);
+            } else if now >= until {
+                self.withheld.remove(&peer);
+                self.events.push_back(Event::Revoked { peer, void: Vec::new() });
+            }
+        }
     }
 
     /// Drops a peer and what waits for it; says whether there was one.

@@ -12,10 +12,10 @@ use rustix::process::Signal;
 use super::{Host, Process};
 
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
-const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A running capture of every packet of one device, both ways, in full.
+/// A running capture of every packet of one device (not `lo`), both ways, in full.
 pub struct Capture {
     tcpdump: Process,
     file: PathBuf,
@@ -28,7 +28,7 @@ impl Capture {
         let log = file.with_extension("log");
         let mut command = host.command("tcpdump");
         // Packets are written as they come, and the privileges kept: the file is in a directory of root.
-        command.args(["-i", device, "-n", "-U", "-s", "0", "-B", "16384", "-Z", "root", "-w"]).arg(&file).arg(filter);
+        command.args(["-i", device, "-n", "-U", "-s", "0", "-B", "65536", "-Z", "root", "-w"]).arg(&file).arg(filter);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let mut tcpdump = host.spawn(command)?;
         let deadline = Instant::now() + STARTED_WITHIN;
@@ -44,18 +44,44 @@ impl Capture {
         }
     }
 
-    /// Ends the capture and returns its bytes, packet headers included. Packets that the kernel had to leave out are
-    /// an error, because then the capture proves nothing.
+    /// Ends the capture and returns its bytes, packet headers included: all packets up to this call. Packets that the
+    /// kernel had to leave out are an error, because then the capture proves nothing.
     pub fn stop(mut self) -> Result<Vec<u8>> {
+        self.catch_up()?;
         self.tcpdump.signal(Signal::INT)?;
-        if self.tcpdump.wait(STOPPED_WITHIN)?.is_none() {
-            bail!("{} did not end within {STOPPED_WITHIN:?}", self.tcpdump);
+        if self.tcpdump.wait(ENDED_WITHIN)?.is_none() {
+            bail!("{} did not end within {ENDED_WITHIN:?}", self.tcpdump);
         }
-        let said = fs::read_to_string(self.file.with_extension("log"))?;
+        let said = self.said()?;
         if !said.contains("\n0 packets dropped by kernel") {
             bail!("the capture is not complete: {said}");
         }
         fs::read(&self.file).with_context(|| format!("reading {}", self.file.display()))
+    }
+
+    /// tcpdump throws away on SIGINT what it has not read yet; SIGUSR1 makes it say how much that is.
+    fn catch_up(&mut self) -> Result<()> {
+        let deadline = Instant::now() + ENDED_WITHIN;
+        loop {
+            let before = self.said()?.len();
+            self.tcpdump.signal(Signal::USR1)?;
+            thread::sleep(POLL_INTERVAL);
+            let said = self.said()?;
+            // "591 packets captured, 685 packets received by filter, 0 packets dropped by kernel"
+            let counts: Vec<u64> = said[before..].split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            if let [written, met, _dropped, ..] = counts[..]
+                && written >= met
+            {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("{} does not catch up: {said}", self.tcpdump);
+            }
+        }
+    }
+
+    fn said(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.file.with_extension("log"))?)
     }
 }
 

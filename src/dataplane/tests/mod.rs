@@ -7,7 +7,7 @@ mod trust;
 
 use super::*;
 use crate::{
-    model::{Endpoint, Rng, Route, Service, ServiceBody, ServiceId, Transport, UnixTime},
+    model::{DataPorts, Endpoint, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime},
     routing::{ForwardedService, PeerPath},
 };
 use ipnet::IpNet;

@@ -199,7 +199,7 @@ async fn connections_without_a_stream_are_bounded_per_peer() {
 async fn a_connection_that_was_not_captured_is_reset() {
     let snapshot = watch::Sender::<Arc<Forwarding>>::default();
     let pair = Pair::unpublished();
-    let config = EngineConfig {
+    let config = EngineSetup {
         local: pair.a.id,
         key: pair.a.key.clone(),
         ports: DataPorts { tproxy: 0, ..DataPorts::default() },

@@ -2,9 +2,7 @@
 
 use crate::{
     gossip::{CallFailed, Event, Facts, Gossip, Local, Transmit},
-    model::{
-        ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime,
-    },
+    model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
         record::{PeerBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
@@ -119,6 +117,7 @@ pub struct Node {
     pub store: BTreeMap<RecordKey, Record>,
     pub trusted: BTreeMap<PeerId, PublicKey>,
     pub version: u64,
+    pub discovered: Vec<PeerId>,
 }
 
 pub struct Network {
@@ -127,6 +126,8 @@ pub struct Network {
     pub faults: Faults,
     /// Pairs (from, to) over which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
+    /// Pairs (from, to) where `from` cannot call `to`, though it can answer it.
+    pub unreachable: BTreeSet<(usize, usize)>,
     /// Requests carried, by kind.
     pub carried: BTreeMap<Op, usize>,
     pub trace: Vec<String>,
@@ -149,9 +150,22 @@ impl Network {
                 let mut trusted = everyone.clone();
                 trusted.remove(&who.id);
                 let own = who.peer_record(1);
-                let gossip =
-                    Gossip::new(who.local(), facts(), vec![own.clone()], &trusted, rng.fork(), Mono::default());
-                Node { who, gossip, store: BTreeMap::from([(own.key.clone(), own)]), trusted, version: 1 }
+                let gossip = Gossip::new(
+                    who.local(),
+                    facts(),
+                    vec![own.clone()],
+                    &trusted,
+                    Rng::from_seed(rng.bytes()),
+                    Mono::default(),
+                );
+                Node {
+                    who,
+                    gossip,
+                    store: BTreeMap::from([(own.key.clone(), own)]),
+                    trusted,
+                    version: 1,
+                    discovered: Vec::new(),
+                }
             })
             .collect();
         let mut network = Self {
@@ -159,6 +173,7 @@ impl Network {
             now: Mono::default(),
             faults,
             cut: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
             carried: BTreeMap::new(),
             trace: Vec::new(),
             queue: BTreeMap::new(),
@@ -173,8 +188,7 @@ impl Network {
     pub fn write(&mut self, node: usize, id: &str, deleted: bool) {
         let n = &mut self.nodes[node];
         n.version += 1;
-        let record =
-            if deleted { n.who.tombstone(kind::SERVICE, id, n.version) } else { n.who.service(id, n.version) };
+        let record = if deleted { n.who.tombstone(kind::SERVICE, id, n.version) } else { n.who.service(id, n.version) };
         self.commit_local(node, record);
     }
 
@@ -185,6 +199,25 @@ impl Network {
         n.version += 1;
         let record = n.who.revocation(&subject, n.version, RevocationReason::Deleted);
         self.commit_local(node, record);
+    }
+
+    /// Gives `node` trust in `peer`, as a handshake would.
+    pub fn trust(&mut self, node: usize, peer: usize) {
+        let (id, key) = (self.nodes[peer].who.id, self.nodes[peer].who.key.public());
+        self.nodes[node].trusted.insert(id, key);
+        self.trust_changed(node);
+    }
+
+    pub fn untrust(&mut self, node: usize, peer: usize) {
+        let id = self.nodes[peer].who.id;
+        self.nodes[node].trusted.remove(&id);
+        self.trust_changed(node);
+    }
+
+    fn trust_changed(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        n.gossip.handle_trust(&n.trusted, self.now);
+        self.flush(node);
     }
 
     pub fn commit_local(&mut self, node: usize, record: Record) {
@@ -259,7 +292,7 @@ impl Network {
         while let Some(Transmit { to, request }) = self.nodes[node].gossip.poll_transmit() {
             let to = self.nodes.iter().position(|n| n.who.id == to).unwrap();
             let failed = Err(CallFailed { op: request.op() });
-            if self.cut.contains(&(node, to)) || self.lost() {
+            if self.cut.contains(&(node, to)) || self.unreachable.contains(&(node, to)) || self.lost() {
                 self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: node, answer: failed });
             } else {
                 let delay = self.delay();
@@ -290,15 +323,15 @@ impl Network {
                 void.iter().for_each(|key| assert!(n.store.remove(key).is_some(), "void records were held"));
             }
             Event::AdoptOwnVersion(version) => n.version = n.version.max(version),
-            Event::PeerStatus { .. } | Event::Discovered(_) => {}
+            Event::Discovered(discovery) => n.discovered.push(discovery.peer),
+            Event::PeerStatus { .. } => {}
         }
     }
 
     fn carry_answer(&mut self, from: usize, to: usize, answer: Result<Reply, CallFailed>) {
         let op = answer.as_ref().map_or_else(|failed| failed.op, Reply::op);
         let is_lost = self.cut.contains(&(from, to)) || self.lost();
-        let (delay, answer) =
-            if is_lost { (CALL_TIMEOUT, Err(CallFailed { op })) } else { (self.delay(), answer) };
+        let (delay, answer) = if is_lost { (CALL_TIMEOUT, Err(CallFailed { op })) } else { (self.delay(), answer) };
         self.schedule(delay, Arrival::Answer { from, to, answer });
     }
 

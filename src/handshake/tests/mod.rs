@@ -1,6 +1,7 @@
 //! A small world of peers whose calls are function calls: every message crosses it as JSON bytes, and a test may
 //! lose or change any of them.
 
+mod answer;
 mod flood;
 mod honest;
 mod hostile;

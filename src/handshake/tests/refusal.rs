@@ -144,6 +144,8 @@ fn a_corrupted_or_replaced_key_is_an_invalid_signature() {
         let failed = failure(world.add(0, 1));
         assert_eq!(failed.to_string(), "handshake failed: invalid signature");
         assert_eq!(failed.attempts, 1);
+        // Whoever cannot sign for the responder is not shown the license.
+        assert!(n == 0 || world.calls.iter().all(|(_, _, path)| *path != handshake::FINISH_PATH));
         world.assert_strangers(0, 1);
     }
 }

@@ -20,7 +20,7 @@ pub fn run(world: &World, vendor: &Vendor) -> Result<()> {
     vendor.issue(&Grant { days: LICENSE_DAYS, ..Grant::default() }, &license)?;
     say("license", &format!("throw-away vendor key outside version control, {LICENSE_DAYS} days"));
     let operator = world.operator("london")?.shown();
-    cluster::bootstrap_and_join(&operator, &license)?;
+    cluster::bootstrap_and_join(&operator, &world.operator("tokyo")?.shown(), &license)?;
     cluster::serve_through_tokyo(&operator, &[SERVER_NET])?;
     say("service", &format!("london -> tokyo, route {SERVER_NET}"));
     let table = cluster::wait_for_table(world.host("london")?, SERVER_NET)?;
