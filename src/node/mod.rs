@@ -160,5 +160,7 @@ impl Node {
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
     }
-    fn trust_changed(&self) -> Result<(), StoreError> { Ok(()) }
+    fn trust_changed(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
