@@ -17,6 +17,8 @@ CREATE TABLE records (
     PRIMARY KEY (kind, id, owner)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX records_by_owner ON records (owner, version);
+
 -- The local view of peers: the key held for each, whether it is trusted, and what the operator set here.
 CREATE TABLE peers (
     peer_id     TEXT PRIMARY KEY,

@@ -1,1 +1,32 @@
+//! The second harness of arctic: real processes on the real kernel, in network namespaces.
+//!
+//! | room       | gives                                                                                         |
+//! |------------|-----------------------------------------------------------------------------------------------|
+//! | `lab`      | [`lab::Lab`], [`lab::Host`]: namespaces held by file descriptor, veth pairs, processes, captures |
+//! | `wan`      | [`wan::Wan`]: a long link in user space: delay, jitter, loss, rate, queue; `wan::path` is pure |
+//! | `topology` | [`topology::TwoSites`]: `client - london =WAN= tokyo - server`, and the named profiles        |
+//! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
+//! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
+//! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
+//! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
+//! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
+//! | `vendor`   | throw-away licenses                                                                           |
+//! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
+//!
+//! Everything ends with its owner: dropping a value ends its threads and processes, and a namespace vanishes with its
+//! last descriptor, also when a test panics or is killed. Nothing is registered in `/run/netns`, nothing is configured
+//! in the namespace the tests were started in.
 
+// This harness measures the real world: real time is its subject.
+#![allow(clippy::disallowed_methods)]
+
+pub mod agent;
+pub mod bulk;
+pub mod cluster;
+pub mod content;
+pub mod lab;
+pub mod probe;
+pub mod service;
+pub mod topology;
+pub mod vendor;
+pub mod wan;

@@ -3,7 +3,7 @@
 use crate::{Operator, SimClock, SimNet};
 use arctic::{
     env::{BoxFuture, EngineSetup, Engines, Env, InterceptPorts, RunningEngines},
-    kernel::FakeKernel,
+    kernel::{Arrival, FakeKernel, HostView, Packet, Verdict},
     license::{Features, LicenseDocument, Terms, TrustRoots},
     model::{CustomerId, LicenseId, Rng, SigningKey, UnixTime},
     node::{Config, Node},
@@ -43,7 +43,7 @@ impl Options {
 /// Nodes n1…, each with a directory and a kernel that outlive its crashes.
 pub struct Cluster {
     sim: turmoil::Sim<'static>,
-    kernels: BTreeMap<String, FakeKernel>,
+    kernels: BTreeMap<String, Arc<FakeKernel>>,
     vendor: SigningKey,
     seed: u64,
     operator: Operator,
@@ -68,7 +68,7 @@ impl Cluster {
         let mut dirs = Vec::new();
         for n in 1..=options.nodes {
             let name = format!("n{n}");
-            let kernel = FakeKernel::default();
+            let kernel = Arc::new(FakeKernel::new());
             let dir = tempfile::tempdir().expect("a scratch directory");
             cluster_kernels.insert(name.clone(), kernel.clone());
             let host = HostSoftware {
@@ -112,6 +112,27 @@ impl Cluster {
 
     pub fn kernel(&self, host: &str) -> &FakeKernel {
         &self.kernels[host]
+    }
+
+    /// What the rules of `host` do with a new TCP connection that enters it for `dest`.
+    pub fn verdict(&self, host: &str, dest: &str) -> Verdict {
+        let packet = Packet {
+            arrival: Arrival::Entered { interface: "eth0".into() },
+            source: "192.0.2.1".parse().expect("an address"),
+            dest: dest.parse().expect("an address"),
+            protocol: 6,
+            dest_port: 443,
+            mark: 0,
+            reply: false,
+            transparent_socket: false,
+        };
+        let kernel = self.kernel(host);
+        let view = HostView { listener_v4: true, listener_v6: true, alive: kernel.alive(), ..HostView::default() };
+        kernel.classify(&packet, &view)
+    }
+
+    pub fn captures(&self, host: &str, dest: &str) -> bool {
+        matches!(self.verdict(host, dest), Verdict::Captured { .. })
     }
 
     /// Lets an operator act until it is done; nodes run on meanwhile. A panic of anyone fails the run.
@@ -162,7 +183,7 @@ impl Cluster {
 struct HostSoftware {
     name: String,
     seed: u64,
-    kernel: FakeKernel,
+    kernel: Arc<FakeKernel>,
     data_dir: std::path::PathBuf,
     roots: TrustRoots,
     starts: Rc<Cell<u64>>,
@@ -174,14 +195,14 @@ impl HostSoftware {
         self.starts.set(start + 1);
         let env = Env::new(
             Arc::new(SimNet),
-            Arc::new(self.kernel),
+            self.kernel,
             Arc::new(SimClock { skew: Duration::ZERO }),
             Arc::new(SimEngines),
             derive(self.seed, &self.name, start),
         );
         let config = Config { data_dir: self.data_dir, default_name: self.name, ..Config::default() };
         let node = Node::start(env, config, self.roots).await?;
-        node.run(CancellationToken::new()).await?;
+        node.run(None, CancellationToken::new()).await?;
         Ok(())
     }
 }

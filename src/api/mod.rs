@@ -1,1 +1,92 @@
-//! Filled in by its own change.
+//! The HTTP API (api.md): parse, check, store, answer. Every endpoint is one line of `endpoints::ENDPOINTS`, from which
+//! the router and every check are made, so that none can be forgotten.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `server` | accept loop, connection limits, `Date` and `X-Request-Id` |
+//! | `endpoints` | the table: method, path, license group, access, body, limits |
+//! | `admission` | the checks, in the order of api.md §1 |
+//! | `caller`, `token`, `signed` | who asks, and the proofs |
+//! | `rate`, `query`, `fields`, `answer` | buckets; input and output forms |
+//! | the others | one noun each |
+
+mod admission;
+mod answer;
+mod bootstrap;
+mod caller;
+mod cluster;
+mod endpoints;
+mod fields;
+mod forward;
+mod gossip;
+mod health;
+mod license;
+mod oauth;
+mod peers;
+mod query;
+mod rate;
+mod routes;
+mod server;
+mod services;
+mod signed;
+mod token;
+mod transaction;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::node::RecoveryToken;
+pub use server::ServeError;
+
+use crate::{
+    env::BoxListener,
+    model::{RequestId, Rng},
+    node::Node,
+};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
+
+/// Serves the API of `node`, without a recovery token, on `listener` until `shutdown`; then finishes what is running, for 5 s at most.
+pub async fn serve(node: Node, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+    Api::new(node).serve(listener, shutdown).await
+}
+
+/// The API of one node.
+pub struct Api {
+    node: Node,
+    recovery: Option<RecoveryToken>,
+    ids: Mutex<Rng>,
+    rates: Mutex<rate::RateTable>,
+    nonces: Mutex<signed::NonceMemory>,
+}
+
+impl Api {
+    pub fn new(node: Node) -> Self {
+        let ids = Mutex::new(node.fork_rng());
+        Self { node, recovery: None, ids, rates: Mutex::default(), nonces: Mutex::default() }
+    }
+
+    /// Accepts `token` as proof of an operator on this host.
+    pub fn with_recovery(mut self, token: RecoveryToken) -> Self {
+        self.recovery = Some(token);
+        self
+    }
+
+    pub async fn serve(self, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        server::run(Arc::new(self), listener, shutdown).await
+    }
+
+    fn mint_request_id(&self) -> RequestId {
+        RequestId::mint(self.node.env().clock.unix(), &mut lock(&self.ids))
+    }
+
+    /// A random stream for one request.
+    fn fork_rng(&self) -> Rng {
+        lock(&self.ids).fork()
+    }
+}
+
+/// Nothing is left half-done where these locks are held, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

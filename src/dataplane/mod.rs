@@ -1,1 +1,310 @@
-//! Filled in by its own change.
+//! The engines that carry packets and flows. They read [`Forwarding`] snapshots and nothing of the store.
+//!
+//! TProxy (dataplane.md §1-2): `intercept` (here) accepts a captured connection, `source` picks its service and opens a
+//! stream to the target on a connection of `pool`, `exit` checks the stream and dials, `relay` moves the bytes on both
+//! sides. `session` is TLS over one TCP connection, `tls` says who may speak.
+//!
+//! Every socket resets when dropped, unless its stream ended in order: whatever goes wrong, no cut stream looks complete.
+
+mod counters;
+mod exit;
+mod limits;
+mod pool;
+mod relay;
+mod session;
+mod source;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use counters::{Counters, EngineCounts, Refusal, ServiceCounters, ServiceCounts};
+
+use crate::{
+    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, RunningEngines},
+    model::{PeerId, PublicKey},
+    os::sockets,
+    routing::Forwarding,
+};
+use limits::{ACCEPT_RETRY, MAX_FLOWS, Timing};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::sleep,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("cannot listen for captured connections on {addr}: {source}")]
+    Intercept { addr: SocketAddr, source: io::Error },
+    #[error("cannot listen for other engines on port {port}/tcp: {source}")]
+    Listen { port: u16, source: io::Error },
+    #[error("cannot use the identity key for TLS: {0}")]
+    Identity(#[source] rustls::Error),
+}
+
+/// What all tasks of an engine share.
+struct Core {
+    local: PeerId,
+    public_key: PublicKey,
+    own_mark: u32,
+    forbidden_ports: Vec<u16>,
+    timing: Timing,
+    forwarding: watch::Receiver<Arc<Forwarding>>,
+    counters: Counters,
+    identity: tls::Identity,
+    pools: pool::Pools,
+    flows: Arc<Semaphore>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Core {
+    /// Ready once a snapshot fulfils `ended`; the present one counts. Never, if the publisher is gone.
+    async fn until(&self, ended: impl Fn(&Forwarding) -> bool) {
+        let mut forwarding = self.forwarding.clone();
+        if forwarding.wait_for(|f| ended(f)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether `dest` is a port of the agent itself, at whatever address of this host.
+    fn forbids(&self, dest: SocketAddr) -> bool {
+        if !self.forbidden_ports.contains(&dest.port()) {
+            return false;
+        }
+        match sockets::local_addresses() {
+            Ok(local) => local.contains(&dest.ip().to_canonical()),
+            Err(e) => {
+                tracing::warn!("cannot list the addresses of this host, so {dest} counts as one: {e}");
+                true
+            }
+        }
+    }
+}
+
+/// The engines of a real host.
+pub struct LinuxEngines;
+
+impl Engines for LinuxEngines {
+    fn start(
+        &self,
+        setup: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> BoxFuture<'_, io::Result<Box<dyn RunningEngines>>> {
+        Box::pin(async move {
+            let engine = Engine::start(setup, forwarding).await.map_err(io::Error::other)?;
+            Ok(Box::new(engine) as Box<dyn RunningEngines>)
+        })
+    }
+}
+
+impl RunningEngines for Engine {
+    fn intercept_ports(&self) -> InterceptPorts {
+        Engine::intercept_ports(self)
+    }
+
+    fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(Engine::shutdown(*self))
+    }
+}
+
+/// A running data plane. Dropping it ends its tasks soon after; [`Engine::shutdown`] waits for that.
+pub struct Engine {
+    core: Arc<Core>,
+    stream_port: u16,
+    intercept: Option<InterceptPorts>,
+    _stop: DropGuard,
+}
+
+impl Engine {
+    /// Listens, and follows the snapshots from the present one on. Needs CAP_NET_ADMIN for the transparent listeners.
+    pub async fn start(
+        config: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> Result<Engine, EngineError> {
+        let v4 = intercept_listener((Ipv4Addr::LOCALHOST, 0).into(), config.own_mark)?;
+        let v6 = match intercept_listener((Ipv6Addr::LOCALHOST, 0).into(), config.own_mark) {
+            Ok(listener) => Some(listener),
+            Err(EngineError::Intercept { source, .. }) if sockets::no_such_family(&source) => {
+                tracing::info!("IPv6 is off on this host: only IPv4 is captured");
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        Self::start_with(config, forwarding, Timing::default(), Some((v4, v6)))
+    }
+
+    /// The same without intercept listeners and so without privileges: flows come by [`Engine::carry_captured`].
+    pub async fn start_unprivileged(
+        config: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> Result<Engine, EngineError> {
+        Self::start_with(config, forwarding, Timing::default(), None)
+    }
+
+    fn start_with(
+        config: EngineSetup,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+        timing: Timing,
+        intercept: Option<(Intercept, Option<Intercept>)>,
+    ) -> Result<Engine, EngineError> {
+        let port = config.ports.tproxy;
+        let listen = |source| EngineError::Listen { port, source };
+        let wan = sockets::wan_listener(port, config.own_mark).map_err(listen)?;
+        let stream_port = wan.local_addr().map_err(listen)?.port();
+        report_congestion(&wan);
+        let ports = intercept
+            .as_ref()
+            .map(|(v4, v6)| InterceptPorts { v4: v4.addr.port(), v6: v6.as_ref().map(|v6| v6.addr.port()) });
+        let mut forbidden_ports = config.forbidden_ports;
+        forbidden_ports.push(stream_port);
+        forbidden_ports.extend(ports.iter().flat_map(|p| [Some(p.v4), p.v6]).flatten());
+        let stop = CancellationToken::new();
+        let core = Arc::new(Core {
+            local: config.local,
+            public_key: config.key.public(),
+            own_mark: config.own_mark,
+            forbidden_ports,
+            timing,
+            identity: tls::Identity::new(&config.key, forwarding.clone()).map_err(EngineError::Identity)?,
+            forwarding,
+            counters: Counters::default(),
+            pools: pool::Pools::default(),
+            flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+        });
+        core.tasks.spawn(exit::serve(core.clone(), wan));
+        core.tasks.spawn(follow(core.clone()));
+        for listener in intercept.into_iter().flat_map(|(v4, v6)| [Some(v4), v6]).flatten() {
+            core.tasks.spawn(accept_captured(core.clone(), listener));
+        }
+        Ok(Engine { core, stream_port, intercept: ports, _stop: stop.drop_guard() })
+    }
+
+    /// Where the firewall is to send captured connections.
+    ///
+    /// # Panics
+    /// If the engine was started without intercept listeners.
+    pub fn intercept_ports(&self) -> InterceptPorts {
+        self.intercept.expect("an engine started with intercept listeners")
+    }
+
+    /// The TCP port on which other engines are served.
+    pub fn stream_port(&self) -> u16 {
+        self.stream_port
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.core.counters
+    }
+
+    /// Carries a connection as if it had been captured on its way from `source` to `dest`. Returns at once.
+    pub fn carry_captured(&self, client: TcpStream, source: SocketAddr, dest: SocketAddr) {
+        self.core.tasks.spawn(source::carry(self.core.clone(), client, source, dest));
+    }
+
+    /// Waits until `count` connections to the target stand ready. Never ready for a peer that is no target.
+    pub async fn warmed(&self, target: PeerId, count: usize) {
+        let mut forwarding = self.core.forwarding.clone();
+        loop {
+            if let Some(target) = self.core.pools.existing(target) {
+                let _ = target.level().wait_for(|level| *level >= count).await;
+                return;
+            }
+            tokio::select! {
+                biased;
+                changed = forwarding.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = sleep(ACCEPT_RETRY) => {}
+            }
+        }
+    }
+
+    /// Resets all flows, closes the listeners, and waits until nothing is left.
+    pub async fn shutdown(self) {
+        self.core.stop.cancel();
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+    }
+}
+
+fn report_congestion(listener: &TcpListener) {
+    match sockets::congestion(listener) {
+        Ok(name) if name == "bbr" => tracing::info!("connections between engines use BBR"),
+        Ok(name) => {
+            tracing::warn!("the kernel has no BBR: connections between engines use {name} and will be slow on loss");
+        }
+        Err(e) => tracing::warn!("cannot tell the congestion control of connections between engines: {e}"),
+    }
+}
+
+/// Keeps the pools and the counters to what the snapshots name.
+async fn follow(core: Arc<Core>) {
+    let mut forwarding = core.forwarding.clone();
+    loop {
+        let snapshot = forwarding.borrow_and_update().clone();
+        core.pools.follow(&core, &snapshot);
+        core.counters.prune(&snapshot);
+        tokio::select! {
+            biased;
+            () = core.stop.cancelled() => return,
+            changed = forwarding.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+struct Intercept {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+fn intercept_listener(addr: SocketAddr, mark: u32) -> Result<Intercept, EngineError> {
+    let failed = |source| EngineError::Intercept { addr, source };
+    let listener = sockets::transparent_listener(addr, mark).map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok(Intercept { listener, addr })
+}
+
+async fn accept_captured(core: Arc<Core>, Intercept { listener, addr }: Intercept) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = core.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted.and_then(|(client, source)| Ok((client.local_addr()?, client, source))) {
+            Ok((dest, client, source)) => intercepted(&core, addr, client, source, dest),
+            Err(e) => {
+                tracing::warn!("cannot accept a captured connection: {e}");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+fn intercepted(core: &Arc<Core>, listener: SocketAddr, client: TcpStream, source: SocketAddr, dest: SocketAddr) {
+    // Nothing for loopback is ever captured, so this one dialled the listener: carried, it would come back here.
+    if dest == listener || dest.ip().to_canonical().is_loopback() {
+        let _ = sockets::set_reset_on_drop(&client, true);
+        return core.counters.refuse(Refusal::NotCaptured, format_args!("{source} to {dest}"));
+    }
+    let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    core.tasks.spawn(source::carry(core.clone(), client, canonical(source), canonical(dest)));
+}

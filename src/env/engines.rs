@@ -11,17 +11,19 @@ use tokio::sync::watch;
 pub struct EngineSetup {
     pub local: PeerId,
     pub key: SigningKey,
+    /// Port 0 = any (tests).
     pub ports: DataPorts,
-    /// The fwmark of the agent's own sockets.
+    /// The fwmark of the agent's own sockets; 0 = none, for tests without CAP_NET_ADMIN.
     pub own_mark: u32,
-    /// Ports of the agent itself; refused as destinations on any local address.
+    /// The agent's own ports: never dialled at any address of this host. The engines add those they listen on.
     pub forbidden_ports: Vec<u16>,
 }
 
-/// Loopback ports on which captured connections arrive.
+/// Where captured connections are to be sent: loopback ports of the intercept listeners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterceptPorts {
     pub v4: u16,
+    /// Absent where the host has no IPv6.
     pub v6: Option<u16>,
 }
 

@@ -1,1 +1,468 @@
-//! Filled in by its own change.
+//! The gossip machine (cluster.md §5-8): heartbeats, eager push, and the comparison of registries that repairs what a
+//! push missed. Sans-IO: `handle_*` takes what happened, `poll_*` gives what to do.
+//!
+//! The driver, after every `handle_*`: drain [`Gossip::poll_event`] and commit what it says before a reply leaves, then
+//! send what [`Gossip::poll_transmit`] gives, then sleep until [`Gossip::poll_timeout`]. Each transmit comes back once,
+//! through [`Gossip::handle_reply`], as an answer or as a failure.
+//!
+//! What holds: trusted and revoked peers are disjoint; a head never falls, except that records of a removed owner go; a
+//! record is in the index only if its owner signed it; nothing is ordered by a wall clock.
+
+mod admit;
+mod exchange;
+mod index;
+mod link;
+mod revocation;
+#[cfg(test)]
+mod tests;
+
+pub use admit::Drops;
+pub use index::RegistryState;
+pub use link::Heard;
+
+use crate::{
+    model::{Endpoint, Mono, PeerId, PeerStatus, PublicKey, Rng, UnixTime},
+    wire::{
+        gossip::{Digests, Heartbeat, Malformed, Op, Registry, Reply, Request},
+        record::{Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
+    },
+};
+use index::{Entry, Index};
+use link::Link;
+use revocation::{Revocations, Standing};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+/// Between two heartbeats to one peer, ± 20 %.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A peer without a sign of life for so long is unhealthy.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// A local change is pushed after so much quiet...
+pub const PUSH_QUIET: Duration = Duration::from_millis(100);
+/// ...but no later than this after the first.
+const PUSH_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Clusters up to this size push to everyone.
+pub const PUSH_ALL_PEERS: usize = 16;
+/// Larger ones push to so many, which relay once.
+pub const PUSH_FANOUT_PEERS: usize = 4;
+/// A readmission is committed with the trust that follows it, but may reach the machine a moment later; trust in a peer
+/// that is still revoked after this is reported as void.
+const TRUST_GRACE: Duration = Duration::from_secs(5);
+/// First heartbeats after a start are spread over this time.
+const START_SPREAD_MS: u64 = 1000;
+/// Events that may wait; requests beyond are refused until the driver has caught up.
+pub const EVENTS_MAX: usize = 4096;
+/// Last messages to removed peers that may wait.
+const FAREWELLS_MAX: usize = 64;
+
+/// Who this machine speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    pub peer_id: PeerId,
+    pub public_key: PublicKey,
+}
+
+/// What heartbeats say of this agent; refresh it with [`Gossip::handle_facts`] when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Random at each start.
+    pub instance: String,
+    pub starts: u64,
+    pub version: String,
+    pub endpoints: Vec<Endpoint>,
+    pub license_state: String,
+    /// Wall clock at the moment the facts are given.
+    pub unix: UnixTime,
+}
+
+/// A request to be posted to a trusted peer, or once to one that was just removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    pub to: PeerId,
+    pub request: Request,
+}
+
+/// A call that gave no usable answer: refused, timed out, or answered with anything but 200 and a readable body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallFailed {
+    pub op: Op,
+}
+
+/// A peer that may be worth a handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    pub peer: PeerId,
+    /// Self-given; from a peer record.
+    pub name: Option<String>,
+    pub endpoints: Vec<Endpoint>,
+    /// From a trusted issuer, signature checked; its time and customer are not.
+    pub voucher: Option<Voucher>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Verified records, in order, to be committed to the store.
+    Merge(Vec<Record>),
+    /// Trust in this peer ended, and these records are void: drop both. For the local peer: drop trust in all others.
+    Revoked {
+        peer: PeerId,
+        void: Vec<RecordKey>,
+    },
+    PeerStatus {
+        peer: PeerId,
+        status: PeerStatus,
+        last_seen: Option<Mono>,
+        rtt: Option<Duration>,
+    },
+    /// An own record came back with a version above ours (a lost database): continue from it.
+    AdoptOwnVersion(u64),
+    Discovered(Box<Discovery>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    #[error("gossip with a peer that is not trusted")]
+    NotTrusted,
+    #[error("gossip message is malformed: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("gossip answer to a request that was not made")]
+    Unexpected,
+    #[error("too much gossip waits to be committed")]
+    Busy,
+}
+
+/// What is known of a trusted peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerView {
+    pub status: PeerStatus,
+    pub last_seen: Option<Mono>,
+    pub rtt: Option<Duration>,
+    /// As it reported last.
+    pub registries: Option<Digests>,
+    pub heard: Option<Heard>,
+    /// Owner to the highest version that it says it holds.
+    pub acknowledged: BTreeMap<PeerId, u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Gossip {
+    local: Local,
+    facts: Facts,
+    facts_at: Mono,
+    index: Index,
+    revocations: Revocations,
+    locally_revoked: bool,
+    links: BTreeMap<PeerId, Link>,
+    /// Peers that the driver trusts although a revocation stands, with their keys, and until when that is waited for.
+    withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
+    discovered: BTreeMap<PeerId, RecordHead>,
+    own_version: u64,
+    drops: Drops,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    rng: Rng,
+    now: Mono,
+}
+
+impl Gossip {
+    /// `records` is everything in the store, verified when it came in; `peers` are the trusted ones with their keys.
+    pub fn new(
+        local: Local,
+        facts: Facts,
+        records: Vec<Record>,
+        peers: &BTreeMap<PeerId, PublicKey>,
+        mut rng: Rng,
+        now: Mono,
+    ) -> Self {
+        let mut links = BTreeMap::new();
+        for (peer, key) in peers.iter().filter(|(peer, _)| **peer != local.peer_id) {
+            let first = now + Duration::from_millis(rng.below(START_SPREAD_MS));
+            links.insert(*peer, Link::new(*key, first, None));
+        }
+        let mut gossip = Self {
+            local,
+            facts,
+            facts_at: now,
+            index: Index::default(),
+            revocations: Revocations::default(),
+            locally_revoked: false,
+            links,
+            withheld: BTreeMap::new(),
+            discovered: BTreeMap::new(),
+            own_version: 0,
+            drops: Drops::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            rng,
+            now,
+        };
+        for record in records {
+            gossip.index_committed(record);
+        }
+        gossip.settle_revocations(now);
+        gossip
+    }
+
+    /// Serves a request of `from`, whose signature on it has been checked.
+    pub fn handle_request(&mut self, from: PeerId, request: &Request, now: Mono) -> Result<Reply, Reject> {
+        if !self.links.contains_key(&from) {
+            return Err(Reject::NotTrusted);
+        }
+        request.check()?;
+        if self.events.len() >= EVENTS_MAX {
+            return Err(Reject::Busy);
+        }
+        self.now = now;
+        self.saw(from, now);
+        let reply = match request {
+            Request::Heartbeat(heartbeat) => {
+                self.hear(from, heartbeat);
+                Reply::Heartbeat(self.heartbeat(BTreeMap::new()))
+            }
+            Request::Reconcile(request) => Reply::Reconcile(self.compare(request)),
+            Request::Push(push) => Reply::Push(self.take_push(from, push)),
+        };
+        self.drive(now);
+        Ok(reply)
+    }
+
+    /// Takes the answer to a transmit, or its failure. Answers of peers that were removed meanwhile are `NotTrusted`.
+    pub fn handle_reply(&mut self, from: PeerId, reply: Result<&Reply, CallFailed>, now: Mono) -> Result<(), Reject> {
+        let link = self.links.get(&from).ok_or(Reject::NotTrusted)?;
+        let op = reply.map_or_else(|failed| failed.op, Reply::op);
+        let is_awaited = match op {
+            Op::Heartbeat => link.heartbeat.is_some(),
+            Op::Reconcile => link.page.is_some(),
+            Op::Push => link.push.is_some(),
+        };
+        if !is_awaited {
+            return Err(Reject::Unexpected);
+        }
+        if let Ok(reply) = reply {
+            reply.check()?;
+            self.check_page_end(from, reply)?;
+        }
+        self.now = now;
+        match reply {
+            Ok(reply) => {
+                self.saw(from, now);
+                self.take_reply(from, reply, now);
+            }
+            Err(CallFailed { op }) => self.call_failed(from, op, now),
+        }
+        self.drive(now);
+        Ok(())
+    }
+
+    /// Takes records that were just committed to the store: own ones, or those a handshake brought.
+    pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
+        self.now = now;
+        let keys: Vec<_> = records.iter().filter_map(|r| self.index_committed(r.clone())).collect();
+        if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
+            self.settle_revocations(now);
+        }
+        self.index.settle_digests();
+        self.tell_removed(&keys);
+        let (to, relay) = self.push_targets(None);
+        for peer in to {
+            let Some(link) = self.links.get_mut(&peer) else { continue };
+            let first = if link.pending.is_empty() { now } else { link.pending_since };
+            let at = (now + PUSH_QUIET).min(first + PUSH_DELAY_MAX);
+            keys.iter().for_each(|key| link.enqueue(key.clone(), relay, at, now));
+        }
+        self.drive(now);
+    }
+
+    /// Takes the peers that are trusted now: after a handshake, after a removal. Revoked ones stay out until a
+    /// readmission is known.
+    pub fn handle_trust(&mut self, trusted: &BTreeMap<PeerId, PublicKey>, now: Mono) {
+        self.now = now;
+        let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).copied().collect();
+        gone.into_iter().for_each(|peer| {
+            self.unlink(peer);
+        });
+        self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
+        let local = self.local.peer_id;
+        for (peer, key) in trusted.iter().filter(|(peer, _)| **peer != local) {
+            if self.links.get(peer).is_some_and(|link| link.key == *key) {
+                continue;
+            }
+            self.unlink(*peer);
+            if self.revocations.standing(*peer, Some(key)) == Standing::Clear {
+                self.link(*peer, *key, now);
+            } else {
+                self.withheld.entry(*peer).or_insert((*key, now + TRUST_GRACE));
+            }
+        }
+        self.drive(now);
+    }
+
+    /// Takes new facts for the heartbeats that follow.
+    pub fn handle_facts(&mut self, facts: Facts, now: Mono) {
+        self.facts = facts;
+        self.facts_at = now;
+        self.now = now;
+    }
+
+    /// Starts a round with every trusted peer now. It is over when [`Gossip::is_idle`].
+    pub fn handle_sync(&mut self, now: Mono) {
+        self.now = now;
+        for link in self.links.values_mut() {
+            link.heartbeat_at = now;
+            link.push_at = now;
+        }
+        self.drive(now);
+    }
+
+    pub fn handle_timeout(&mut self, now: Mono) {
+        self.now = now;
+        self.drive(now);
+    }
+
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Gossip::handle_timeout`] is due, and why.
+    pub fn poll_timeout(&self) -> Option<(Mono, &'static str)> {
+        if !self.transmits.is_empty() || !self.events.is_empty() {
+            return Some((self.now, "output queued"));
+        }
+        let links = self.links.values().filter_map(|link| link.deadline(SILENCE_LIMIT));
+        links.chain(self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"))).min()
+    }
+
+    /// What this agent holds, by registry.
+    pub fn registries(&self) -> BTreeMap<Registry, RegistryState> {
+        Registry::ALL.into_iter().map(|r| (r, self.index.registry_state(r))).collect()
+    }
+
+    pub fn digests(&self) -> Digests {
+        self.index.digests()
+    }
+
+    /// None for peers that are not trusted.
+    pub fn peer_view(&self, peer: PeerId) -> Option<PeerView> {
+        self.links.get(&peer).map(|link| PeerView {
+            status: status_of(link),
+            last_seen: link.last_seen,
+            rtt: link.rtt,
+            registries: link.digests,
+            heard: link.heard.clone(),
+            acknowledged: link.acknowledged.clone(),
+        })
+    }
+
+    /// Every healthy trusted peer reported the digests that this agent has.
+    pub fn converged(&self) -> bool {
+        let ours = self.index.digests();
+        self.links.values().filter(|link| link.healthy).all(|link| link.digests == Some(ours))
+    }
+
+    /// No call is under way and nothing waits to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.transmits.is_empty() && self.links.values().all(Link::is_idle)
+    }
+
+    pub fn drops(&self) -> Drops {
+        self.drops
+    }
+
+    /// The held record of this key, tombstones included.
+    pub fn record(&self, key: &RecordKey) -> Option<&Record> {
+        self.index.get(key).map(|entry| &entry.record)
+    }
+
+    /// Indexes a record of the store without verifying it again; gives its key if it was news.
+    fn index_committed(&mut self, record: Record) -> Option<RecordKey> {
+        let key = record.key.clone();
+        if key.owner == self.local.peer_id {
+            self.own_version = self.own_version.max(record.version);
+        }
+        let Some(entry) = Entry::new(record) else {
+            self.drops.malformed += 1;
+            return None;
+        };
+        self.index.offer(entry).then_some(key)
+    }
+
+    /// Tells peers that these own records revoke, once and without a retry; nobody else may reach them any more.
+    fn tell_removed(&mut self, keys: &[RecordKey]) {
+        let digests = self.index.digests();
+        for key in keys.iter().filter(|key| key.kind == kind::REVOCATION && key.owner == self.local.peer_id) {
+            let Some(record) = self.record(key).cloned() else { continue };
+            let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
+            let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
+            if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
+                self.transmits.push_back(exchange::farewell(subject, record, digests));
+            }
+        }
+    }
+
+    fn link(&mut self, peer: PeerId, key: PublicKey, now: Mono) {
+        self.discovered.remove(&peer);
+        self.links.insert(peer, Link::new(key, now, Some(now)));
+        self.events.push_back(self.status_event(peer));
+    }
+
+    /// Links withheld peers that have been readmitted, and gives up on those that were not.
+    fn settle_withheld(&mut self, now: Mono) {
+        for (peer, (key, until)) in self.withheld.clone() {
+            if self.revocations.standing(peer, Some(&key)) == Standing::Clear {
+                self.withheld.remove(&peer);
+                self.link(peer, key, now);
+            } else if now >= until {
+                self.withheld.remove(&peer);
+                self.events.push_back(Event::Revoked { peer, void: Vec::new() });
+            }
+        }
+    }
+
+    /// Drops a peer and what waits for it; says whether there was one.
+    fn unlink(&mut self, peer: PeerId) -> bool {
+        self.transmits.retain(|transmit| transmit.to != peer);
+        self.links.remove(&peer).is_some()
+    }
+
+    fn hear(&mut self, from: PeerId, heartbeat: &Heartbeat) {
+        let known: Vec<_> = heartbeat.acks.iter().filter(|(owner, _)| self.is_known(**owner)).collect();
+        if let Some(link) = self.links.get_mut(&from) {
+            link.hear(heartbeat);
+            link.acknowledged.extend(known);
+        }
+    }
+
+    fn is_known(&self, peer: PeerId) -> bool {
+        peer == self.local.peer_id || self.links.contains_key(&peer)
+    }
+
+    /// A sign of life.
+    fn saw(&mut self, peer: PeerId, now: Mono) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.last_seen = link.last_seen.max(Some(now));
+        if !link.healthy {
+            link.healthy = true;
+            self.events.push_back(self.status_event(peer));
+        }
+    }
+
+    fn status_event(&self, peer: PeerId) -> Event {
+        let link = self.links.get(&peer);
+        Event::PeerStatus {
+            peer,
+            status: link.map_or(PeerStatus::Unhealthy, status_of),
+            last_seen: link.and_then(|link| link.last_seen),
+            rtt: link.and_then(|link| link.rtt),
+        }
+    }
+}
+
+fn status_of(link: &Link) -> PeerStatus {
+    if link.healthy { PeerStatus::Healthy } else { PeerStatus::Unhealthy }
+}

@@ -1,7 +1,7 @@
 //! Why a handshake fails: texts, codes, and the form in which a refusal travels (cluster.md §4, api.md §1).
 
 use crate::model::{Code, Endpoint, Refused};
-use crate::wire::handshake::ErrorBody;
+use crate::wire::handshake::{ErrorBody, MessageError};
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -240,6 +240,13 @@ impl From<Rejection> for Refusal {
     }
 }
 
+/// What a call with an unreadable body is answered.
+impl From<MessageError> for Refusal {
+    fn from(error: MessageError) -> Self {
+        Rejection::from(error).into()
+    }
+}
+
 /// A reason with what the local log should say beside it.
 #[derive(Debug)]
 pub(super) struct Rejection {
@@ -250,6 +257,16 @@ pub(super) struct Rejection {
 impl From<Reason> for Rejection {
     fn from(reason: Reason) -> Self {
         Self { reason, cause: None }
+    }
+}
+
+impl From<MessageError> for Rejection {
+    fn from(error: MessageError) -> Self {
+        let reason = match error {
+            MessageError::Protocol(_) => Reason::UnsupportedProtocol,
+            _ => Reason::MalformedMessage,
+        };
+        Self { reason, cause: Some(error.to_string()) }
     }
 }
 
@@ -342,7 +359,9 @@ impl Failure {
 
 impl From<&Failure> for Refused {
     fn from(f: &Failure) -> Self {
-        Refused::new(f.reason.code(), f.reason.text()).with_details(f.details())
+        // A busy peer is no limit on the operator who called here.
+        let code = if f.reason == Reason::Busy { Code::HandshakeFailed } else { f.reason.code() };
+        Refused::new(code, f.reason.text()).with_details(f.details())
     }
 }
 

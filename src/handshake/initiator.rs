@@ -2,7 +2,7 @@
 
 use super::admission::{self, Claim, Standing};
 use super::failure::{DialFailure, Failure, Reason, Rejection, Tried};
-use super::responder::{bound_to_finish, reason_of};
+use super::responder::bound_to_finish;
 use super::seal::{self, DirectionKey, Ephemeral};
 use super::{Accepted, Here};
 use crate::model::{ClusterId, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng};
@@ -351,7 +351,7 @@ impl Initiator {
     fn take_finish(&mut self, here: Here<'_>, closing: &Closing, reply: &FinishResponse) -> Result<(), Rejection> {
         let Closing { key, session, response } = closing;
         let plain = key.open(&reply.sealed, &session.0).ok_or(Reason::InvalidSignature)?;
-        let ResponderPart { common, voucher } = seal::read(&plain).map_err(reason_of)?;
+        let ResponderPart { common, voucher } = seal::read(&plain)?;
         let standing = admission::identity(here, &response.peer_id, &response.public_key, self.readmits())?;
         let claim =
             Claim { peer_id: response.peer_id, public_key: response.public_key, license_id: response.license_id };

@@ -7,8 +7,8 @@ use super::sessions::{Session, Sessions, SourcePrefix};
 use super::{Accepted, Here, voucher};
 use crate::model::{DEFAULT_API_PORT, Endpoint, Mono, PeerId, PublicKey, Rng, Signature, UnixTime};
 use crate::wire::handshake::{
-    Challenge, Finish, FinishResponse, Identity, Init, InitResponse, InitiatorPart, Message, MessageError,
-    ResponderPart, SessionId, initiator_transcript, responder_transcript,
+    Challenge, Finish, FinishResponse, Identity, Init, InitResponse, InitiatorPart, Message, ResponderPart, SessionId,
+    initiator_transcript, responder_transcript,
 };
 use crate::wire::sign::Transcript;
 use std::{net::IpAddr, time::Duration};
@@ -92,7 +92,7 @@ impl Responder {
         rng: &mut Rng,
     ) -> Result<InitResponse, Refusal> {
         self.sessions.expire(now);
-        init.check().map_err(reason_of)?;
+        init.check()?;
         let standing = admission::identity(here, &init.peer_id, &init.public_key, false).map_err(Refusal::forward)?;
         admission::room_for_one(here, init.peer_id, standing).map_err(Refusal::forward)?;
         if self.sessions.knows(&init.challenge) {
@@ -129,7 +129,7 @@ impl Responder {
     /// Step 2. Only who holds the session's keys can use the session up; everyone else leaves it as it was.
     pub fn handle_finish(&mut self, here: Here<'_>, finish: &Finish, now: Mono) -> Result<PendingReverse, Refusal> {
         self.sessions.expire(now);
-        finish.check().map_err(reason_of)?;
+        finish.check()?;
         let expired = || Refusal::forward(Reason::SessionExpired);
         let Some(Session { content: Content { phase: Phase::Opened { keys, .. }, .. }, .. }) =
             self.sessions.get(&finish.session)
@@ -143,7 +143,7 @@ impl Responder {
 
         let mut session = self.sessions.take(&finish.session, now).ok_or_else(expired)?;
         let Phase::Opened { keys, transcript } = session.content.phase else { return Err(expired()) };
-        let part: InitiatorPart = seal::read(&plain).map_err(reason_of)?;
+        let part: InitiatorPart = seal::read(&plain)?;
         let initiator = prove(here, &session.content.init, &transcript, &finish.signature, part)?;
 
         let init = &session.content.init;
@@ -244,14 +244,6 @@ fn dial_back(endpoints: &[Endpoint], source: IpAddr) -> Result<Vec<Endpoint>, Re
 /// What the seal of step 2 is bound to: a seal does not fit another session or signature.
 pub(super) fn bound_to_finish(session: &SessionId, signature: &Signature) -> Vec<u8> {
     [&session.0[..], signature.as_bytes()].concat()
-}
-
-pub(super) fn reason_of(error: MessageError) -> Rejection {
-    let reason = match error {
-        MessageError::Protocol(_) => Reason::UnsupportedProtocol,
-        _ => Reason::MalformedMessage,
-    };
-    Rejection { reason, cause: Some(error.to_string()) }
 }
 
 /// Memory that an open session of `init` takes.

@@ -92,3 +92,40 @@ impl DirectionKey {
 pub(super) fn read<M: Message>(plain: &[u8]) -> Result<M, MessageError> {
     decode(plain)
 }
+
+/// Whether the two keys differ from each other, and both sides have the same.
+#[cfg(test)]
+pub(super) fn keys_agree(a: &SessionKeys, b: &SessionKeys) -> bool {
+    let differ = a.to_responder.0 != a.to_initiator.0;
+    differ && a.to_responder.0 == b.to_responder.0 && a.to_initiator.0 == b.to_initiator.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_direction_has_a_key_of_its_own_and_a_seal_fits_only_what_it_is_bound_to() {
+        let keys = SessionKeys { to_responder: key_of(1), to_initiator: key_of(2) };
+        let mut rng = Rng::from_seed([3; 32]);
+        let identity =
+            serde_json::json!({"peer_id": "", "public_key": "", "license_id": "", "cluster_id": "", "version": "v1"});
+        let part: crate::wire::handshake::Identity = serde_json::from_value(identity).unwrap();
+        let sealed = keys.to_responder.seal(&part, b"a", &mut rng).unwrap();
+        let open = keys.to_responder.open(&sealed, b"a").unwrap();
+        assert_eq!(read::<crate::wire::handshake::Identity>(&open).unwrap(), part);
+        assert!(keys.to_responder.open(&sealed, b"b").is_none());
+        assert!(keys.to_initiator.open(&sealed, b"a").is_none());
+        for at in 0..sealed.0.len() {
+            let mut damaged = sealed.clone();
+            damaged.0[at] ^= 1;
+            assert!(keys.to_responder.open(&damaged, b"a").is_none());
+            damaged.0.truncate(at);
+            assert!(keys.to_responder.open(&damaged, b"a").is_none());
+        }
+    }
+
+    fn key_of(byte: u8) -> DirectionKey {
+        DirectionKey(Zeroizing::new([byte; 32]))
+    }
+}

@@ -26,6 +26,15 @@ macro_rules! id {
             pub fn mint(now: UnixTime, rng: &mut Rng) -> Self {
                 Self(Ulid::from_parts(now.as_ms(), rng.u128()))
             }
+
+            /// Big-endian, the order of the text form.
+            pub fn to_bytes(self) -> [u8; 16] {
+                self.0.to_bytes()
+            }
+
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Ulid::from_bytes(bytes))
+            }
         }
 
         impl FromStr for $name {

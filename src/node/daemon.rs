@@ -18,8 +18,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 pub enum DaemonError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("the operating system gives no randomness")]
-    Randomness(#[source] getrandom::Error),
+    #[error("the operating system gives no randomness: {0}")]
+    Randomness(getrandom::Error),
     #[error("kernel access: run as root, or with CAP_NET_ADMIN")]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -42,16 +42,16 @@ pub async fn run() -> Result<(), DaemonError> {
     let mask = MarkMask::new(config.fwmark_mask).expect("Config::read has checked the mask");
     let env = Env::new(
         Arc::new(TokioNet::new(Some(mask.own()))),
-        Arc::new(LinuxKernel::open(mask)?),
+        Arc::new(LinuxKernel::open()?),
         Arc::new(SystemClock::new()),
         Arc::new(LinuxEngines),
         system_seed().map_err(DaemonError::Randomness)?,
     );
-    let recovery = recovery::write_token(&config.recovery_token_path, &mut env.rng("recovery"))?;
+    let token = recovery::write_token(&config.recovery_token_path, &mut env.rng("recovery"))?;
     let node = Node::start(env, config, TrustRoots::embedded()).await?;
     let stop = CancellationToken::new();
     let signals = stop_on_signal(stop.clone()).map_err(DaemonError::Signals)?;
-    let outcome = node.run(Some(recovery), stop).await;
+    let outcome = node.run(Some(token), stop).await;
     signals.abort();
     Ok(outcome?)
 }

@@ -2,9 +2,9 @@
 
 use super::{Call, Node, PeerAnswer};
 use crate::{
-    gossip::{CallFailed, Event, Gossip, Transmit},
-    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused, UnixTime},
-    store::{StoreError, Tx},
+    gossip::{self, CallFailed, Event, Gossip, Transmit},
+    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
+    store::StoreError,
     wire::{
         gossip::{Op, Reply, Request},
         record::Record,
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::MutexGuard,
     time::Duration,
 };
@@ -21,6 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 /// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
 const RETURN_TO_FIRST: Duration = Duration::from_secs(300);
+/// How long the loop sleeps when the machine has no deadline.
+const IDLE_WAIT: Duration = Duration::from_secs(3600);
+/// How long a forced round may take, and how often it is looked at.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+const SYNC_POLL: Duration = Duration::from_millis(20);
 
 /// Where a peer answered last.
 #[derive(Debug, Clone)]
@@ -39,7 +44,7 @@ pub struct SyncOutcome {
 
 impl Node {
     /// `POST /v1/gossip/…`; `from` is proven by the signature of the request.
-    pub async fn gossip_request(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
+    pub async fn gossip_message(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
         let malformed = |e: &dyn std::error::Error| Refused::new(Code::InvalidRequest, e.to_string());
         let request = Request::decode(op, body).map_err(|e| malformed(&e))?;
         let now = self.env().clock.mono();
@@ -55,9 +60,19 @@ impl Node {
 
     /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent.
     pub async fn call_peer(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
+        if !self.store().read(|v| v.peer(peer))?.is_some_and(|p| p.trusted) {
+            return Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted")));
+        }
+        self.call_member(peer, call, who).await
+    }
+
+    /// The same, also to a peer that was just removed, as long as it is known where it answered last.
+    async fn call_member(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
         let identity = self.identity().ok_or_else(not_bootstrapped)?;
-        let row = self.store().read(|v| v.peer(peer))?.filter(|p| p.trusted);
-        let endpoints = row.map(|p| p.all_endpoints()).unwrap_or_default();
+        let endpoints = match self.store().read(|v| v.peer(peer))? {
+            Some(row) => row.all_endpoints(),
+            None => self.endpoint_reached(peer).into_iter().collect(),
+        };
         let mut reason = "no endpoint is known".to_owned();
         for endpoint in self.in_preferred_order(peer, endpoints) {
             match self.client().call_signed(&identity, peer, &endpoint, call, who).await {
@@ -114,53 +129,113 @@ impl Node {
     /// Runs while the node is a member of a cluster.
     pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut revision = self.store().revision();
-        let mut calls: JoinSet<(PeerId, Mono, Result<Reply, CallFailed>)> = JoinSet::new();
-        let mut joins: JoinSet<PeerId> = JoinSet::new();
-        let mut joining = BTreeSet::new();
+        let mut entitlement = self.inner.entitlement.subscribe();
+        let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
+        let mut joins: JoinSet<()> = JoinSet::new();
         let mut pushed = self.begin_gossip()?;
+        let clock = self.env().clock.clone();
         loop {
+            if let Err(e) = self.commit_events().await {
+                tracing::error!(error = %e, "gossip was not committed");
+            }
+            for (peer, endpoints) in self.take_discovered() {
+                let node = self.clone();
+                joins.spawn(async move { node.join_once(peer, endpoints).await });
+            }
             let (transmits, deadline) = self.poll_gossip();
             for transmit in transmits {
                 let node = self.clone();
                 calls.spawn(async move { node.transmit(transmit).await });
             }
-            for (peer, endpoints) in self.commit_events().await.unwrap_or_default() {
-                if joining.insert(peer) {
-                    let node = self.clone();
-                    joins.spawn(async move {
-                        drop(node.join_discovered(peer, endpoints).await);
-                        peer
-                    });
-                }
-            }
-            let clock = self.env().clock.clone();
-            let wait = deadline.map_or(Duration::MAX, |due| due - clock.mono());
+            let wait = deadline.map_or(IDLE_WAIT, |due| due - clock.mono());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(done) = calls.join_next() => {
-                    if let Ok((peer, sent_at, reply)) = done {
-                        self.take_reply(peer, sent_at, reply);
-                    }
-                }
-                Some(done) = joins.join_next() => {
-                    if let Ok(peer) = done {
-                        joining.remove(&peer);
-                    }
-                }
+                Some(done) = calls.join_next() => match done {
+                    Ok((peer, reply)) => self.take_reply(peer, reply),
+                    Err(e) => tracing::error!(error = %e, "gossip call ended early"),
+                },
+                Some(_) = joins.join_next() => {}
                 changed = revision.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
                     pushed = self.push_local_changes(pushed)?;
+                    self.refresh_facts()?;
                 }
+                _ = entitlement.changed() => self.refresh_facts()?,
                 () = self.inner.gossip_wake.notified() => {}
-                () = tokio::time::sleep(wait) => {
-                    if let Some(machine) = self.gossip().as_mut() {
-                        machine.handle_timeout(clock.mono());
-                    }
-                }
+                () = tokio::time::sleep(wait) => self.with_gossip(|machine, now| machine.handle_timeout(now)),
             }
+        }
+    }
+
+    /// Starts the machine from the store; gives the version up to which own records are known to it.
+    fn begin_gossip(&self) -> Result<u64, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(0) };
+        let (records, own_version) = self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?)))?;
+        let machine = Gossip::new(
+            gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
+            self.facts()?,
+            records,
+            &self.trusted_keys()?,
+            self.env().rng("gossip"),
+            self.env().clock.mono(),
+        );
+        *self.gossip() = Some(machine);
+        Ok(own_version)
+    }
+
+    fn push_local_changes(&self, pushed: u64) -> Result<u64, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(pushed) };
+        let records = self.store().read(|v| v.records_since(identity.peer_id, pushed))?;
+        let newest = records.iter().map(|r| r.version).max().unwrap_or(pushed);
+        if !records.is_empty() {
+            self.with_gossip(|machine, now| machine.handle_local_change(&records, now));
+        }
+        Ok(newest)
+    }
+
+    fn facts(&self) -> Result<gossip::Facts, StoreError> {
+        let own = self.identity().map(|i| i.peer_id);
+        let (row, starts) =
+            self.store().read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
+        Ok(gossip::Facts {
+            instance: self.inner.instance.clone(),
+            starts,
+            version: crate::model::VERSION.to_owned(),
+            endpoints: row.map(|r| r.all_endpoints()).unwrap_or_default(),
+            license_state: self.entitlement().map(|e| e.state.to_string()).unwrap_or_default(),
+            unix: self.env().clock.unix(),
+        })
+    }
+
+    fn refresh_facts(&self) -> Result<(), StoreError> {
+        let facts = self.facts()?;
+        self.with_gossip(|machine, now| machine.handle_facts(facts, now));
+        Ok(())
+    }
+
+    fn trusted_keys(&self) -> Result<BTreeMap<PeerId, PublicKey>, StoreError> {
+        let peers = self.store().read(|v| v.trusted_peers())?;
+        Ok(peers.into_iter().map(|p| (p.peer_id, p.public_key)).collect())
+    }
+
+    /// Tells the machine whom the store trusts now, and what else came with it.
+    pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
+        let trusted = self.trusted_keys()?;
+        self.with_gossip(|machine, now| {
+            machine.handle_trust(&trusted, now);
+            machine.handle_local_change(brought, now);
+        });
+        self.inner.gossip_wake.notify_one();
+        Ok(())
+    }
+
+    fn with_gossip(&self, f: impl FnOnce(&mut Gossip, Mono)) {
+        let now = self.env().clock.mono();
+        if let Some(machine) = self.gossip().as_mut() {
+            f(machine, now);
         }
     }
 
@@ -171,63 +246,75 @@ impl Node {
         (transmits, machine.poll_timeout().map(|(due, _)| due))
     }
 
-    async fn transmit(&self, transmit: Transmit) -> (PeerId, Mono, Result<Reply, CallFailed>) {
-        let op = transmit.request.op();
-        let sent_at = self.env().clock.mono();
-        let call = Call::post(op.path(), transmit.request.encode());
-        let reply = match self.call_peer(transmit.to, &call, None).await {
-            Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| {
-                tracing::warn!(peer = %transmit.to, error = %e, "gossip answer cannot be read");
-                CallFailed
-            }),
-            Ok(answer) => {
-                tracing::debug!(peer = %transmit.to, status = answer.status, "gossip refused");
-                Err(CallFailed)
-            }
-            Err(e) => {
-                tracing::debug!(peer = %transmit.to, "{e}");
-                Err(CallFailed)
-            }
+    async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
+        let op = request.op();
+        let call = Call::post(op.path(), request.encode());
+        let reply = match self.call_member(to, &call, None).await {
+            Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
+            Ok(answer) => Err(format!("status {}", answer.status)),
+            Err(refused) => Err(refused.text),
         };
-        (transmit.to, sent_at, reply)
+        let reply = reply.map_err(|reason| {
+            tracing::debug!(peer = %to, op = op.name(), %reason, "gossip call failed");
+            CallFailed { op }
+        });
+        (to, reply)
     }
 
-    fn take_reply(&self, peer: PeerId, sent_at: Mono, reply: Result<Reply, CallFailed>) {
-        let now = self.env().clock.mono();
-        let mut gossip = self.gossip();
-        let Some(machine) = gossip.as_mut() else { return };
-        if let Err(e) = machine.handle_reply(peer, reply.as_ref().map_err(|f| *f), sent_at, now) {
-            tracing::warn!(%peer, error = %e, "gossip answer refused");
-        }
+    fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
+        self.with_gossip(|machine, now| {
+            if let Err(e) = machine.handle_reply(peer, reply.as_ref().map_err(|failed| *failed), now) {
+                tracing::debug!(%peer, error = %e, "gossip answer refused");
+            }
+        });
     }
 
-    /// Brings what the machine decided into the store; gives the peers that want a handshake.
-    async fn commit_events(&self) -> Result<Vec<(PeerId, Vec<Endpoint>)>, Refused> {
+    /// Brings what the machine decided into the store.
+    async fn commit_events(&self) -> Result<(), Refused> {
         let events: Vec<Event> = match self.gossip().as_mut() {
             Some(machine) => std::iter::from_fn(|| machine.poll_event()).collect(),
-            None => return Ok(Vec::new()),
+            None => return Ok(()),
         };
-        let mut discovered = Vec::new();
         for event in events {
             match event {
                 Event::Merge(records) => self.merge(records).await?,
-                other => drop(other),
+                Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
+                Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
+                Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+                Event::Discovered(discovery) => self.discovered(*discovery).await?,
             }
         }
-        discovered.clear();
-        Ok(discovered)
+        Ok(())
     }
 
-    async fn merge(&self, records: Vec<Record>) -> Result<(), Refused> {
-        self.store()
-            .write(move |tx: &Tx<'_>| -> Result<(), StoreError> {
-                for record in &records {
-                    tx.put_verified(record)?;
-                }
-                Ok(())
-            })
-            .await?;
-        Ok(())
+    async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        self.store().write(move |tx| records.iter().try_for_each(|record| tx.put_verified(record).map(drop))).await
+    }
+
+    async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
+        tracing::warn!(version, "an own record came back newer than this database: continuing from it");
+        self.store().write(move |tx| tx.set_own_version(version.max(tx.own_version()?))).await
+    }
+
+    /// A round with every trusted peer now; wakes all reconcilers.
+    pub async fn sync(&self) -> SyncOutcome {
+        let started = self.env().clock.mono();
+        self.with_gossip(|machine, now| machine.handle_sync(now));
+        self.inner.gossip_wake.notify_one();
+        self.inner.reconcile_wake.notify_waiters();
+        let local = self.identity().map(|i| i.peer_id);
+        let peers: Vec<PeerId> =
+            self.trusted_keys().unwrap_or_default().into_keys().filter(|p| Some(*p) != local).collect();
+        let reached = || {
+            let gossip = self.gossip();
+            let seen = |p: &&PeerId| gossip.as_ref()?.peer_view(**p)?.last_seen;
+            peers.iter().filter(|p| seen(p).is_some_and(|at| at >= started)).count()
+        };
+        let idle = || self.gossip().as_ref().is_none_or(Gossip::is_idle);
+        while !(idle() && reached() == peers.len()) && self.env().clock.mono() - started < SYNC_TIMEOUT {
+            tokio::time::sleep(SYNC_POLL).await;
+        }
+        SyncOutcome { peers: peers.len(), reached: reached() }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::{Call, CallError, Node, peer_client::PeerClient};
 use crate::{
+    gossip::Discovery,
     handshake::{
         self, Accepted, DialFailure, Event, Held, Here, Initiator, LicenseCheck, LicenseGate, Local, PeerLicense,
         PendingReverse, Purpose, REVERSE_BUDGET, Reply, Request, ReverseAnswer, Target,
     },
     license::{Entitlement, LicenseDocument, State, TrustRoots},
-    model::{Code, Endpoint, PeerId, PublicKey, Refused},
+    model::{Code, Endpoint, PeerId, PeerStatus, PublicKey, Refused},
     store::{ClusterFacts, PeerRow, StoreError, Tx, View},
     wire::{
         handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode},
@@ -15,7 +16,11 @@ use crate::{
     },
 };
 use serde_json::Value;
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, MutexGuard},
+};
 
 /// An operator's wish to join another agent to the cluster.
 #[derive(Debug, Clone)]
@@ -39,6 +44,14 @@ impl LicenseCheck for TrustRoots {
     }
 }
 
+/// A handshake with a discovered peer.
+pub(super) enum Attempt {
+    Due(Vec<Endpoint>),
+    Running,
+    /// Three attempts failed; until something changes.
+    Failed,
+}
+
 /// This side of a handshake, as of one moment.
 struct Side {
     local: Local,
@@ -60,10 +73,63 @@ impl Node {
         self.handshake(target, wish.name).await
     }
 
+    /// Keeps a peer that a trusted one vouches for; the gossip driver then starts a handshake with it.
+    pub(super) async fn discovered(&self, found: Discovery) -> Result<(), Refused> {
+        let Some(voucher) = found.voucher else { return Ok(()) };
+        let side = self.side()?;
+        let now = self.env().clock.unix();
+        let (peer, key) = match handshake::accept_voucher(&voucher, &side.held, side.local.customer_id, now) {
+            Ok(subject) => subject,
+            Err(void) => {
+                tracing::debug!(peer = %found.peer, reason = %void, "voucher refused");
+                return Ok(());
+            }
+        };
+        if peer == side.local.peer_id || side.held.trusts(&peer) {
+            return Ok(());
+        }
+        let mut endpoints = found.endpoints;
+        endpoints.extend(voucher.subject_endpoints);
+        endpoints.dedup();
+        let row = PeerRow { trusted: false, ..PeerRow::trusted(peer, key, endpoints.clone(), now) };
+        self.store().write(move |tx| tx.put_peer(&row)).await?;
+        self.attempts().insert(peer, Attempt::Due(endpoints));
+        self.inner.gossip_wake.notify_one();
+        Ok(())
+    }
+
+    /// Discovered peers whose handshake has not begun.
+    pub(super) fn take_discovered(&self) -> Vec<(PeerId, Vec<Endpoint>)> {
+        let mut due = Vec::new();
+        for (peer, attempt) in self.attempts().iter_mut() {
+            if let Attempt::Due(endpoints) = attempt {
+                due.push((*peer, std::mem::take(endpoints)));
+                *attempt = Attempt::Running;
+            }
+        }
+        due
+    }
+
     /// A handshake of the agent's own accord with a peer whose key is held from a voucher.
-    pub(super) async fn join_discovered(&self, peer: PeerId, endpoints: Vec<Endpoint>) -> Result<PeerId, Refused> {
+    pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
-        self.handshake(target, None).await
+        match self.handshake(target, None).await {
+            Ok(_) => drop(self.attempts().remove(&peer)),
+            Err(_) => drop(self.attempts().insert(peer, Attempt::Failed)),
+        }
+    }
+
+    /// Where the handshake with a peer that is not trusted stands.
+    pub(super) fn attempt_status(&self, peer: PeerId) -> PeerStatus {
+        match self.attempts().get(&peer) {
+            None => PeerStatus::Discovered,
+            Some(Attempt::Due(_) | Attempt::Running) => PeerStatus::Handshaking,
+            Some(Attempt::Failed) => PeerStatus::Unreachable,
+        }
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, BTreeMap<PeerId, Attempt>> {
+        self.inner.attempts.lock().unwrap_or_else(|p| p.into_inner())
     }
 
     async fn handshake(&self, target: Target, name: Option<String>) -> Result<PeerId, Refused> {
@@ -203,6 +269,7 @@ impl Node {
         let mut row = PeerRow::trusted(accepted.peer_id, accepted.public_key, accepted.endpoints.clone(), now);
         row.license_id = Some(accepted.license_id);
         row.local_name = name;
+        let record = accepted.record.clone();
         self.store()
             .write(move |tx| {
                 if accepted.readmitted {
@@ -222,7 +289,7 @@ impl Node {
             })
             .await
             .map_err(Refused::internal)?;
-        self.trust_changed()?;
+        self.trust_changed(&[record])?;
         Ok(())
     }
 }

@@ -41,7 +41,7 @@ impl Node {
     /// Brings the effective time and the entitlement up to date.
     pub(super) fn tick_license(&self) {
         let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
-        let median = None;
+        let median = self.median_peer_time();
         let mut licensed = self.licensed();
         let Some(licensed) = licensed.as_mut() else { return };
         licensed.clock.handle_tick(now, mono, median);

@@ -3,36 +3,47 @@
 
 mod bootstrap;
 mod config;
+pub mod daemon;
+mod gossip;
 mod identity;
 mod join;
+mod kernel;
 mod licensing;
 mod peer_client;
+mod recovery;
+mod removal;
+mod run;
+mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
+pub use gossip::SyncOutcome;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
+pub use recovery::RecoveryToken;
+pub use run::RunError;
+pub use view::{ClusterView, PeerHealth};
 
 use crate::{
     env::Env,
+    gossip::Gossip,
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
-    model::{Endpoint, PeerId, PeerStatus, PublicKey, Refused, Rng, UnixTime},
+    model::{PeerId, Rng},
+    reconcile,
     store::{Store, StoreError},
-    wire::request::OnBehalf,
 };
 use licensing::Licensed;
 use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -53,6 +64,14 @@ struct Inner {
     ids: Mutex<Rng>,
     bootstrap_turn: tokio::sync::Mutex<()>,
     responder: Mutex<Responder>,
+    gossip: Mutex<Option<Gossip>>,
+    gossip_wake: Notify,
+    reconcile_wake: Notify,
+    reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
+    reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
+    attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
+    /// Random at each start; tells two live copies of one identity apart.
+    instance: String,
 }
 
 /// Why a node does not start. The agent exits with status 1 after logging it.
@@ -88,7 +107,6 @@ impl Node {
             inner: Arc::new(Inner {
                 client: PeerClient::new(env.clone()),
                 ids: Mutex::new(env.rng("ids")),
-                env,
                 config,
                 store,
                 trust_roots,
@@ -97,6 +115,14 @@ impl Node {
                 licensed: Mutex::new(None),
                 bootstrap_turn: tokio::sync::Mutex::new(()),
                 responder: Mutex::new(Responder::new()),
+                gossip: Mutex::new(None),
+                gossip_wake: Notify::new(),
+                reconcile_wake: Notify::new(),
+                reconcile_status: Mutex::new(None),
+                reached: Mutex::default(),
+                attempts: Mutex::default(),
+                instance: format!("{:032x}", env.rng("instance").u128()),
+                env,
             }),
         };
         node.resume_membership(identity).await?;
@@ -149,6 +175,10 @@ impl Node {
     pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
         self.inner.entitlement.borrow().clone()
     }
+    /// A random stream for one purpose, the same at each call.
+    pub fn rng(&self, label: &str) -> Rng {
+        self.inner.env.rng(label)
+    }
     /// A random stream of its own, for ids and secrets.
     pub fn fork_rng(&self) -> Rng {
         self.inner.ids.lock().unwrap_or_else(|p| p.into_inner()).fork()
@@ -159,8 +189,5 @@ impl Node {
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
-    }
-    fn trust_changed(&self) -> Result<(), StoreError> {
-        Ok(())
     }
 }

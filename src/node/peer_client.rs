@@ -35,6 +35,13 @@ pub enum CallError {
     Protocol(String),
 }
 
+impl CallError {
+    /// Whether the other side may have acted upon the request: then it is not tried elsewhere.
+    pub fn may_have_been_sent(&self) -> bool {
+        matches!(self, CallError::NoAnswer | CallError::Protocol(_))
+    }
+}
+
 /// What an agent answered.
 #[derive(Debug, Clone)]
 pub struct PeerAnswer {

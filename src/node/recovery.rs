@@ -22,6 +22,11 @@ pub struct RecoveryError {
 pub struct RecoveryToken(Zeroizing<String>);
 
 impl RecoveryToken {
+    #[cfg(test)]
+    pub(crate) fn of(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+
     /// Constant-time comparison.
     pub fn matches(&self, presented: &str) -> bool {
         self.0.as_bytes().ct_eq(presented.as_bytes()).into()

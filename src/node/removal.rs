@@ -4,7 +4,7 @@ use super::{Identity, Node};
 use crate::{
     model::{Code, PeerId, Refused},
     store::{StoreError, Tx},
-    wire::record::{RevocationBody, RevocationReason, kind},
+    wire::record::{RecordKey, RevocationBody, RevocationReason, kind},
 };
 
 impl Node {
@@ -31,15 +31,16 @@ impl Node {
             })
             .await?;
         tracing::info!(%peer, "peer removed from the cluster");
-        self.trust_changed()?;
+        self.trust_changed(&[])?;
         Ok(())
     }
 
     /// A revocation by someone else has arrived.
-    pub(super) async fn peer_was_revoked(&self, peer: PeerId) -> Result<(), Refused> {
+    pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
+                void.iter().try_for_each(|key| tx.forget_record(key))?;
                 if peer != identity.peer_id {
                     return drop_peer(tx, &identity, peer);
                 }
@@ -52,7 +53,7 @@ impl Node {
             })
             .await?;
         tracing::warn!(%peer, "peer was removed from the cluster by another member");
-        self.trust_changed()?;
+        self.trust_changed(&[])?;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod netlink;
 mod nft;
 mod route;
 mod rule;
+pub mod sockets;
 
 use crate::kernel::{
     BoxFuture, Family, Fingerprint, Hints, HostFacts, Kernel, KernelError, Owned, PolicyChange, PolicyItem,

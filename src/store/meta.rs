@@ -46,6 +46,11 @@ impl View<'_> {
         self.meta(LICENSE_CLOCK)
     }
 
+    /// How often the agent was started on this database.
+    pub fn starts(&self) -> Result<u64, StoreError> {
+        Ok(self.meta(START_COUNTER)?.unwrap_or(0))
+    }
+
     /// The highest version this peer has given to a record of its own.
     pub fn own_version(&self) -> Result<u64, StoreError> {
         Ok(self.meta(OWN_VERSION)?.unwrap_or(0))
@@ -82,7 +87,7 @@ impl Tx<'_> {
 
     /// Counts starts of the agent on this database (cluster.md §7); returns the new count.
     pub fn count_start(&self) -> Result<u64, StoreError> {
-        let count = self.meta::<u64>(START_COUNTER)?.unwrap_or(0) + 1;
+        let count = self.starts()? + 1;
         self.set_meta(START_COUNTER, &count)?;
         Ok(count)
     }

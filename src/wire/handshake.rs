@@ -426,6 +426,54 @@ mod tests {
         assert_eq!(serde_json::from_value::<Identity>(value).unwrap(), full);
     }
 
+    // accepts: 001-34
+    #[test]
+    fn both_signatures_cover_every_field_of_the_table() {
+        let init = init();
+        let mut rng = Rng::from_seed([5; 32]);
+        let (t, key) = (UnixTime::from_ms(9), SigningKey::from_seed([6; 32]));
+        let response = InitResponse {
+            session: SessionId(rng.bytes()),
+            peer_id: PeerId::mint(t, &mut rng),
+            public_key: key.public(),
+            challenge2: Challenge(rng.bytes()),
+            ephemeral: X25519Public(rng.bytes()),
+            license_id: LicenseId::mint(t, &mut rng),
+            cluster_id: init.cluster_id,
+            signature: Signature::from_bytes([0; 64]),
+        };
+        let by_responder = responder_transcript(&init, &response).sign(&key);
+        let by_initiator = initiator_transcript(&init, &response).sign(&key);
+        assert!(!initiator_transcript(&init, &response).verify(&key.public(), &by_responder));
+        assert!(!responder_transcript(&init, &response).verify(&key.public(), &by_initiator));
+
+        let other = Rng::from_seed([7; 32]);
+        // Which of the two signatures covers the field: (responder's, initiator's).
+        type Edit = fn(&mut Init, &mut InitResponse, &mut Rng);
+        let edits: [(Edit, (bool, bool)); 10] = [
+            (|i, _, r| i.challenge = Challenge(r.bytes()), (true, true)),
+            (|_, a, r| a.challenge2 = Challenge(r.bytes()), (true, true)),
+            (|i, _, r| i.peer_id = PeerId::mint(UnixTime::default(), r), (true, true)),
+            (|_, a, r| a.peer_id = PeerId::mint(UnixTime::default(), r), (true, true)),
+            (|i, _, r| i.public_key = SigningKey::from_seed(r.bytes()).public(), (true, true)),
+            (|_, a, r| a.public_key = SigningKey::from_seed(r.bytes()).public(), (true, true)),
+            (|i, _, r| i.ephemeral = X25519Public(r.bytes()), (true, true)),
+            (|_, a, r| a.ephemeral = X25519Public(r.bytes()), (true, true)),
+            (|_, a, r| a.license_id = LicenseId::mint(UnixTime::default(), r), (true, false)),
+            (|i, _, r| i.license_id = LicenseId::mint(UnixTime::default(), r), (false, true)),
+        ];
+        for (n, (edit, covered)) in edits.into_iter().enumerate() {
+            let (mut i, mut a) = (init.clone(), response.clone());
+            edit(&mut i, &mut a, &mut other.clone());
+            let refused = |t: Transcript, signature| !t.verify(&key.public(), signature);
+            let found = (
+                refused(responder_transcript(&i, &a), &by_responder),
+                refused(initiator_transcript(&i, &a), &by_initiator),
+            );
+            assert_eq!(found, covered, "edit {n}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
         #[test]

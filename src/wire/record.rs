@@ -11,8 +11,8 @@ use serde_json::Value;
 
 /// Largest record on the wire and in the store, in bytes of canonical body (cluster.md §6).
 pub const RECORD_MAX_BYTES: usize = 256 * 1024;
-const KIND_MAX_BYTES: usize = 32;
-const ID_MAX_BYTES: usize = 64;
+pub const KIND_MAX_BYTES: usize = 32;
+pub const ID_MAX_BYTES: usize = 64;
 
 /// Kinds this build understands; records of other kinds are kept and relayed.
 pub mod kind {

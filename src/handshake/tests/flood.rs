@@ -22,6 +22,8 @@ fn stranger_init(world: &World, rng: &mut Rng) -> Init {
 }
 
 fn call(world: &mut World, source: IpAddr, init: &Init) -> Result<InitResponse, Reason> {
+    // A millisecond each, so that there is an oldest one.
+    world.now = world.now + Duration::from_millis(1);
     let now = world.now;
     let Agent { local, held, vendor, responder, rng, .. } = &mut world.agents[1];
     let here = Here { local, held, licenses: vendor };
@@ -49,7 +51,7 @@ fn strangers_never_get_the_reserve_and_no_source_more_than_four() {
     assert_eq!(world.agents[1].responder.open_sessions(), SESSIONS_MAX - RESERVED_SESSIONS);
     let now = world.now;
     let (due, _) = world.agents[1].responder.poll_timeout().unwrap();
-    assert_eq!(due, now + SESSION_LIFETIME);
+    assert_eq!(due + Duration::from_millis(47), now + SESSION_LIFETIME);
     assert_eq!(world.agents[1].open_sessions_after_expiry(now), 0);
 }
 
@@ -107,6 +109,35 @@ fn a_proven_session_is_not_given_away() {
     let Agent { local, held, vendor, responder, rng, .. } = &mut world.agents[1];
     let here = Here { local, held, licenses: vendor };
     responder.confirm_reverse(here, &pending.session, &answer, now, WALL, rng).unwrap();
+}
+
+#[test]
+fn strangers_displace_no_session_of_a_trusted_id() {
+    let mut world = World::of(5);
+    for n in [0, 2, 3, 4] {
+        world.befriend(n, 1);
+    }
+    // Four trusted peers behind one address make it the busiest source of all.
+    let opened: Vec<_> = [0, 2, 3, 4]
+        .into_iter()
+        .map(|n| {
+            let mut rng = Rng::from_seed([n as u8; 32]);
+            let mut init = stranger_init(&world, &mut rng);
+            (init.peer_id, init.public_key) = (world.id(n), world.agents[n].local.key.public());
+            call(&mut world, v4(9999), &init).unwrap().session
+        })
+        .collect();
+    let mut rng = Rng::from_seed([8; 32]);
+    flood(&mut world, &mut rng, 300, 300);
+    let init = stranger_init(&world, &mut rng);
+    assert_eq!(call(&mut world, v4(9999), &init), Err(Reason::Busy));
+    // Those sessions are still there: what fails is the seal, not the look-up.
+    for session in opened {
+        let signature = crate::model::Signature::from_bytes([0; 64]);
+        let finish = Finish { session, signature, sealed: handshake::Sealed(vec![0; 64]) };
+        let refused = world.serve_finish(1, &serde_json::to_vec(&finish).unwrap()).unwrap_err();
+        assert_eq!(refused.reason, Reason::InvalidSignature);
+    }
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! A small world of peers whose calls are function calls: every message crosses it as JSON bytes, and a test may
 //! lose or change any of them.
 
+mod answer;
 mod flood;
 mod honest;
 mod hostile;
@@ -293,7 +294,7 @@ impl World {
 
     /// The HTTP side of the agent `to`.
     fn serve(&mut self, from: usize, to: usize, request: &Request) -> (u16, Vec<u8>) {
-        let refused = |r: Refusal| (r.reason.http_status(), serde_json::to_vec(&r.to_body()).unwrap());
+        let refused = |r: Refusal| (r.reason.code().http_status(), serde_json::to_vec(&r.to_body()).unwrap());
         match request {
             Request::Identity => (200, self.carry(Leg::Identity, &self.agents[to].identity())),
             Request::Init(init) => {

@@ -1,0 +1,356 @@
+//! The checks before a handler, in the order of api.md §1: size, rate, license, authentication, api_access, scope,
+//! body. Existence and limits are the handlers'. A body is read only after everything that can be refused without it;
+//! a peer's signature covers the body, so there its claims come first, then the body, then the signature.
+
+use super::{
+    Api,
+    answer::{Outcome, clip, invalid, rate_limited, refusal, unauthorized},
+    caller::Caller,
+    endpoints::{Access, Endpoint, Input},
+    lock,
+    query::Query,
+    rate::{RateClass, retry_after_s},
+    signed::{self, Claim},
+    token::Verifier,
+    transaction,
+};
+use crate::{
+    license::Entitlement,
+    model::{ApiAccess, ClientId, Code, PeerId, PublicKey, Refused, RequestId, Scope, ScopeSet, UnixTime},
+    node::{Identity, Node},
+    store::ClusterFacts,
+    wire::record::CredentialBody,
+};
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Method,
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use std::{net::IpAddr, sync::Arc};
+
+const HEADER_RECOVERY: &str = "x-arctic-recovery";
+const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
+const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-license-state");
+
+/// A request that passed every check, as a handler takes it.
+pub(super) struct Request {
+    pub(super) api: Arc<Api>,
+    pub(super) caller: Caller,
+    pub(super) source: IpAddr,
+    pub(super) method: Method,
+    pub(super) path_and_query: String,
+    pub(super) params: Vec<(String, String)>,
+    pub(super) query: Query,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Request {
+    pub(super) fn node(&self) -> &Node {
+        &self.api.node
+    }
+    pub(super) fn now(&self) -> UnixTime {
+        self.node().env().clock.unix()
+    }
+    /// A segment of the path; "" where the endpoint has none of that name.
+    pub(super) fn param(&self, name: &str) -> &str {
+        self.params.iter().find(|(k, _)| k == name).map_or("", |(_, v)| v.as_str())
+    }
+    pub(super) fn identity(&self) -> Result<Arc<Identity>, Refused> {
+        self.node().identity().ok_or_else(not_bootstrapped)
+    }
+    pub(super) fn entitlement(&self) -> Result<Arc<Entitlement>, Refused> {
+        self.node().entitlement().ok_or_else(not_bootstrapped)
+    }
+    pub(super) fn cluster(&self) -> Result<ClusterFacts, Refused> {
+        transaction::read(self.node(), |view| Ok(view.cluster()?))?.ok_or_else(not_bootstrapped)
+    }
+    /// Whether the caller only wants to know what a write would do. Also refuses parameters other than `known`.
+    pub(super) fn dry_run(&self) -> Result<bool, Refused> {
+        self.query.only(&["dry_run"])?;
+        Ok(self.query.flag("dry_run")?.unwrap_or(false))
+    }
+}
+
+fn not_bootstrapped() -> Refused {
+    Refused::new(Code::NotBootstrapped, "this agent is not bootstrapped")
+        .with_hint("arctic bootstrap --url URL --license-file license.json")
+}
+
+/// What is known of a request before its body is read.
+struct Head<'a> {
+    api: &'a Arc<Api>,
+    endpoint: &'a Endpoint,
+    source: IpAddr,
+    method: &'a Method,
+    path_and_query: &'a str,
+    headers: &'a HeaderMap,
+}
+
+/// Checks and serves one request; refusals become answers too.
+pub(super) async fn serve(
+    api: Arc<Api>,
+    endpoint: &Endpoint,
+    source: IpAddr,
+    request_id: RequestId,
+    params: Vec<(String, String)>,
+    request: hyper::Request<Body>,
+) -> Response {
+    let mut caller = Caller::Anonymous;
+    let admitted = admit_and_handle(api.clone(), endpoint, source, params, request, &mut caller);
+    let outcome = match tokio::time::timeout(endpoint.deadline, admitted).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", endpoint.deadline.as_secs()))),
+    };
+    let refused = outcome.as_ref().err().map(|r| r.code.text());
+    tracing::debug!(%request_id, method = %endpoint.method, path = endpoint.path, %source, %caller, refused, "api request");
+    let mut response = match outcome {
+        Ok(answer) => answer.into_response(),
+        Err(refused) => refusal(&refused, request_id),
+    };
+    if caller.is_authenticated()
+        && let Some(entitlement) = api.node.entitlement().filter(|e| e.state.warns())
+    {
+        response.headers_mut().insert(HEADER_LICENSE_STATE, HeaderValue::from_static(entitlement.state.text()));
+    }
+    response
+}
+
+async fn admit_and_handle(
+    api: Arc<Api>,
+    endpoint: &Endpoint,
+    source: IpAddr,
+    params: Vec<(String, String)>,
+    request: hyper::Request<Body>,
+    caller: &mut Caller,
+) -> Outcome {
+    let (parts, body) = request.into_parts();
+    let path_and_query = parts.uri.path_and_query().map_or("", |p| p.as_str());
+    let head = Head { api: &api, endpoint, source, method: &parts.method, path_and_query, headers: &parts.headers };
+
+    head.check_size()?;
+    head.check_rate()?;
+    let recovery = head.recovery()?;
+    head.check_license(recovery)?;
+    let (proven, body) = head.authenticate(recovery, body).await?;
+    *caller = proven;
+    head.check_api_access(caller)?;
+    head.check_scope(caller)?;
+    head.check_target_peer()?;
+    let body = body.read(endpoint).await?;
+    head.check_content_type()?;
+    let query = Query::parse(parts.uri.query().unwrap_or(""))?;
+
+    let (caller, path_and_query) = (caller.clone(), path_and_query.to_owned());
+    let (method, headers) = (parts.method, parts.headers);
+    (endpoint.handler)(Request { api, caller, source, method, path_and_query, params, query, headers, body }).await
+}
+
+/// A body that was read early, because a signature covers it, or not yet.
+enum Pending {
+    Unread(Body),
+    Read(Bytes),
+}
+
+impl Pending {
+    async fn read(self, endpoint: &Endpoint) -> Result<Bytes, Refused> {
+        match self {
+            Self::Read(bytes) => Ok(bytes),
+            Self::Unread(body) => read_body(body, endpoint.body_max_bytes).await,
+        }
+    }
+}
+
+async fn read_body(body: Body, max_bytes: usize) -> Result<Bytes, Refused> {
+    match Limited::new(body, max_bytes).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err(too_large(max_bytes)),
+        Err(e) => Err(invalid(format!("the body ended early: {}", clip(&e.to_string())))),
+    }
+}
+
+fn too_large(max_bytes: usize) -> Refused {
+    Refused::new(Code::PayloadTooLarge, format!("the body is larger than {max_bytes} bytes"))
+}
+
+impl Head<'_> {
+    fn node(&self) -> &Node {
+        &self.api.node
+    }
+
+    fn check_size(&self) -> Result<(), Refused> {
+        let declared = self.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        match declared {
+            Some(bytes) if bytes > self.endpoint.body_max_bytes as u64 => Err(too_large(self.endpoint.body_max_bytes)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_rate(&self) -> Result<(), Refused> {
+        self.endpoint.rate.map_or(Ok(()), |class| self.take_rate(class))
+    }
+
+    fn take_rate(&self, class: RateClass) -> Result<(), Refused> {
+        let now = self.node().env().clock.mono();
+        let taken = lock(&self.api.rates).take(class, self.source, now);
+        taken.map_err(|wait| rate_limited(class.noun(), retry_after_s(wait)))
+    }
+
+    /// Whether the request carries the recovery token. A wrong one is refused and counted.
+    fn recovery(&self) -> Result<bool, Refused> {
+        let Some(offered) = self.headers.get(HEADER_RECOVERY) else { return Ok(false) };
+        let now = self.node().env().clock.mono();
+        let wait = lock(&self.api.rates).wait(RateClass::RecoveryFailure, self.source, now);
+        if !wait.is_zero() {
+            return Err(rate_limited(RateClass::RecoveryFailure.noun(), retry_after_s(wait)));
+        }
+        if self.api.recovery.as_ref().is_some_and(|token| offered.to_str().is_ok_and(|t| token.matches(t.trim()))) {
+            tracing::warn!(path = self.path_and_query, source = %self.source, "recovery token used");
+            return Ok(true);
+        }
+        self.take_rate(RateClass::RecoveryFailure)?;
+        tracing::warn!(path = self.path_and_query, source = %self.source, "wrong recovery token");
+        Err(unauthorized("wrong recovery token").with_hint("each start of the agent writes a new one"))
+    }
+
+    fn check_license(&self, recovery: bool) -> Result<(), Refused> {
+        match self.node().entitlement() {
+            Some(entitlement) => {
+                let checked = entitlement.check(self.endpoint.group, recovery);
+                checked.map_err(Refused::from)
+            }
+            None if self.endpoint.before_bootstrap => Ok(()),
+            None => Err(not_bootstrapped()),
+        }
+    }
+
+    async fn authenticate(&self, recovery: bool, body: Body) -> Result<(Caller, Pending), Refused> {
+        let signed = signed::is_signed(self.headers);
+        match self.endpoint.access {
+            Access::Public | Access::Login => Ok((Caller::Anonymous, Pending::Unread(body))),
+            Access::Peer => match self.signed(body).await? {
+                (Claim { sender, on_behalf: None, .. }, body) => Ok((Caller::Peer(sender), Pending::Read(body))),
+                _ => Err(unauthorized("peers call this endpoint for themselves only")),
+            },
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) if recovery => {
+                Ok((Caller::Recovery, Pending::Unread(body)))
+            }
+            Access::ScopedOrForwarded(_) if signed => match self.signed(body).await? {
+                (Claim { sender, on_behalf: Some(client), .. }, body) => {
+                    self.check_credential(client.client_id, &client.scopes)?;
+                    Ok((Caller::Forwarded { by: sender, client }, Pending::Read(body)))
+                }
+                _ => Err(unauthorized("a peer calls this endpoint for a client only")),
+            },
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => {
+                Ok((self.bearer()?, Pending::Unread(body)))
+            }
+        }
+    }
+
+    /// A signed request of a trusted peer, checked from cheap to dear, and its body.
+    async fn signed(&self, body: Body) -> Result<(Claim, Bytes), Refused> {
+        let claim = Claim::read(self.headers)?;
+        let key = self.trusted_key(claim.sender)?;
+        let key = key.ok_or_else(|| unauthorized(format!("{} is not a trusted peer here", claim.sender)))?;
+        claim.check_clock(self.node().env().clock.unix())?;
+        let own_id = self.node().identity().ok_or_else(not_bootstrapped)?.peer_id;
+        let body = read_body(body, self.endpoint.body_max_bytes).await?;
+        claim.check_signature((self.method.as_str(), self.path_and_query, &body), own_id, &key)?;
+        lock(&self.api.nonces).take(&claim, self.node().env().clock.mono())?;
+        Ok((claim, body))
+    }
+
+    fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {
+        transaction::read(self.node(), |view| Ok(view.peer(id)?.filter(|p| p.trusted).map(|p| p.public_key)))
+    }
+
+    fn bearer(&self) -> Result<Caller, Refused> {
+        let mut values = self.headers.get_all(AUTHORIZATION).iter();
+        let header = values.next().ok_or_else(|| {
+            unauthorized("this request needs an access token")
+                .with_hint("POST /v1/oauth/token, then send `Authorization: Bearer TOKEN`")
+        })?;
+        let text = header.to_str().ok().filter(|_| values.next().is_none());
+        let (scheme, token) = text.and_then(|t| t.split_once(' ')).unwrap_or_default();
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(unauthorized("expected one header `Authorization: Bearer TOKEN`"));
+        }
+        let cluster = transaction::read(self.node(), |view| Ok(view.cluster()?))?.ok_or_else(not_bootstrapped)?;
+        let audiences: Vec<_> = std::iter::once(cluster.cluster_id).chain(cluster.aliases).collect();
+        let now = self.node().env().clock.unix();
+        let verifier = Verifier { key_of: |id| self.trusted_key(id), audiences: &audiences, now };
+        let bearer = verifier.verify(token.trim())?;
+        self.check_credential(bearer.client_id, &bearer.scopes)?;
+        Ok(Caller::Client { client_id: bearer.client_id, scopes: bearer.scopes })
+    }
+
+    /// Proofs die with their credential, and never grant more than it.
+    fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
+        let found: Option<CredentialBody> =
+            transaction::read(self.node(), |view| Ok(view.credential(client_id)?.map(|(_, body)| body)))?;
+        match found {
+            Some(body) if body.scopes.covers(scopes) => Ok(()),
+            Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
+            None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
+        }
+    }
+
+    fn check_api_access(&self, caller: &Caller) -> Result<(), Refused> {
+        let operator = match self.endpoint.access {
+            Access::Public | Access::Peer => false,
+            Access::Login => true,
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => {
+                matches!(caller, Caller::Client { .. })
+            }
+        };
+        if operator && self.node().config().api_access == ApiAccess::Internal {
+            return Err(Refused::new(
+                Code::ApiAccessInternal,
+                "this agent takes no operator requests (API_ACCESS=internal)",
+            )
+            .with_hint("ask another agent of the cluster, or use the recovery token on this host"));
+        }
+        Ok(())
+    }
+
+    fn check_scope(&self, caller: &Caller) -> Result<(), Refused> {
+        match self.endpoint.access {
+            Access::Scoped(wanted) | Access::ScopedOrForwarded(wanted) if !caller.scopes().grants(wanted) => {
+                Err(missing_scope(wanted))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A request for another peer must not be served here as if it were for this one.
+    fn check_target_peer(&self) -> Result<(), Refused> {
+        let Some(target) = self.headers.get(HEADER_TARGET_PEER) else { return Ok(()) };
+        let own_id = self.node().identity().map(|i| i.peer_id);
+        let named = target.to_str().ok().and_then(|t| t.parse().ok());
+        if named.is_some() && named == own_id {
+            return Ok(());
+        }
+        Err(invalid(format!("{HEADER_TARGET_PEER} names another peer: ask that peer itself")))
+    }
+
+    fn check_content_type(&self) -> Result<(), Refused> {
+        let wanted = match self.endpoint.input {
+            Input::Nothing => return Ok(()),
+            Input::Json => "application/json",
+            Input::Form => "application/x-www-form-urlencoded",
+        };
+        let given = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let media_type = given.split(';').next().unwrap_or("").trim();
+        if media_type.eq_ignore_ascii_case(wanted) {
+            return Ok(());
+        }
+        Err(Refused::new(Code::UnsupportedMediaType, format!("send the body as `Content-Type: {wanted}`")))
+    }
+}
+
+fn missing_scope(wanted: Scope) -> Refused {
+    Refused::new(Code::Forbidden, format!("this request needs the scope {wanted}"))
+}

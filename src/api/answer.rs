@@ -1,0 +1,121 @@
+//! Answers and errors as HTTP (api.md §1).
+
+use crate::model::{Code, Refused, RequestId};
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use hyper::{
+    StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use serde::Serialize;
+use serde_json::json;
+
+/// The key in `details` that becomes the `Retry-After` header.
+pub(super) const RETRY_AFTER_S: &str = "retry_after_s";
+
+pub(super) type Outcome = Result<Answer, Refused>;
+
+/// A successful answer.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+}
+
+impl Answer {
+    pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Outcome {
+        let body = serde_json::to_vec(value).map_err(Refused::internal)?.into();
+        Ok(Self { status, headers: vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body })
+    }
+    pub(super) fn ok(value: &impl Serialize) -> Outcome {
+        Self::json(StatusCode::OK, value)
+    }
+    pub(super) fn created(value: &impl Serialize) -> Outcome {
+        Self::json(StatusCode::CREATED, value)
+    }
+    pub(super) fn no_content() -> Self {
+        Self { status: StatusCode::NO_CONTENT, headers: Vec::new(), body: Bytes::new() }
+    }
+    /// The answer of another agent, unchanged.
+    pub(super) fn relayed(status: u16, body: Bytes) -> Outcome {
+        let status = StatusCode::from_u16(status).map_err(Refused::internal)?;
+        let headers = if body.is_empty() {
+            Vec::new()
+        } else {
+            vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))]
+        };
+        Ok(Self { status, headers, body })
+    }
+    /// Marks an answer that holds a secret.
+    pub(super) fn uncached(self) -> Self {
+        self.with(CACHE_CONTROL, HeaderValue::from_static("no-store"))
+    }
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+    pub(super) fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    code: Code,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a serde_json::Value>,
+    request_id: RequestId,
+}
+
+pub(super) fn refusal(refused: &Refused, request_id: RequestId) -> Response {
+    let body = ErrorBody {
+        error: &refused.text,
+        code: refused.code,
+        hint: refused.hint.as_deref(),
+        details: refused.details.as_ref(),
+        request_id,
+    };
+    let status = StatusCode::from_u16(refused.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let text = serde_json::to_vec(&body).unwrap_or_else(|_| br#"{"error":"internal error","code":"INTERNAL"}"#.into());
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(seconds) = refused.details.as_ref().and_then(|d| d.get(RETRY_AFTER_S)?.as_u64()) {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+pub(super) fn rate_limited(what: &str, retry_after_s: u64) -> Refused {
+    Refused::new(Code::RateLimited, format!("too many {what} from this address; try again in {retry_after_s} s"))
+        .with_details(json!({ RETRY_AFTER_S: retry_after_s }))
+}
+
+pub(super) fn not_found(text: impl Into<String>) -> Refused {
+    Refused::new(Code::NotFound, text)
+}
+
+pub(super) fn invalid(text: impl Into<String>) -> Refused {
+    Refused::new(Code::InvalidRequest, text)
+}
+
+pub(super) fn unauthorized(text: impl Into<String>) -> Refused {
+    Refused::new(Code::Unauthorized, text)
+}
+
+/// Input as it may be shown in an error: bounded, without control characters.
+pub(super) fn clip(input: &str) -> String {
+    const SHOWN_MAX_CHARS: usize = 64;
+    input.chars().filter(|c| !c.is_control()).take(SHOWN_MAX_CHARS).collect()
+}

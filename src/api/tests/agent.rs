@@ -1,0 +1,302 @@
+//! An agent on loopback: the production node and API, an in-memory kernel, a clock that the test moves.
+
+use crate::{
+    api::Api,
+    env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
+    kernel::FakeKernel,
+    license::{Features, LicenseDocument, Terms, TrustRoots},
+    model::{ClientId, CustomerId, LicenseId, Mono, Rng, SigningKey, UnixTime},
+    node::{Config, Node, RecoveryToken},
+    os::net::TokioNet,
+    routing::Forwarding,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{net::TcpStream, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+pub(super) const START: UnixTime = UnixTime::from_secs(1_800_000_000);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const RECOVERY: &str = "recovery-token-of-a-test";
+
+pub(super) fn vendor() -> SigningKey {
+    SigningKey::from_seed([42; 32])
+}
+
+/// A license of `customer` that is valid for a year from now.
+pub(super) fn terms(customer: u8) -> Terms {
+    terms_at(START, customer)
+}
+
+pub(super) fn terms_at(now: UnixTime, customer: u8) -> Terms {
+    Terms {
+        license_id: LicenseId::mint(now, &mut Rng::from_seed([7; 32])),
+        customer_id: CustomerId::mint(now, &mut Rng::from_seed([customer; 32])),
+        customer_name: None,
+        issued_at: now.minus(DAY),
+        expires_at: now.plus(365 * DAY),
+        max_nodes: 3,
+        max_services: 2,
+        features: Features::from_names(["macvlan"]).unwrap(),
+    }
+}
+
+pub(super) fn license(terms: Terms) -> Value {
+    LicenseDocument::issue(&vendor(), terms).unwrap().as_value().clone()
+}
+
+/// Both clocks stand still until moved.
+pub(super) struct TestClock(Mutex<(Mono, UnixTime)>);
+
+impl TestClock {
+    pub(super) fn advance(&self, by: Duration) {
+        let mut now = self.0.lock().unwrap();
+        *now = (now.0 + by, now.1.plus(by));
+    }
+}
+
+impl Clock for TestClock {
+    fn mono(&self) -> Mono {
+        self.0.lock().unwrap().0
+    }
+    fn unix(&self) -> UnixTime {
+        self.0.lock().unwrap().1
+    }
+}
+
+struct Idle;
+
+impl Engines for Idle {
+    fn start(
+        &self,
+        _setup: EngineSetup,
+        _forwarding: watch::Receiver<Arc<Forwarding>>,
+    ) -> BoxFuture<'_, io::Result<Box<dyn RunningEngines>>> {
+        Box::pin(async { Ok(Box::new(Idle) as Box<dyn RunningEngines>) })
+    }
+}
+
+impl RunningEngines for Idle {
+    fn intercept_ports(&self) -> InterceptPorts {
+        InterceptPorts { v4: 1, v6: None }
+    }
+    fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+async fn start_node(clock: Arc<dyn Clock>, dir: &Path, seed: u8, change: impl FnOnce(&mut Config)) -> Node {
+    let env =
+        Env::new(Arc::new(TokioNet::new(None)), Arc::new(FakeKernel::default()), clock, Arc::new(Idle), [seed; 32]);
+    let mut config = Config { data_dir: dir.to_owned(), default_name: "london".into(), ..Config::default() };
+    change(&mut config);
+    Node::start(env, config, TrustRoots::from_keys([vendor().public()])).await.unwrap()
+}
+
+pub(super) struct Agent {
+    pub(super) node: Node,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) caller: Caller,
+    stop: CancellationToken,
+    dir: Arc<TempDir>,
+}
+
+impl Agent {
+    /// Not bootstrapped.
+    pub(super) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let clock = Arc::new(TestClock(Mutex::new((Mono::from_ms(1_000_000), START))));
+        Self::on(clock, Arc::new(tempfile::tempdir().unwrap()), change).await
+    }
+
+    /// The same host after a restart.
+    pub(super) async fn restarted(self, change: impl FnOnce(&mut Config)) -> Self {
+        self.stop.cancel();
+        Self::on(self.clock, self.dir, change).await
+    }
+
+    async fn on(clock: Arc<TestClock>, dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {
+        let node = start_node(clock.clone(), dir.path(), 1, change).await;
+        let listener = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let api = Api::new(node.clone()).with_recovery(RecoveryToken::of(RECOVERY));
+        tokio::spawn(api.serve(listener, stop.clone()));
+        Self { node, clock, caller: Caller { addr, token: None }, stop, dir }
+    }
+
+    pub(super) async fn bootstrapped() -> Self {
+        let mut agent = Self::new().await;
+        agent.caller.bootstrap(license(terms(1))).await;
+        agent
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A whole agent in real time: API, gossip, reconcilers.
+pub(super) struct LiveAgent {
+    pub(super) caller: Caller,
+    pub(super) node: Node,
+    stop: CancellationToken,
+    _dir: TempDir,
+}
+
+impl LiveAgent {
+    pub(super) async fn bootstrapped(seed: u8, customer: u8) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = free.local_addr().unwrap();
+        drop(free);
+        let clock = Arc::new(SystemClock::new());
+        let now = clock.unix();
+        let node = start_node(clock, dir.path(), seed, |c| {
+            c.api_bind = addr;
+            c.default_name = format!("host-{seed}");
+            c.advertise_endpoints = vec![addr.to_string().parse().unwrap()];
+        })
+        .await;
+        let stop = CancellationToken::new();
+        tokio::spawn(node.clone().run(None, stop.clone()));
+        let mut caller = Caller { addr, token: None };
+        caller.wait_until_listening().await;
+        caller.bootstrap(license(terms_at(now, customer))).await;
+        Self { caller, node, stop, _dir: dir }
+    }
+}
+
+impl Drop for LiveAgent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+    /// Null where the text is not JSON.
+    pub(super) body: Value,
+}
+
+impl Reply {
+    /// Status and code of an error.
+    pub(super) fn refusal(&self) -> (u16, &str) {
+        (self.status, self.body["code"].as_str().unwrap_or("none"))
+    }
+    pub(super) fn error(&self) -> &str {
+        self.body["error"].as_str().unwrap_or("")
+    }
+    #[track_caller]
+    pub(super) fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        self.body
+    }
+}
+
+/// Calls an agent, with a token if there is one.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) addr: SocketAddr,
+    pub(super) token: Option<String>,
+}
+
+impl Caller {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let driver = tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path).header("host", self.addr.to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        driver.abort();
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Reply { status: parts.status.as_u16(), headers: parts.headers, text, body }
+    }
+
+    async fn authorized(&self, method: Method, path: &str, body: Option<String>) -> Reply {
+        let bearer = format!("Bearer {}", self.token.as_deref().unwrap_or_default());
+        let mut headers = Vec::new();
+        if self.token.is_some() {
+            headers.push(("authorization", bearer.as_str()));
+        }
+        if body.is_some() {
+            headers.push(("content-type", "application/json"));
+        }
+        self.send(method, path, &headers, body.unwrap_or_default()).await
+    }
+    pub(super) async fn get(&self, path: &str) -> Reply {
+        self.authorized(Method::GET, path, None).await
+    }
+    pub(super) async fn delete(&self, path: &str) -> Reply {
+        self.authorized(Method::DELETE, path, None).await
+    }
+    pub(super) async fn post(&self, path: &str, body: Value) -> Reply {
+        self.authorized(Method::POST, path, Some(body.to_string())).await
+    }
+    pub(super) async fn post_text(&self, path: &str, body: &str) -> Reply {
+        self.authorized(Method::POST, path, Some(body.to_owned())).await
+    }
+    pub(super) async fn form(&self, path: &str, form: &str) -> Reply {
+        let headers = [("content-type", "application/x-www-form-urlencoded")];
+        self.send(Method::POST, path, &headers, form.to_owned()).await
+    }
+
+    /// Bootstraps with an admin token for what follows; gives the answer.
+    pub(super) async fn bootstrap(&mut self, license: Value) -> Value {
+        let made = self.post("/v1/bootstrap", json!({ "license": license })).await.expect(201);
+        let form = token_form(made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
+        self.token = Some(self.token_for(&form).await);
+        made
+    }
+
+    pub(super) async fn token_for(&self, form: &str) -> String {
+        let granted = self.form("/v1/oauth/token", form).await.expect(200);
+        granted["access_token"].as_str().unwrap().to_owned()
+    }
+
+    async fn wait_until_listening(&self) {
+        while TcpStream::connect(self.addr).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+pub(super) fn token_form(client_id: &str, secret: &str) -> String {
+    format!("grant_type=client_credentials&client_id={client_id}&client_secret={secret}")
+}
+
+pub(super) fn client_of(token: &str) -> ClientId {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&claims).unwrap();
+    claims["sub"].as_str().unwrap().parse().unwrap()
+}

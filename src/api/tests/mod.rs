@@ -1,0 +1,7 @@
+//! The API over loopback HTTP, with the production node behind it.
+
+mod access;
+mod agent;
+mod joining;
+mod objects;
+mod peers_only;

@@ -1,0 +1,176 @@
+//! Peer-signed requests, and calls between two whole agents.
+
+use super::agent::{Agent, Caller, LiveAgent, Reply};
+use crate::{
+    env::Clock,
+    model::{ClientId, PeerId, Rng, ScopeSet, SigningKey, UnixTime},
+    store::{PeerRow, StoreError},
+    wire::request::{OnBehalf, SignedRequest},
+};
+use hyper::Method;
+use serde_json::json;
+use std::time::Duration;
+
+/// A peer that exists only as a key, trusted by `agent`.
+struct Peer {
+    id: PeerId,
+    key: SigningKey,
+    rng: Rng,
+}
+
+impl Peer {
+    async fn trusted_by(agent: &Agent) -> Self {
+        let mut rng = Rng::from_seed([5; 32]);
+        let (id, key) = (PeerId::mint(agent.clock.unix(), &mut rng), SigningKey::from_seed([6; 32]));
+        let row = PeerRow::trusted(id, key.public(), Vec::new(), agent.clock.unix());
+        agent.node.store().write(move |tx| tx.put_peer(&row)).await.map_err(|e: StoreError| e).unwrap();
+        Self { id, key, rng }
+    }
+
+    fn headers(
+        &mut self,
+        (path, body): (&str, &str),
+        target: PeerId,
+        at: UnixTime,
+        who: Option<&OnBehalf>,
+    ) -> Vec<(&'static str, String)> {
+        let request = SignedRequest {
+            method: "POST",
+            path,
+            body: body.as_bytes(),
+            timestamp: at,
+            nonce: self.rng.bytes(),
+            sender: self.id,
+            target,
+            on_behalf: who,
+        };
+        request.headers(&self.key)
+    }
+}
+
+async fn post(caller: &Caller, path: &str, headers: &[(&'static str, String)], body: &'static str) -> Reply {
+    let mut all: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    all.push(("content-type", "application/json"));
+    caller.send(Method::POST, path, &all, body).await
+}
+
+#[tokio::test]
+async fn gossip_is_for_trusted_peers_with_a_fresh_signature_for_us() {
+    let agent = Agent::bootstrapped().await;
+    let mut peer = Peer::trusted_by(&agent).await;
+    let own_id = agent.node.identity().unwrap().peer_id;
+    let (path, body, now) = ("/v1/gossip/heartbeat", "{}", agent.clock.unix());
+    let refused = async |headers: &[(&'static str, String)], path: &str| {
+        let reply = post(&agent.caller, path, headers, body).await;
+        assert_eq!(reply.refusal(), (401, "UNAUTHORIZED"), "{}", reply.text);
+        reply.error().to_owned()
+    };
+    // Authentic: what is wrong with the message itself is found only later.
+    let good = peer.headers((path, body), own_id, now, None);
+    assert_ne!(post(&agent.caller, path, &good, body).await.status, 401);
+    assert!(refused(&good, path).await.contains("seen before"));
+
+    refused(&[], path).await;
+    refused(&peer.headers((path, "{} "), own_id, now, None), path).await;
+    refused(&peer.headers((path, body), own_id, now, None), "/v1/gossip/push").await;
+    refused(&peer.headers((path, body), own_id, now, None), "/v1/gossip/heartbeat?x=1").await;
+    let elsewhere = peer.id;
+    refused(&peer.headers((path, body), elsewhere, now, None), path).await;
+    let late = now.minus(Duration::from_millis(60_001));
+    let text = refused(&peer.headers((path, body), own_id, late, None), path).await;
+    assert!(text.contains(&late.to_string()) && text.contains(&now.to_string()), "{text}");
+    let mut stranger = Peer { key: SigningKey::from_seed([66; 32]), id: peer.id, rng: peer.rng.clone() };
+    refused(&stranger.headers((path, body), own_id, now, None), path).await;
+    stranger.id = own_id;
+    refused(&stranger.headers((path, body), own_id, now, None), path).await;
+    let client = super::agent::client_of(agent.caller.token.as_deref().unwrap());
+    let who = OnBehalf { client_id: client, scopes: ScopeSet::admin() };
+    refused(&peer.headers((path, body), own_id, now, Some(&who)), path).await;
+}
+
+#[tokio::test]
+async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may() {
+    let agent = Agent::bootstrapped().await;
+    let mut peer = Peer::trusted_by(&agent).await;
+    let own_id = agent.node.identity().unwrap().peer_id;
+    let (path, body, now) = ("/v1/services", r#"{"target_peer_id":"peer_x"}"#, agent.clock.unix());
+    let known = super::agent::client_of(agent.caller.token.as_deref().unwrap());
+    let mut call = async |client_id: ClientId, scopes: &str, path: &'static str| {
+        let who = OnBehalf { client_id, scopes: scopes.parse().unwrap() };
+        let headers = peer.headers((path, body), own_id, now, Some(&who));
+        post(&agent.caller, path, &headers, body).await
+    };
+    assert_eq!(call(known, "services.write", path).await.refusal(), (404, "NOT_FOUND"));
+    assert_eq!(call(known, "services.read", path).await.refusal(), (403, "FORBIDDEN"));
+    let unknown = ClientId::mint(now, &mut Rng::from_seed([8; 32]));
+    assert_eq!(call(unknown, "admin", path).await.refusal(), (401, "UNAUTHORIZED"));
+    // Peers are added where the operator is.
+    assert_eq!(call(known, "admin", "/v1/peers").await.refusal(), (401, "UNAUTHORIZED"));
+}
+
+// accepts: 000-11, 000-15, 000-32, 000-33, 000-35, 001-39, 001-41, 001-46
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    let other = LiveAgent::bootstrapped(3, 2).await;
+    let add = |addr: String| {
+        let caller = a.caller.clone();
+        async move { caller.post("/v1/peers", json!({"endpoints": [addr], "name": "new-agent"})).await }
+    };
+    let closed = tokio::spawn(add("127.0.0.1:1".into()));
+    let added = add(b.caller.addr.to_string()).await.expect(201);
+    assert_eq!((&added["name"], &added["is_local"]), (&json!("new-agent"), &json!(false)));
+    assert_eq!(added["id"], b.node.identity().unwrap().peer_id.to_string());
+    let again = add(b.caller.addr.to_string()).await;
+    assert_eq!((again.refusal(), again.error()), ((409, "ALREADY_EXISTS"), "peer already exists in cluster"));
+    let mismatch = add(other.caller.addr.to_string()).await;
+    assert_eq!(
+        (mismatch.refusal(), mismatch.error()),
+        ((422, "LICENSE_MISMATCH"), "handshake failed: license mismatch")
+    );
+    assert_eq!(add(a.caller.addr.to_string()).await.refusal(), (400, "INVALID_REQUEST"));
+    let closed = closed.await.unwrap();
+    assert_eq!((closed.refusal(), closed.error()), ((422, "HANDSHAKE_FAILED"), "handshake failed: connection refused"));
+}
+
+// accepts: 002-15
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_for_another_source_go_to_that_peer() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    a.caller.post("/v1/peers", json!({"endpoints": [b.caller.addr.to_string()]})).await.expect(201);
+    let (a_id, b_id) = (a.node.identity().unwrap().peer_id, b.node.identity().unwrap().peer_id);
+    // b has to hear of a's credential first.
+    let client = super::agent::client_of(a.caller.token.as_deref().unwrap());
+    until(|| b.node.store().read(|v| v.credential(client)).unwrap().is_some()).await;
+
+    let wish = json!({"target_peer_id": a_id, "source_peer_id": b_id, "name": "backwards"});
+    let made = a.caller.post("/v1/services", wish.clone()).await.expect(201);
+    assert_eq!((&made["source_peer_id"], &made["name"]), (&json!(b_id), &json!("backwards")));
+    let id: crate::model::ServiceId = made["id"].as_str().unwrap().parse().unwrap();
+    assert!(b.node.store().read(|v| v.service(id)).unwrap().is_some());
+    assert_eq!(a.caller.post("/v1/services", wish).await.refusal(), (409, "ALREADY_EXISTS"));
+
+    until(|| a.node.store().read(|v| v.service(id)).unwrap().is_some()).await;
+    let routes = format!("/v1/services/{id}/routes");
+    let added = a.caller.post(&routes, json!({"routes": [{"dest_cidr": "10.0.0.0/8"}]})).await.expect(201);
+    assert_eq!(added, json!({"route_ids": [1], "count": 1}));
+    until(|| !a.node.store().read(|v| v.service(id)).unwrap().unwrap().body.routes.is_empty()).await;
+    assert_eq!(a.caller.delete(&format!("{routes}/1")).await.status, 204);
+
+    let b_addr = b.caller.addr;
+    drop(b);
+    until(|| std::net::TcpStream::connect(b_addr).is_err()).await;
+    let refused = a.caller.delete(&format!("/v1/services/{id}")).await;
+    assert_eq!(refused.refusal(), (422, "PEER_UNREACHABLE"));
+    a.caller.get(&format!("/v1/services/{id}")).await.expect(200);
+}
+
+/// Polls for 20 s at most.
+async fn until(mut done: impl FnMut() -> bool) {
+    let waited = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waited).await.expect("it never came true");
+}

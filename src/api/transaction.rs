@@ -1,0 +1,39 @@
+//! Reading and writing the store on behalf of a request.
+
+use crate::{
+    model::Refused,
+    node::Node,
+    store::{StoreError, Tx, View},
+};
+
+/// What ends a transaction without a commit.
+enum Ended<T> {
+    Refused(Refused),
+    DryRun(T),
+}
+
+impl<T> From<StoreError> for Ended<T> {
+    fn from(e: StoreError) -> Self {
+        Self::Refused(e.into())
+    }
+}
+
+pub(super) fn read<T>(node: &Node, f: impl FnOnce(&View<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
+    node.store().read(f)
+}
+
+/// Commits what `f` writes, or, in a dry run, rolls it back and still gives its result.
+pub(super) async fn write<T, F>(node: &Node, dry_run: bool, f: F) -> Result<T, Refused>
+where
+    T: Send + 'static,
+    F: FnOnce(&Tx<'_>) -> Result<T, Refused> + Send + 'static,
+{
+    let written = node.store().write(move |tx| {
+        let value = f(tx).map_err(Ended::Refused)?;
+        if dry_run { Err(Ended::DryRun(value)) } else { Ok(value) }
+    });
+    match written.await {
+        Ok(value) | Err(Ended::DryRun(value)) => Ok(value),
+        Err(Ended::Refused(refused)) => Err(refused),
+    }
+}

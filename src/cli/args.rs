@@ -1,0 +1,427 @@
+//! The command line itself (cli.md §1 and §3). Every command that is listed here works.
+
+use super::values::{parse_duration, parse_filter, parse_rate_mbps};
+use crate::model::{PublicKey, Transport};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// Arctic carries chosen traffic between sites over encrypted, tuned tunnels.
+#[derive(Parser)]
+#[command(name = "arctic", version = crate::model::VERSION)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+#[command(after_help = "Exit codes: 0 done, 1 general, 2 usage, 3 config, 4 agent not reachable, 5 not allowed, \
+    6 degraded or partial, 8 refused by license or limit.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// Parses; `-h` leaves out the global options, which `--help` lists.
+    pub fn try_parse_args(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+        let brief = |arg: clap::Arg| {
+            if arg.is_global_set() { arg.hide_short_help(true).hide_env_values(true) } else { arg }
+        };
+        let matches = Cli::command().mut_args(brief).try_get_matches_from(args)?;
+        Cli::from_arg_matches(&matches)
+    }
+}
+
+#[derive(Args, Default, Clone)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Agent to call, for example http://10.0.0.1:8080
+    #[arg(long, global = true, env = "ARCTIC_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// Cluster of the config file, by id or name
+    #[arg(long, global = true, env = "ARCTIC_CLUSTER", value_name = "CLUSTER")]
+    pub cluster: Option<String>,
+    /// Peer that handles the call; the first agent that answers forwards it
+    #[arg(long, global = true, env = "ARCTIC_PEER", value_name = "PEER")]
+    pub peer: Option<String>,
+    /// Config file [default: ~/.config/arctic/config.yaml]
+    #[arg(long, global = true, env = "ARCTIC_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Bearer token instead of the stored credential [env: ARCTIC_TOKEN]
+    #[arg(long, global = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// File that holds the bearer token; - is stdin
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Recovery token of the agent's host
+    #[arg(long, global = true, env = "ARCTIC_RECOVERY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub recovery_token: Option<String>,
+    /// File that holds the recovery token; - is stdin
+    #[arg(long, global = true, value_name = "FILE")]
+    pub recovery_token_file: Option<PathBuf>,
+    /// Output format
+    #[arg(short, long, global = true, env = "ARCTIC_OUTPUT", value_name = "FORMAT")]
+    pub output: Option<Format>,
+    /// Same as -o json
+    #[arg(short = 'j', long, global = true)]
+    pub json: bool,
+    /// Columns of tables and CSV, by heading or API key
+    #[arg(long, global = true, value_name = "A,B", value_delimiter = ',')]
+    pub columns: Vec<String>,
+    /// Leave the headings out
+    #[arg(long, global = true)]
+    pub no_headers: bool,
+    /// Sort lists by a column or API key
+    #[arg(long, global = true, value_name = "KEY")]
+    pub sort_by: Option<String>,
+    /// Keep only list entries whose key has this value; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = parse_filter)]
+    pub filter: Vec<(String, String)>,
+    /// Show times as dates in UTC on a terminal too
+    #[arg(long, global = true)]
+    pub utc: bool,
+    /// Longest wait for one answer [default: 30s]
+    #[arg(long, global = true, env = "ARCTIC_TIMEOUT", value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Skip the confirmation
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Never ask
+    #[arg(long, global = true)]
+    pub no_input: bool,
+    /// Print every step on stderr
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Print the full HTTP exchange on stderr, secrets masked
+    #[arg(long, global = true)]
+    pub trace: bool,
+    /// No hints and no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// One line on stderr for each request
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Colour of errors
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorWhen,
+    /// Same as --color never
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    Table,
+    Wide,
+    Json,
+    Jsonl,
+    Yaml,
+    Name,
+    Csv,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum ColorWhen {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Give a new agent its license and save its credential
+    Bootstrap(BootstrapArgs),
+    /// Peers of the cluster
+    #[command(subcommand, visible_alias = "peer")]
+    Peers(PeersCommand),
+    /// Services: directed carriers between two peers
+    #[command(subcommand, visible_aliases = ["service", "svc"])]
+    Services(ServicesCommand),
+    /// Routes: which traffic a service carries
+    #[command(subcommand, visible_alias = "route")]
+    Routes(RoutesCommand),
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// License of the agent
+    #[command(subcommand)]
+    License(LicenseCommand),
+    /// Whether the agent works (exit 4 when unreachable, 6 when not ready)
+    Health(HealthArgs),
+    /// Versions of CLI and agent
+    Version,
+    /// The agent itself
+    #[command(subcommand)]
+    Agent(AgentCommand),
+}
+
+#[derive(Args)]
+pub struct BootstrapArgs {
+    /// License document; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub license_file: Option<PathBuf>,
+    /// Name of the agent
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Make the new cluster the current one
+    #[arg(long)]
+    pub set_current: bool,
+}
+
+#[derive(Subcommand)]
+pub enum PeersCommand {
+    /// All peers. STATUS: discovered, handshaking, healthy, unhealthy, unreachable; RTT: round trip of heartbeats
+    #[command(visible_alias = "ls")]
+    List(PeersListArgs),
+    /// Everything about one peer
+    #[command(visible_alias = "show")]
+    Get { peer: String },
+    /// Add a bootstrapped agent to the cluster
+    Add(PeersAddArgs),
+    /// Remove a peer with its services and routes
+    #[command(visible_alias = "rm")]
+    Delete { peer: String },
+}
+
+#[derive(Args)]
+pub struct PeersListArgs {
+    /// Without the peer of the called agent
+    #[arg(long, conflicts_with = "local")]
+    pub remote: bool,
+    /// Only the peer of the called agent
+    #[arg(long)]
+    pub local: bool,
+    /// Only peers in this status
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<PeerStatusArg>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PeerStatusArg {
+    Discovered,
+    Handshaking,
+    Healthy,
+    Unhealthy,
+    Unreachable,
+}
+
+#[derive(Args)]
+pub struct PeersAddArgs {
+    /// Address of the new agent; several are its ordered endpoints (port 8080 unless given)
+    #[arg(required = true, value_name = "HOST[:PORT]")]
+    pub endpoints: Vec<String>,
+    /// Name of the peer here
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Public key the agent must have, base64
+    #[arg(long, value_name = "BASE64")]
+    pub public_key: Option<PublicKey>,
+}
+
+#[derive(Subcommand)]
+pub enum ServicesCommand {
+    /// All services. FLAGS: I own interface, T fully transparent, Q bandwidth limit
+    #[command(visible_alias = "ls")]
+    List(ServicesListArgs),
+    /// Everything about one service, with its routes
+    #[command(visible_alias = "show")]
+    Get { service: String },
+    /// Create a service; it carries nothing until routes are added
+    Create(ServicesCreateArgs),
+    /// Delete services with their routes
+    #[command(visible_alias = "rm")]
+    Delete(ServicesDeleteArgs),
+}
+
+#[derive(Args)]
+pub struct ServicesListArgs {
+    /// Only services from this peer
+    #[arg(long, value_name = "PEER")]
+    pub source_peer: Option<String>,
+    /// Only services to this peer
+    #[arg(long, value_name = "PEER")]
+    pub target_peer: Option<String>,
+    #[command(flatten)]
+    pub requires_interface: RequiresInterface,
+}
+
+#[derive(Args)]
+pub struct ServicesCreateArgs {
+    /// Peer where the traffic leaves the tunnel
+    #[arg(long, value_name = "PEER")]
+    pub target_peer: Option<String>,
+    /// Peer where the traffic enters [default: the called agent's]
+    #[arg(long, value_name = "PEER")]
+    pub source_peer: Option<String>,
+    /// Unique name [default: SOURCE-to-TARGET]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// tcp or kcp [default: tcp]
+    #[arg(long, value_name = "TRANSPORT")]
+    pub transport: Option<Transport>,
+    #[command(flatten)]
+    pub requires_interface: RequiresInterface,
+    #[command(flatten)]
+    pub fully_transparent: FullyTransparent,
+    /// Address of the interface, for example 192.168.100.10/24
+    #[arg(long, value_name = "CIDR")]
+    pub desired_ipv4: Option<String>,
+    /// IPv6 address of the interface
+    #[arg(long, value_name = "CIDR")]
+    pub desired_ipv6: Option<String>,
+    /// Mbit/s, or 500Mbit, 1.5G; 0 is unlimited
+    #[arg(long, value_name = "RATE", value_parser = parse_rate_mbps)]
+    pub bandwidth_limit: Option<u32>,
+}
+
+/// `--flag`, `--flag=false` and `--no-flag` (cli.md §1); the last one given wins.
+macro_rules! switch {
+    ($name:ident, $field:ident, $no:ident, $long:literal, $no_long:literal, $help:literal) => {
+        #[derive(Args)]
+        pub struct $name {
+            #[doc = $help]
+            #[arg(long = $long, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+            #[arg(default_missing_value = "true", overrides_with = stringify!($no))]
+            $field: Option<bool>,
+            #[arg(long = $no_long, hide = true, overrides_with = stringify!($field))]
+            $no: bool,
+        }
+
+        impl $name {
+            pub fn given(&self) -> Option<bool> {
+                if self.$no { Some(false) } else { self.$field }
+            }
+        }
+    };
+}
+
+switch!(
+    RequiresInterface,
+    requires_interface,
+    no_requires_interface,
+    "requires-interface",
+    "no-requires-interface",
+    "With an interface of its own (MACVLAN); --no-requires-interface for without"
+);
+switch!(
+    FullyTransparent,
+    fully_transparent,
+    no_fully_transparent,
+    "fully-transparent",
+    "no-fully-transparent",
+    "Keep the client's address at the destination (TCP only, needs an interface)"
+);
+
+#[derive(Args)]
+pub struct ServicesDeleteArgs {
+    #[arg(value_name = "SERVICE", required_unless_present = "all", conflicts_with = "all")]
+    pub services: Vec<String>,
+    /// Every service to the peer of --target-peer
+    #[arg(long, requires = "target_peer")]
+    pub all: bool,
+    /// With --all: the peer whose services go
+    #[arg(long, value_name = "PEER", requires = "all")]
+    pub target_peer: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum RoutesCommand {
+    /// Routes in evaluation order, of one service or of all
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only routes of this service
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+    },
+    /// Add a route to a service
+    Add(RoutesAddArgs),
+    /// Delete a route
+    #[command(visible_alias = "rm")]
+    Delete {
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<String>,
+        /// Id of the route in its service
+        #[arg(long, value_name = "ID")]
+        route: Option<u32>,
+    },
+}
+
+#[derive(Args)]
+pub struct RoutesAddArgs {
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Traffic from this network; without it any source matches
+    #[arg(long, value_name = "CIDR")]
+    pub source_cidr: Option<String>,
+    /// Traffic to this network; without it any destination matches
+    #[arg(long, value_name = "CIDR")]
+    pub dest_cidr: Option<String>,
+    /// Among equally specific routes the higher value wins
+    #[arg(long, value_name = "0-65535", default_value_t = crate::model::default_priority())]
+    pub priority: u16,
+}
+
+#[derive(Subcommand)]
+pub enum ClusterCommand {
+    /// Ids, key and version of the agent; needs no credential
+    Identity,
+    /// Members and whether their registries agree
+    Status,
+    /// Run a gossip round with every peer now and wake all reconcilers
+    Sync,
+}
+
+#[derive(Subcommand)]
+pub enum LicenseCommand {
+    /// State, expiry, use and limits
+    Status,
+    /// The license document
+    Show,
+}
+
+#[derive(Args)]
+pub struct HealthArgs {
+    /// Every check of the agent, not only that it lives
+    #[arg(long)]
+    pub readyz: bool,
+}
+
+#[derive(Subcommand)]
+pub enum AgentCommand {
+    /// Run the agent in the foreground (needs root)
+    Run,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn create(extra: &[&str]) -> ServicesCreateArgs {
+        let args = ["arctic", "services", "create", "--target-peer", "tokyo"].iter().chain(extra);
+        match Cli::try_parse_from(args).unwrap_or_else(|e| panic!("{e}")).command {
+            Command::Services(ServicesCommand::Create(args)) => args,
+            _ => unreachable!("services create was parsed"),
+        }
+    }
+
+    #[test]
+    fn booleans_take_the_bare_the_valued_and_the_negated_form() {
+        let given = |extra: &[&str]| create(extra).requires_interface.given();
+        assert_eq!(given(&[]), None);
+        assert_eq!(given(&["--requires-interface"]), Some(true));
+        assert_eq!(given(&["--requires-interface=false"]), Some(false));
+        assert_eq!(given(&["--no-requires-interface"]), Some(false));
+        assert_eq!(given(&["--no-requires-interface", "--requires-interface"]), Some(true));
+        assert_eq!(create(&["--fully-transparent"]).fully_transparent.given(), Some(true));
+    }
+
+    #[test]
+    fn singular_and_short_forms_are_aliases() {
+        for line in ["peer ls", "service list", "svc ls", "route ls", "peers rm p", "services show s", "peer show p"] {
+            assert!(Cli::try_parse_from(["arctic"].into_iter().chain(line.split(' '))).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `arctic health` and `arctic version`.
+
+use super::{
+    args::{Globals, HealthArgs},
+    client::Call,
+    config::Preferences,
+    errors::{CliError, Exit},
+    output,
+    session::{self, Session, print},
+    values::agent_url,
+};
+use crate::model::VERSION;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// `version` is no reason to wait long for an agent that is down.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Exit 0, 4 when unreachable, 6 when the agent answers that it does not work.
+pub async fn health(globals: &Globals, args: &HealthArgs) -> Result<(), CliError> {
+    let session = Session::open(globals).await?;
+    let path = if args.readyz { "/readyz" } else { "/livez" };
+    let answer = session.client.send(&Call::get(path).public()).await.map_err(|e| session.explain_guess(e))?;
+    let Ok(body @ Value::Object(_)) = serde_json::from_slice::<Value>(&answer.body) else {
+        return Err(CliError::from_answer(answer.status, &answer.body, answer.header("x-request-id")));
+    };
+    if body["error"].is_string() {
+        return Err(CliError::from_answer(answer.status, &answer.body, answer.header("x-request-id")));
+    }
+    let failing: Vec<String> = failing_checks(&body);
+    if session.view.is_structured() {
+        session.print_one(&output::OBJECT, body)?;
+    } else {
+        print(&health_text(&body));
+    }
+    if answer.is_success() {
+        return Ok(());
+    }
+    let mut error = CliError::new(
+        Exit::Degraded,
+        "NOT_READY",
+        if args.readyz { "agent is not ready" } else { "agent does not work" },
+    );
+    if !failing.is_empty() {
+        error = error.with_fact("failing", failing.join(", "));
+    }
+    Err(error)
+}
+
+fn failing_checks(body: &Value) -> Vec<String> {
+    let checks = body["checks"].as_array().into_iter().flatten();
+    checks.filter(|c| c["status"] == "fail").map(|c| output::plain(&c["name"])).collect()
+}
+
+fn health_text(body: &Value) -> String {
+    let mut out = format!("{}\n", output::plain(&body["status"]));
+    let checks: Vec<Vec<String>> = body["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| ["name", "status", "message"].map(|k| output::plain(&c[k])).to_vec())
+        .collect();
+    if !checks.is_empty() {
+        out.push_str(&output::lines(&["CHECK", "STATUS", "MESSAGE"], &checks));
+    }
+    out
+}
+
+/// Always exit 0 (operations.md §7): the CLI's version is known even if no agent answers.
+pub async fn version(globals: &Globals) -> Result<(), CliError> {
+    let globals = Globals { timeout: Some(globals.timeout.unwrap_or(VERSION_TIMEOUT)), ..globals.clone() };
+    let (view, log) = session::output_of(&globals, &Preferences::default())?;
+    let (text, object) = match agent_version(&globals).await {
+        Ok((version, url)) => {
+            if version != VERSION {
+                log.warn(&format!("the agent is {version}, this CLI is {VERSION}"));
+            }
+            let text = format!("CLI    {VERSION}\nAgent  {version} ({url})");
+            (text, json!({ "cli": VERSION, "agent": version, "url": url }))
+        }
+        Err(e) => {
+            let text = format!("CLI    {VERSION}\nAgent  not reachable ({})", e.text);
+            (text, json!({ "cli": VERSION, "agent": null, "url": null }))
+        }
+    };
+    session::print_result(&view, &text, object)
+}
+
+async fn agent_version(globals: &Globals) -> Result<(String, String), CliError> {
+    let session = Session::open(globals).await?;
+    let identity = session.call(Call::get("/v1/cluster/identity").public()).await?;
+    let url = session.client.agent().map(agent_url).unwrap_or_default();
+    Ok((output::plain(&identity["version"]), url))
+}

@@ -1,0 +1,273 @@
+//! The source side of a flow: from the captured connection to the reply of the exit.
+
+use super::{
+    Core,
+    counters::{Refusal, ServiceCounters},
+    limits::HELD_MAX_BYTES,
+    pool::Target,
+    relay::{End, Relay, Role, conclude},
+    session::{Received, Session, with_scratch},
+};
+use crate::{
+    model::{PeerId, ServiceId, Transport},
+    os::sockets,
+    routing::Forwarding,
+    wire::stream::{REPLY_BYTES, StreamHeader, StreamReply, decode_reply},
+};
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+use tokio::{net::TcpStream, time::timeout};
+
+/// Why a flow was not opened.
+enum NotOpened {
+    Refused {
+        refusal: Refusal,
+        detail: String,
+    },
+    /// Nobody is left to be refused.
+    ClientLeft,
+}
+
+fn refused(refusal: Refusal, detail: impl fmt::Display) -> NotOpened {
+    NotOpened::Refused { refusal, detail: detail.to_string() }
+}
+
+/// Carries one captured connection to its end. The client is reset unless the stream ends in order.
+pub(super) async fn carry(core: Arc<Core>, client: TcpStream, source: SocketAddr, dest: SocketAddr) {
+    let stop = core.stop.clone();
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = carry_to_end(core, client, source, dest) => {}
+    }
+}
+
+async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, dest: SocketAddr) {
+    let whence = format!("{source} to {dest}");
+    if let Err(e) = sockets::set_reset_on_drop(&client, true).and_then(|()| sockets::tune_edge(&client)) {
+        // The connection is gone already: nothing to refuse.
+        return tracing::debug!("captured connection {whence} ended before it was carried: {e}");
+    }
+    let Ok(_permit) = core.flows.clone().try_acquire_owned() else {
+        return core.counters.refuse(Refusal::Busy, format_args!("{whence}"));
+    };
+    let forwarding = core.forwarding.borrow().clone();
+    let Some(route) = forwarding.select(source.ip(), dest.ip(), None) else {
+        return core.counters.refuse(Refusal::NoRoute, format_args!("{whence}"));
+    };
+    let (service, target) = (route.service, route.target);
+    let opened = match choose(&core, &forwarding, service, target) {
+        Ok(target) => {
+            let counters = core.counters.service(service);
+            let flow = Flow { core: &core, service, target, counters, client: Arc::new(client) };
+            flow.run(StreamHeader { service, source, dest, transparent: false }).await
+        }
+        Err(not_opened) => Err(not_opened),
+    };
+    if let Err(NotOpened::Refused { refusal, detail }) = opened {
+        core.counters.refuse_service(service, target, refusal, format_args!("{whence}: {detail}"));
+    }
+}
+
+fn choose(
+    core: &Arc<Core>,
+    forwarding: &Forwarding,
+    service: ServiceId,
+    target: PeerId,
+) -> Result<Arc<Target>, NotOpened> {
+    let known = forwarding.services.get(&service).ok_or_else(|| refused(Refusal::NoRoute, "service is gone"))?;
+    if known.transport != Transport::Tcp {
+        return Err(refused(Refusal::TransportUnavailable, known.transport));
+    }
+    if known.transparent {
+        return Err(refused(Refusal::TransparentUnavailable, "the service keeps the client's address"));
+    }
+    let path = forwarding.peers.get(&target);
+    path.and_then(|path| core.pools.target(core, target, path)).ok_or_else(|| refused(Refusal::UnknownTarget, target))
+}
+
+struct Flow<'a> {
+    core: &'a Arc<Core>,
+    service: ServiceId,
+    target: Arc<Target>,
+    counters: Arc<ServiceCounters>,
+    client: Arc<TcpStream>,
+}
+
+impl Flow<'_> {
+    async fn run(self, header: StreamHeader) -> Result<(), NotOpened> {
+        let (local, service, target, key) = (self.core.local, self.service, self.target.peer, self.target.public_key());
+        let still_valid = move |f: &Forwarding| {
+            f.services.get(&service).is_some_and(|s| s.source == local && s.target == target)
+                && f.peers.get(&target).is_some_and(|p| p.public_key == key)
+        };
+        tokio::select! {
+            biased;
+            () = self.core.until(|f| !still_valid(f)) => {
+                tracing::debug!(service = %self.service, "flow cut: its service or its target is gone");
+                Ok(())
+            }
+            done = self.carry(header) => done,
+        }
+    }
+
+    async fn carry(&self, header: StreamHeader) -> Result<(), NotOpened> {
+        let (mut session, opening) = self.open(header.encode()).await?;
+        let _open = self.counters.open();
+        // From here the reader at the other end may pause as long as it likes.
+        let _ = sockets::set_user_timeout(session.tcp(), None);
+        let timing = &self.core.timing;
+        let unsent = opening.held[opening.sent..].to_vec();
+        let relay = Relay::new(&mut session, &self.client, Role::Source, &self.counters, unsent, opening.arrived);
+        let end = relay.run(timing.idle, timing.drain).await;
+        if end == End::Idle {
+            tracing::info!(service = %self.service, "flow closed: idle for {} s", timing.idle.as_secs());
+        }
+        conclude(end, session, self.client.clone(), timing.drain).await;
+        Ok(())
+    }
+
+    /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
+    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening<'_>), NotOpened> {
+        let mut held = header;
+        let counters = &self.core.counters;
+        if let Some(mut session) = self.target.take() {
+            counters.warm_taken.fetch_add(1, Relaxed);
+            let mut opening = Opening::new(held, &self.counters);
+            match self.await_reply(&mut session, &mut opening).await? {
+                Ok(()) => return Ok((session, opening)),
+                Err(e) if !says_dead(&e) => return Err(refused(Refusal::NoReply, e)),
+                Err(_) => counters.retried.fetch_add(1, Relaxed),
+            };
+            held = opening.held;
+        }
+        counters.dialled_for_flow.fetch_add(1, Relaxed);
+        let mut session =
+            self.target.dial_for_flow().await.map_err(|e| refused(Refusal::TargetUnreachable, e.detail()))?;
+        let mut opening = Opening::new(held, &self.counters);
+        match self.await_reply(&mut session, &mut opening).await? {
+            Ok(()) => Ok((session, opening)),
+            Err(e) => Err(refused(Refusal::NoReply, e)),
+        }
+    }
+
+    /// The outer error is final; the inner one says that the connection ended without an answer.
+    async fn await_reply(&self, session: &mut Session, opening: &mut Opening<'_>) -> Result<io::Result<()>, NotOpened> {
+        let answered = timeout(self.core.timing.reply, poll_fn(|cx| opening.poll(cx, session, &self.client)));
+        match answered.await {
+            Ok(Ok(Ok(()))) => Ok(Ok(())),
+            Ok(Ok(Err(refusal))) => Err(refused(Refusal::Exit(refusal), self.target.peer)),
+            Ok(Err(OpenError::ClientLeft)) => Err(NotOpened::ClientLeft),
+            Ok(Err(OpenError::Protocol(e))) => Err(refused(Refusal::Protocol, e)),
+            Ok(Err(OpenError::Session(e))) => Ok(Err(e)),
+            Err(_) => Err(refused(Refusal::NoReply, "the exit did not answer in time")),
+        }
+    }
+}
+
+/// Whether the error is the peer's word that it holds no such connection. A time-out is not: bytes may have arrived.
+fn says_dead(e: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof)
+}
+
+enum OpenError {
+    ClientLeft,
+    Session(io::Error),
+    Protocol(crate::wire::stream::StreamError),
+}
+
+/// A stream until its reply: header and the client's bytes go out without waiting, and all of them are kept.
+struct Opening<'a> {
+    counters: &'a ServiceCounters,
+    held: Vec<u8>,
+    sent: usize,
+    /// Reply, and behind it the server's first bytes.
+    arrived: Vec<u8>,
+    client_ended: bool,
+}
+
+impl<'a> Opening<'a> {
+    fn new(held: Vec<u8>, counters: &'a ServiceCounters) -> Self {
+        Self { counters, held, sent: 0, arrived: vec![], client_ended: false }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Session,
+        client: &TcpStream,
+    ) -> Poll<Result<StreamReply, OpenError>> {
+        // Reading first lets the client's first bytes travel in the header's packet.
+        self.read_client(cx, client).map_err(|_| OpenError::ClientLeft)?;
+        while self.sent < self.held.len() {
+            match session.poll_send(cx, &self.held[self.sent..]) {
+                Poll::Ready(Ok(n)) => self.sent += n,
+                Poll::Ready(Err(e)) => return self.after_error(cx, session, e),
+                Poll::Pending => break,
+            }
+        }
+        if let Poll::Ready(Err(e)) = session.poll_flush(cx) {
+            return self.after_error(cx, session, e);
+        }
+        self.poll_reply(cx, session)
+    }
+
+    /// A connection that takes no more bytes may still have brought the exit's refusal.
+    fn after_error(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Session,
+        e: io::Error,
+    ) -> Poll<Result<StreamReply, OpenError>> {
+        match self.poll_reply(cx, session) {
+            Poll::Pending => Poll::Ready(Err(OpenError::Session(e))),
+            ready => ready,
+        }
+    }
+
+    fn poll_reply(&mut self, cx: &mut Context<'_>, session: &mut Session) -> Poll<Result<StreamReply, OpenError>> {
+        while self.arrived.len() < REPLY_BYTES {
+            let received = with_scratch(|scratch| session.poll_receive(cx, &mut scratch.raw, &mut self.arrived));
+            if let Received::Closed = ready!(received).map_err(OpenError::Session)? {
+                return Poll::Ready(Err(OpenError::Session(io::ErrorKind::UnexpectedEof.into())));
+            }
+        }
+        let mut reply = [0; REPLY_BYTES];
+        reply.copy_from_slice(&self.arrived[..REPLY_BYTES]);
+        self.arrived.drain(..REPLY_BYTES);
+        Poll::Ready(decode_reply(reply).map_err(OpenError::Protocol))
+    }
+
+    fn read_client(&mut self, cx: &mut Context<'_>, client: &TcpStream) -> io::Result<()> {
+        while !self.client_ended && self.held.len() < HELD_MAX_BYTES {
+            match client.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return Ok(()),
+            }
+            let read = with_scratch(|scratch| {
+                let room = scratch.raw.len().min(HELD_MAX_BYTES - self.held.len());
+                let read = client.try_read(&mut scratch.raw[..room]);
+                if let Ok(n) = read {
+                    self.held.extend_from_slice(&scratch.raw[..n]);
+                    self.counters.bytes_to_target.fetch_add(n as u64, Relaxed);
+                }
+                read
+            });
+            match read {
+                // The relay will meet the same end again and pass it on.
+                Ok(0) => self.client_ended = true,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! Who is revoked (cluster.md §8), as a function of the records held and of nothing else, so that all peers agree.
+
+use super::index::{Entry, Index};
+use crate::{
+    model::{PeerId, PublicKey},
+    wire::{
+        gossip::Registry,
+        record::{AnsweredRevocation, ReadmissionBody, RecordKey, RevocationBody, RevocationReason, kind},
+    },
+};
+
+#[derive(Debug, Clone)]
+struct Revocation {
+    this: AnsweredRevocation,
+    subject: PeerId,
+    key: PublicKey,
+    reason: RevocationReason,
+}
+
+#[derive(Debug, Clone)]
+struct Readmission {
+    issuer: PeerId,
+    body: ReadmissionBody,
+    /// False while its own issuer is revoked: a removed peer readmits nobody.
+    valid: bool,
+}
+
+/// The revocations of peers, and the readmissions that answer them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Revocations {
+    revocations: Vec<Revocation>,
+    readmissions: Vec<Readmission>,
+}
+
+/// What stands against a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Clear,
+    /// It left by itself and nobody removed it: its services stay listed until they are deleted by hand.
+    Left,
+    Revoked,
+}
+
+impl Standing {
+    /// Whether records of this kind stay valid. Revocations outlive their issuer: two peers revoking each other both stand.
+    pub fn keeps(self, record_kind: &str) -> bool {
+        match self {
+            Standing::Clear => true,
+            Standing::Left => matches!(record_kind, kind::REVOCATION | kind::SERVICE),
+            Standing::Revoked => record_kind == kind::REVOCATION,
+        }
+    }
+}
+
+impl Revocations {
+    pub fn read(index: &Index) -> Self {
+        let mut all = Self::default();
+        for Entry { record, .. } in index.of_registry(Registry::Revocations) {
+            if let Ok(RevocationBody { peer_id: Some(subject), public_key: Some(key), reason, .. }) = record.body_as()
+                && record.key.kind == kind::REVOCATION
+            {
+                let this = AnsweredRevocation { issuer: record.key.owner, version: record.version };
+                all.revocations.push(Revocation { this, subject, key, reason });
+            } else if let Ok(body) = record.body_as::<ReadmissionBody>()
+                && record.key.kind == kind::READMISSION
+            {
+                all.readmissions.push(Readmission { issuer: record.key.owner, body, valid: false });
+            }
+        }
+        all.validate();
+        all
+    }
+
+    /// The least fixpoint: each round the readmissions by peers that are clear so far take effect, until none is left.
+    fn validate(&mut self) {
+        let is_ready = |all: &Self, r: &Readmission| !r.valid && all.standing(r.issuer, None) == Standing::Clear;
+        while let Some(next) = self.readmissions.iter().position(|r| is_ready(self, r)) {
+            self.readmissions[next].valid = true;
+        }
+    }
+
+    /// What stands against the peer `id`, or against its key where that is known.
+    pub fn standing(&self, id: PeerId, key: Option<&PublicKey>) -> Standing {
+        let mut standing = Standing::Clear;
+        for revocation in &self.revocations {
+            let about = revocation.subject == id || key.is_some_and(|key| revocation.key == *key);
+            if !about || self.is_answered(revocation, id, key) {
+                continue;
+            }
+            if revocation.reason != RevocationReason::Deactivated || revocation.this.issuer != id {
+                return Standing::Revoked;
+            }
+            standing = Standing::Left;
+        }
+        standing
+    }
+
+    fn is_answered(&self, revocation: &Revocation, id: PeerId, key: Option<&PublicKey>) -> bool {
+        self.readmissions.iter().any(|r| {
+            r.valid
+                && r.issuer != id
+                && r.body.peer_id == id
+                && r.body.public_key == *key.unwrap_or(&revocation.key)
+                && r.body.answers.contains(&revocation.this)
+        })
+    }
+
+    /// Keys that revocations name for `id`: what a revoked owner's remaining records are verified with.
+    pub fn keys_of(&self, id: PeerId) -> impl Iterator<Item = &PublicKey> {
+        self.revocations.iter().filter(move |r| r.subject == id).map(|r| &r.key)
+    }
+}
+
+/// Whether a revocation or readmission is about what its id says. One that is not could be raised to lift itself.
+pub(super) fn is_about_its_id(key: &RecordKey, entry: &Entry) -> bool {
+    if key.kind == kind::READMISSION {
+        return entry.record.body_as::<ReadmissionBody>().is_ok_and(|body| body.peer_id.to_string() == key.id);
+    }
+    entry.record.body_as::<RevocationBody>().is_ok_and(|body| match (body.peer_id, body.public_key, body.client_id) {
+        (Some(peer), Some(_), None) => peer.to_string() == key.id,
+        (None, None, Some(client)) => client.to_string() == key.id,
+        _ => false,
+    })
+}

@@ -1,0 +1,6 @@
+//! The rules of the machine, one by one and in simulated clusters.
+
+mod cluster;
+mod merge;
+mod network;
+mod rules;

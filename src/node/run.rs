@@ -1,0 +1,90 @@
+//! The life of a node: the API from the start, everything else once it is a member of a cluster.
+
+use super::{Node, RecoveryToken};
+use crate::{
+    api::{Api, ServeError},
+    store::StoreError,
+};
+use std::{net::SocketAddr, time::Duration};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// How long drivers may take to end after a stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a running node ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("API port {addr} cannot be bound: free it, or set API_PORT or API_BIND")]
+    Bind { addr: SocketAddr, source: std::io::Error },
+    #[error("FWMARK_MASK {0:#x} is not one run of at least 8 bits")]
+    Mask(u32),
+    #[error("engines cannot be started")]
+    Engines(#[source] std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a driver of the agent ended")]
+    Driver(#[from] JoinError),
+}
+
+impl Node {
+    /// Runs until `stop`. The first driver that fails ends the node: a supervisor starts it anew.
+    pub async fn run(self, recovery: Option<RecoveryToken>, stop: CancellationToken) -> Result<(), RunError> {
+        let addr = self.config().api_bind;
+        let listener = self.env().net.listen(addr).await.map_err(|source| RunError::Bind { addr, source })?;
+        tracing::info!(%addr, version = crate::model::VERSION, "agent started");
+
+        let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
+        let ending = stop.child_token();
+        let mut api = Api::new(self.clone());
+        if let Some(token) = recovery {
+            api = api.with_recovery(token);
+        }
+        let until = ending.clone();
+        drivers.spawn(async move { Ok(api.serve(listener, until).await?) });
+        let (node, until) = (self.clone(), ending.clone());
+        drivers.spawn(async move { node.live_as_member(until).await });
+
+        let first = tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            ended = drivers.join_next() => ended,
+        };
+        ending.cancel();
+        let outcome = first.map_or(Ok(()), |ended| ended?);
+        if tokio::time::timeout(STOP_TIMEOUT, drivers.join_all()).await.is_err() {
+            tracing::warn!("drivers did not end in {} s", STOP_TIMEOUT.as_secs());
+        }
+        tracing::info!("agent stopped");
+        outcome
+    }
+
+    async fn live_as_member(self, stop: CancellationToken) -> Result<(), RunError> {
+        let mut identity = self.inner.identity.subscribe();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            known = identity.wait_for(Option::is_some) => drop(known),
+        }
+        let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move {
+            node.drive_license(until).await;
+            Ok(())
+        });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { node.drive_kernel(until).await });
+        let mut outcome = Ok(());
+        while let Some(ended) = drivers.join_next().await {
+            if outcome.is_ok() {
+                outcome = ended.map_err(RunError::from).and_then(|inner| inner);
+            }
+            stop.cancel();
+        }
+        outcome
+    }
+}

@@ -1,0 +1,278 @@
+//! What each command sends and prints.
+
+use crate::fake::{CLUSTER, FakeAgent, LONDON, Ran, SVC, SVC2, TOKYO, Workstation};
+use serde_json::{Value, json};
+
+fn lab() -> (FakeAgent, Workstation) {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    (agent, station)
+}
+
+fn ids(ran: &Ran) -> Vec<Value> {
+    ran.json().as_array().unwrap().iter().map(|o| o["id"].clone()).collect()
+}
+
+// accepts: 000-22
+#[test]
+fn peers_are_listed_by_name_and_remote_leaves_out_the_local_one() {
+    let (_agent, station) = lab();
+    let table = station.run("peers list").ok();
+    assert_eq!(
+        table.out,
+        format!(
+            "ID                               NAME    ADDRESS        STATUS   RTT      VERSION  LAST-SEEN\n\
+             {LONDON}  london  10.0.0.1:8080  healthy  local    v0.1.0   now\n\
+             {TOKYO}  tokyo   10.0.0.2:8080  healthy  150.2ms  v0.1.0   2026-01-01T00:00:00Z\n"
+        )
+    );
+    assert_eq!(ids(&station.run("peers list -j").ok()), [LONDON, TOKYO]);
+    assert_eq!(ids(&station.run("peer ls --remote --json").ok()), [TOKYO]);
+    assert_eq!(ids(&station.run("peers list --local -o json").ok()), [LONDON]);
+    assert_eq!(ids(&station.run("peers list --status unreachable -j").ok()), Vec::<Value>::new());
+}
+
+#[test]
+fn lists_have_every_key_of_the_api_and_keep_unknown_ones() {
+    let (_agent, station) = lab();
+    let peers = station.run("peers list -j").ok().json();
+    assert_eq!(peers[0]["license_id"], Value::Null);
+    assert_eq!(peers[1]["from_the_future"], 1);
+    assert_eq!(station.run("peers list -o name").ok().out, "london\ntokyo\n");
+    assert_eq!(station.run("peers list -o jsonl").ok().out.lines().count(), 2);
+    assert_eq!(station.run("peers list -o csv --columns name,rtt_ms").ok().out, "name,rtt_ms\nlondon,\ntokyo,150.25\n");
+    let yaml = station.run("peers list -o yaml").ok().out;
+    assert!(yaml.contains("is_local: true"), "{yaml}");
+    let sorted = station.run("peers list --columns name --sort-by rtt --no-headers --filter status=healthy").ok();
+    assert_eq!(sorted.out.lines().count(), 2);
+    assert_eq!(station.run("peers list --columns name --filter name=tokyo").ok().out, "NAME\ntokyo\n");
+}
+
+#[test]
+fn an_empty_list_has_headings_and_a_hint_or_is_an_empty_array() {
+    let (agent, station) = lab();
+    agent.on("GET /v1/services", 200, json!({"services":[]}));
+    let table = station.run("services list").ok();
+    assert_eq!(table.out, "ID  NAME  SOURCE  TARGET  TRANSPORT  FLAGS  STATE\n");
+    assert!(table.err.contains("arctic services create"), "{}", table.err);
+    assert_eq!(station.run("services list -q").ok().err, "");
+    assert_eq!(station.run("services list -j").ok().out, "[]\n");
+    assert_eq!(station.run("routes list").ok().out.lines().count(), 1);
+}
+
+#[test]
+fn a_peer_is_found_by_id_bare_ulid_prefix_and_name() {
+    let (_agent, station) = lab();
+    let bare = &TOKYO["peer_".len()..];
+    for argument in [TOKYO, bare, "TOKYO", "peer_01BB", "01bb"] {
+        let peer = station.args(&["peers", "get", argument, "-j"]).ok().json();
+        assert_eq!(peer["id"], TOKYO, "{argument}");
+    }
+    let record = station.run("peers get tokyo").ok().out;
+    assert!(record.lines().any(|l| l == "rtt_ms           150.25"), "{record}");
+    station.run("peers get toyko").fails(1, "Error: peer not found").says("did you mean tokyo?");
+    station.run("peers get 01").fails(2, "Error: peer `01` is ambiguous");
+}
+
+#[test]
+fn peers_add_sends_ordered_endpoints_and_the_name() {
+    let (agent, station) = lab();
+    let peer = station.run("peers add 10.0.0.2 tokyo.example:81 --name tokyo -j").ok().json();
+    assert_eq!(peer["id"], TOKYO);
+    let sent = agent.one("POST /v1/peers");
+    assert_eq!(sent.json(), json!({"endpoints":["10.0.0.2:8080","tokyo.example:81"],"name":"tokyo"}));
+    assert_eq!(sent.headers["content-type"], "application/json");
+    assert!(station.run("peers add 10.0.0.2").ok().out.contains(TOKYO));
+}
+
+#[test]
+fn deletions_need_yes_where_nobody_can_be_asked() {
+    let (agent, station) = lab();
+    let lines = [
+        ("peers delete tokyo".to_owned(), format!("DELETE /v1/peers/{TOKYO}")),
+        ("services delete l2t".to_owned(), format!("DELETE /v1/services/{SVC}")),
+        ("routes delete --service l2t --route 2".to_owned(), format!("DELETE /v1/services/{SVC}/routes/2")),
+    ];
+    for (line, request) in lines {
+        let refused = station.run(&line).fails(2, "Error: confirmation needed: pass --yes");
+        assert!(refused.err.contains("code: CONFIRMATION_REQUIRED"));
+        assert_eq!(agent.count(&request), 0);
+        assert!(station.run(&format!("{line} --yes")).ok().out.contains("deleted"));
+        agent.one(&request);
+    }
+    assert_eq!(station.run("peers delete tokyo -y -j").ok().json(), json!({"id":TOKYO,"deleted":true}));
+}
+
+#[test]
+fn deleting_several_services_reports_what_failed() {
+    let (_agent, station) = lab();
+    let ran = station.args(&["services", "delete", SVC, SVC2, "--yes", "-j"]);
+    assert_eq!((ran.code, ran.json()), (6, json!([{"id":SVC,"deleted":true}])));
+    assert!(ran.err.contains(SVC2), "{}", ran.err);
+    station.args(&["services", "delete", SVC2, "--yes"]).fails(1, "Error: not found");
+    assert_eq!(
+        station.run("services delete --all --target-peer tokyo --yes").ok().out,
+        format!("Service {SVC} deleted\n")
+    );
+}
+
+#[test]
+fn services_are_listed_and_filtered_by_peer() {
+    let (_agent, station) = lab();
+    let table = station.run("services list").ok();
+    assert!(table.out.starts_with("ID                              NAME  SOURCE  TARGET  TRANSPORT  FLAGS  STATE\n"));
+    assert!(table.out.contains(&format!("{SVC}  l2t   london  tokyo   tcp        Q      active\n")), "{}", table.out);
+    assert!(table.err.contains("Flags: I own interface"));
+    assert_eq!(ids(&station.run("services list --target-peer tokyo -j").ok()), [SVC]);
+    assert_eq!(ids(&station.args(&["services", "list", "--source-peer", TOKYO, "-j"]).ok()), [SVC2]);
+    assert_eq!(ids(&station.run("svc ls --requires-interface -j").ok()), Vec::<Value>::new());
+    assert_eq!(ids(&station.run("svc ls --requires-interface=false -j").ok()), [SVC, SVC2]);
+    assert_eq!(station.run("services get l2t -j").ok().json()["bandwidth_limit_mbps"], 1000);
+    assert!(station.run("services get l2t").ok().out.lines().any(|l| l == "bandwidth_limit_mbps  1000"));
+}
+
+#[test]
+fn services_create_needs_only_a_target_and_prints_the_id() {
+    let (agent, station) = lab();
+    let ran = station.run("services create --target-peer tokyo").ok();
+    assert_eq!(ran.out, format!("{SVC}\n"));
+    assert!(ran.err.contains(&format!("arctic routes add --service {SVC}")));
+    assert_eq!(agent.one("POST /v1/services").json(), json!({"target_peer_id":TOKYO}));
+}
+
+// accepts: 002-16
+#[test]
+fn services_create_sends_every_flag_that_is_given() {
+    let (agent, station) = lab();
+    station
+        .run("services create --target-peer tokyo --source-peer london --transport tcp --requires-interface --name x \
+             --desired-ipv4 192.168.100.10/24 --desired-ipv6 fd00::1/64 --bandwidth-limit 1.5G --no-fully-transparent -j")
+        .ok();
+    assert_eq!(
+        agent.one("POST /v1/services").json(),
+        json!({"target_peer_id":TOKYO,"source_peer_id":LONDON,"transport_type":"tcp","requires_interface":true,"name":"x",
+            "desired_ipv4_cidr":"192.168.100.10/24","desired_ipv6_cidr":"fd00::1/64","bandwidth_limit_mbps":1500,
+            "fully_transparent":false})
+    );
+}
+
+#[test]
+fn routes_add_sends_the_route_and_prints_its_id() {
+    let (agent, station) = lab();
+    let text =
+        station.run("routes add --service l2t --source-cidr 10.0.0.0/8 --dest-cidr 0.0.0.0/0 --priority 7").ok().out;
+    assert_eq!(text, "Route added successfully: ID=6, Priority=7\n");
+    let line = format!("POST /v1/services/{SVC}/routes");
+    let route = json!({"source_cidr":"10.0.0.0/8","dest_cidr":"0.0.0.0/0","priority":7});
+    assert_eq!(agent.one(&line).json(), json!({ "routes": [route] }));
+    let object = station.run("routes add --service l2t --dest-cidr fd00::/8 -j").ok().json();
+    assert_eq!(object, json!({"route_ids":[6],"count":1}));
+    let destination_only = agent.seen().last().unwrap().json();
+    assert_eq!(destination_only, json!({"routes":[{"dest_cidr":"fd00::/8","priority":100}]}));
+    station.run("routes add --service l2t --source-cidr 10.0.0.0/8").ok();
+    assert_eq!(agent.seen().last().unwrap().json()["routes"][0].get("dest_cidr"), None);
+}
+
+#[test]
+fn routes_are_listed_in_evaluation_order() {
+    let (_agent, station) = lab();
+    let table = station.run("routes list --service l2t").ok().out;
+    assert_eq!(
+        table,
+        "ID  PRIORITY  SOURCE-CIDR  DEST-CIDR\n2   200       any          10.0.0.0/8\n1   100       any          10.0.0.0/8\n"
+    );
+    assert_eq!(ids(&station.args(&["routes", "list", "--service", SVC, "--json"]).ok()), [2, 1]);
+    let all = station.run("routes list -j").ok();
+    assert_eq!(ids(&all), [2, 7, 1]);
+    assert_eq!(all.json()[1]["service_id"], SVC2);
+}
+
+#[test]
+fn cluster_commands_show_identity_and_trigger_a_sync() {
+    let (agent, station) = lab();
+    let identity = station.run("cluster identity -j").ok().json();
+    assert_eq!(identity["cluster_id"], CLUSTER);
+    assert_eq!(agent.count("POST /v1/oauth/token"), 0, "identity needs no credential");
+    assert!(station.run("cluster identity").ok().out.contains("version     v9.9.9"));
+    let sync = station.run("cluster sync").ok();
+    assert_eq!(sync.out, "Cluster sync triggered\n");
+    assert!(sync.err.contains("1 of 2 peers reached"));
+    assert_eq!(station.run("cluster sync -j").ok().json(), json!({"triggered":true,"peers":2,"reached":1}));
+    agent.on(
+        "GET /v1/cluster/status",
+        200,
+        json!({"cluster_id":CLUSTER,"converged":false,"warnings":["half is away"],
+        "registries":{"peers":{"count":1,"digest":"aa"}},"peers":[{"id":TOKYO,"name":"tokyo","status":"unhealthy"}]}),
+    );
+    let status = station.run("cluster status").ok();
+    assert!(
+        status.out.contains("converged      no") && status.out.contains("tokyo         unhealthy  unknown"),
+        "{}",
+        status.out
+    );
+    assert_eq!(status.err, "Warning: half is away\n");
+    assert_eq!(station.run("cluster status -j").ok().json()["converged"], false);
+}
+
+#[test]
+fn license_status_shows_state_expiry_and_use() {
+    let (agent, station) = lab();
+    agent.on(
+        "GET /v1/license",
+        200,
+        json!({"license":{"license_id":"lic_1","customer_id":"cust_1","max_nodes":3,"signature":"s"},
+        "state":"warning","expires_at":"2027-01-01T00:00:00Z","days_left":12,"nodes":{"used":2,"max":3},
+        "services":{"used":1,"max":9},"features":["kcp","qos"],"warnings":["expires in 12 days"]}),
+    );
+    let status = station.run("license status").ok();
+    for line in
+        ["State        warning", "Expires      2027-01-01T00:00:00Z", "Nodes        2 of 3", "Features     kcp qos"]
+    {
+        assert!(status.out.lines().any(|l| l == line), "{line}: {}", status.out);
+    }
+    assert_eq!(station.run("license status -j").ok().json()["days_left"], 12);
+    assert_eq!(station.run("license show -j").ok().json()["max_nodes"], 3);
+    assert!(station.run("license show").ok().out.contains("max_nodes      3"));
+}
+
+#[test]
+fn license_status_of_a_foreign_agent_falls_back_to_its_public_identity() {
+    let (_agent, station) = lab();
+    let foreign = FakeAgent::start();
+    foreign.on("POST /v1/oauth/token", 401, json!({"error":"unknown client","code":"UNAUTHORIZED"}));
+    let ran = station.args(&["license", "status", "--url", &foreign.url()]).ok();
+    assert_eq!(ran.out, format!("License ID  lic_1\nCluster ID  {CLUSTER}\nState       unknown\n"));
+    assert!(ran.err.contains("no credential for this agent"));
+    let object = station.args(&["license", "status", "--url", &foreign.url(), "-j"]).ok().json();
+    assert_eq!(object, json!({"license_id":"lic_1","cluster_id":CLUSTER,"state":"unknown"}));
+}
+
+#[test]
+fn health_tells_live_ready_and_not_ready_apart() {
+    let (agent, station) = lab();
+    assert_eq!(station.run("health").ok().out, "ok\n");
+    assert_eq!(station.run("health -j").ok().json()["status"], "ok");
+    agent.on(
+        "GET /readyz",
+        503,
+        json!({"status":"fail","checks":[{"name":"db","status":"ok","message":""},
+        {"name":"tproxy","status":"fail","message":"port 61000 is taken"}]}),
+    );
+    let ran = station.run("health --readyz");
+    assert_eq!((ran.code, ran.err.lines().next()), (6, Some("Error: agent is not ready")));
+    assert!(ran.out.contains("tproxy  fail    port 61000 is taken"), "{}", ran.out);
+    assert!(ran.err.contains("failing  tproxy"));
+}
+
+#[test]
+fn version_is_known_with_and_without_an_agent() {
+    let (_agent, station) = lab();
+    let ran = station.run("version").ok();
+    assert!(ran.out.starts_with(&format!("CLI    {}\nAgent  v9.9.9 (http://127.0.0.1:", arctic::model::VERSION)));
+    assert!(ran.err.starts_with("Warning: the agent is v9.9.9"));
+    assert_eq!(station.run("version -j").ok().json()["agent"], "v9.9.9");
+    let alone = Workstation::new().run("version --url http://127.0.0.1:1").ok();
+    assert!(alone.out.contains("Agent  not reachable (cannot connect to agent at 127.0.0.1:1: connection refused)"));
+    let alone = Workstation::new().run("version --url http://127.0.0.1:1 -j").ok().json();
+    assert_eq!((&alone["cli"], &alone["agent"]), (&json!(arctic::model::VERSION), &Value::Null));
+}
