@@ -19,6 +19,10 @@ impl Net for SimNet {
         })
     }
 
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+        Box::pin(async move { Ok(vec![turmoil::lookup(host)]) })
+    }
+
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>> {
         Box::pin(async move { Ok(Box::new(TcpStream::connect((to.host(), to.port())).await?) as BoxStream) })
     }

@@ -1,5 +1,8 @@
 use crate::model::Endpoint;
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use crate::kernel::BoxFuture;
@@ -19,6 +22,8 @@ pub type BoxListener = Box<dyn Listener>;
 /// TCP of the control plane: API, handshake, gossip. The data planes own their sockets (`dataplane`).
 pub trait Net: Send + Sync + 'static {
     fn listen(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<BoxListener>>;
+    /// Every address of a host name.
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>>;
     /// Resolves once and connects to the first address that answers. The caller bounds the time.
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>>;
 }

@@ -30,6 +30,13 @@ impl Family {
     pub fn of(ip: std::net::IpAddr) -> Self {
         if ip.is_ipv4() { Family::V4 } else { Family::V6 }
     }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
 }
 
 /// What a policy rule does with a packet that it matches.

@@ -3,11 +3,12 @@
 
 mod bootstrap;
 mod config;
+pub mod daemon;
 mod gossip;
 mod identity;
 mod join;
+mod kernel;
 mod licensing;
-pub mod daemon;
 mod peer_client;
 mod recovery;
 mod removal;
@@ -30,6 +31,7 @@ use crate::{
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
     model::{PeerId, Rng},
+    reconcile,
     store::{Store, StoreError},
 };
 use licensing::Licensed;
@@ -42,7 +44,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -62,10 +63,12 @@ struct Inner {
     client: PeerClient,
     ids: Mutex<Rng>,
     bootstrap_turn: tokio::sync::Mutex<()>,
+    commit_turn: tokio::sync::Mutex<()>,
     responder: Mutex<Responder>,
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
     reconcile_wake: Notify,
+    reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
     /// Random at each start; tells two live copies of one identity apart.
@@ -112,10 +115,12 @@ impl Node {
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
                 bootstrap_turn: tokio::sync::Mutex::new(()),
+                commit_turn: tokio::sync::Mutex::new(()),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
                 reconcile_wake: Notify::new(),
+                reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
                 instance: format!("{:032x}", env.rng("instance").u128()),
@@ -186,10 +191,5 @@ impl Node {
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
-    }
-
-    async fn drive_kernel(&self, stop: CancellationToken) -> Result<(), RunError> {
-        stop.cancelled().await;
-        Ok(())
     }
 }

@@ -17,6 +17,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum RunError {
     #[error("API port {addr} cannot be bound: free it, or set API_PORT or API_BIND")]
     Bind { addr: SocketAddr, source: std::io::Error },
+    #[error("FWMARK_MASK {0:#x} is not one run of at least 8 bits")]
+    Mask(u32),
     #[error("engines cannot be started")]
     Engines(#[source] std::io::Error),
     #[error(transparent)]

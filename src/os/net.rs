@@ -75,6 +75,10 @@ impl Net for TokioNet {
         })
     }
 
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+        Box::pin(async move { Ok(lookup_host((host, 0)).await?.map(|addr| addr.ip().to_canonical()).collect()) })
+    }
+
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>> {
         Box::pin(self.dial(to))
     }

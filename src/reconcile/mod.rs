@@ -1,1 +1,21 @@
-//! Filled in by its own change.
+//! From the store to the kernel and the engines: level-triggered, idempotent, owning only our own (operations.md §2).
+//!
+//! ```text
+//! store revision | license | kernel hint | 60 s ──> Desired ──compile──> Compiled ──plan──> steps ──apply──> kernel
+//!                                                     (pure)             (pure)            engines (Forwarding)
+//! ```
+//!
+//! `tproxy` publishes what the engines need, `firewall` owns the two tables and the policy routing. One loop runs both,
+//! because their order matters: an engine knows a service before packets reach it, and until no packet reaches it.
+
+mod desired;
+mod firewall;
+mod report;
+mod run;
+mod status;
+mod tproxy;
+
+pub use desired::{Compiled, Desired, Marks, Source, StoreSource, compile};
+pub use firewall::{FirewallStep, plan};
+pub use run::{Pace, Reconcile, Settings};
+pub use status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status};

@@ -1,0 +1,276 @@
+//! The expressions of rules, in the very bytes that the kernel gives back.
+
+use super::{NF_ACCEPT, NFPROTO_IPV4, NFPROTO_IPV6};
+use crate::{
+    kernel::{Action, Family, Match, Rule, sets},
+    os::netlink::Writer,
+};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// Register 1 is the first 16 bytes, 8 + n the n-th 4 bytes.
+const REG_VERDICT: u32 = 0;
+const REG_1: u32 = 1;
+const REG_2: u32 = 2;
+const REG32_01: u32 = 9;
+const REG32_02: u32 = 10;
+const REG32_05: u32 = 13;
+const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const CMP_EQ: u32 = 0;
+const CMP_NEQ: u32 = 1;
+const NF_DROP: u32 = 0;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+const IFNAME_BYTES: usize = 16;
+/// Comment of a rule in its user data.
+const USERDATA_COMMENT: u8 = 0;
+
+pub fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The user data of a rule: its comment.
+pub fn comment(rule: &Rule) -> Vec<u8> {
+    // The length is one byte; service and route ids take 42.
+    let mut text: Vec<u8> = rule.comment.bytes().take(usize::from(u8::MAX) - 1).collect();
+    text.push(0);
+    let len = u8::try_from(text.len()).expect("cut to 255");
+    [&[USERDATA_COMMENT, len], text.as_slice()].concat()
+}
+
+/// The expressions of one rule, being written.
+#[derive(Default)]
+struct Expressions {
+    writer: Writer,
+    family: Option<Family>,
+}
+
+/// The content of the expression list attribute of a rule.
+pub fn expressions(rule: &Rule) -> Vec<u8> {
+    let mut e = Expressions::default();
+    for m in &rule.matches {
+        e.add_match(m);
+    }
+    e.add_action(&rule.action);
+    e.writer.bytes
+}
+
+impl Expressions {
+    // Without the nested flag, which the kernel leaves out when it lists rules.
+    fn expression(&mut self, name: &str, body: impl FnOnce(&mut Writer)) {
+        let mut data = Writer::default();
+        body(&mut data);
+        let mut whole = Writer::default();
+        whole.string(1, name);
+        whole.bytes(2, &data.bytes);
+        self.writer.bytes(1, &whole.bytes);
+    }
+
+    fn meta(&mut self, key: u32, register: u32) {
+        self.expression("meta", |w| {
+            w.be32(2, key);
+            w.be32(1, register);
+        });
+    }
+
+    fn compare(&mut self, op: u32, value: &[u8]) {
+        self.expression("cmp", |w| {
+            w.be32(1, REG_1);
+            w.be32(2, op);
+            w.bytes(3, &data_value(value));
+        });
+    }
+
+    fn mask(&mut self, mask: &[u8], xor: &[u8]) {
+        self.expression("bitwise", |w| {
+            w.be32(1, REG_1);
+            w.be32(2, REG_1);
+            w.be32(3, u32::try_from(mask.len()).expect("at most 16 bytes"));
+            w.be32(6, 0);
+            w.bytes(4, &data_value(mask));
+            w.bytes(5, &data_value(xor));
+        });
+    }
+
+    fn payload(&mut self, register: u32, base: u32, offset: u32, len: u32) {
+        self.expression("payload", |w| {
+            w.be32(1, register);
+            w.be32(2, base);
+            w.be32(3, offset);
+            w.be32(4, len);
+        });
+    }
+
+    fn lookup(&mut self, set: &str, inverted: bool) {
+        self.expression("lookup", |w| {
+            w.string(1, set);
+            w.be32(2, REG_1);
+            w.be32(5, u32::from(inverted));
+        });
+    }
+
+    fn immediate(&mut self, register: u32, value: &[u8]) {
+        self.expression("immediate", |w| {
+            w.be32(1, register);
+            w.bytes(2, &data_value(value));
+        });
+    }
+
+    fn verdict(&mut self, code: u32) {
+        self.expression("immediate", |w| {
+            w.be32(1, REG_VERDICT);
+            let mut number = Writer::default();
+            number.be32(1, code);
+            let mut verdict = Writer::default();
+            verdict.bytes(2, &number.bytes);
+            w.bytes(2, &verdict.bytes);
+        });
+    }
+
+    fn family(&mut self, family: Family) {
+        if self.family.replace(family) != Some(family) {
+            self.meta(META_NFPROTO, REG_1);
+            self.compare(CMP_EQ, &[nfproto(family)]);
+        }
+    }
+
+    fn network(&mut self, net: IpNet, v4_offset: u32, v6_offset: u32) {
+        self.family(Family::of(net.addr()));
+        let (offset, address) = match net {
+            IpNet::V4(_) => (v4_offset, octets(net.network())),
+            IpNet::V6(_) => (v6_offset, octets(net.network())),
+        };
+        self.payload(REG_1, NETWORK_HEADER, offset, u32::try_from(address.len()).expect("4 or 16"));
+        if net.prefix_len() < net.max_prefix_len() {
+            self.mask(&octets(net.netmask()), &vec![0; address.len()]);
+        }
+        self.compare(CMP_EQ, &address);
+    }
+
+    fn add_match(&mut self, m: &Match) {
+        match m {
+            Match::Family(family) => self.family(*family),
+            Match::Protocol(protocol) => {
+                self.meta(META_L4PROTO, REG_1);
+                self.compare(CMP_EQ, &[*protocol]);
+            }
+            Match::ProtocolIsNot(protocol) => {
+                self.meta(META_L4PROTO, REG_1);
+                self.compare(CMP_NEQ, &[*protocol]);
+            }
+            Match::Mark { value, mask } => {
+                self.meta(META_MARK, REG_1);
+                self.mask(&mask.to_ne_bytes(), &[0; 4]);
+                self.compare(CMP_EQ, &value.to_ne_bytes());
+            }
+            Match::Source(net) => self.network(*net, 12, 8),
+            Match::Dest(net) => self.network(*net, 16, 24),
+            Match::DestPort(port) => {
+                self.payload(REG_1, TRANSPORT_HEADER, 2, 2);
+                self.compare(CMP_EQ, &port.to_be_bytes());
+            }
+            Match::DestPortIn(set) => {
+                self.payload(REG_1, TRANSPORT_HEADER, 2, 2);
+                self.lookup(set, false);
+            }
+            Match::DestNotForwarded => {
+                self.expression("fib", |w| {
+                    w.be32(1, REG_1);
+                    w.be32(2, 3 /* address type */);
+                    w.be32(3, 2 /* destination */);
+                });
+                self.lookup(sets::NOT_FORWARDED, false);
+            }
+            Match::PeerSocket(family) => self.peer_socket(*family),
+            Match::EnteredBy(name) => {
+                let mut padded = name.as_bytes().to_vec();
+                padded.resize(IFNAME_BYTES, 0);
+                self.meta(META_IIFNAME, REG_1);
+                self.compare(CMP_EQ, &padded);
+            }
+            Match::Reply => {
+                self.expression("ct", |w| {
+                    w.be32(1, REG_1);
+                    w.be32(2, 1 /* direction */);
+                });
+                self.compare(CMP_EQ, &[1]);
+            }
+            Match::TransparentSocket => {
+                self.expression("socket", |w| {
+                    w.be32(1, 0 /* transparent */);
+                    w.be32(2, REG_1);
+                });
+                self.compare(CMP_EQ, &[1]);
+            }
+            Match::NotAlive => {
+                self.meta(META_NFPROTO, REG_1);
+                self.lookup(sets::LIVENESS, true);
+            }
+        }
+    }
+
+    fn peer_socket(&mut self, family: Family) {
+        self.family(family);
+        let (offset, len, protocol, port, set) = match family {
+            Family::V4 => (16, 4, REG32_01, REG32_02, sets::PEERS_V4),
+            Family::V6 => (24, 16, REG_2, REG32_05, sets::PEERS_V6),
+        };
+        self.payload(REG_1, NETWORK_HEADER, offset, len);
+        self.meta(META_L4PROTO, protocol);
+        self.payload(port, TRANSPORT_HEADER, 2, 2);
+        self.lookup(set, false);
+    }
+
+    fn set_mark(&mut self, value: u32, mask: u32) {
+        self.meta(META_MARK, REG_1);
+        self.mask(&(!mask).to_ne_bytes(), &value.to_ne_bytes());
+        self.expression("meta", |w| {
+            w.be32(2, META_MARK);
+            w.be32(3, REG_1);
+        });
+    }
+
+    fn add_action(&mut self, action: &Action) {
+        match action {
+            Action::Accept => self.verdict(NF_ACCEPT),
+            Action::Drop => self.verdict(NF_DROP),
+            Action::SetMark { value, mask } => {
+                self.set_mark(*value, *mask);
+                self.verdict(NF_ACCEPT);
+            }
+            Action::Intercept { to, value, mask } => {
+                let family = Family::of(to.ip());
+                self.family(family);
+                self.immediate(REG_1, &octets(to.ip()));
+                self.immediate(REG_2, &to.port().to_be_bytes());
+                self.expression("tproxy", |w| {
+                    w.be32(1, u32::from(nfproto(family)));
+                    w.be32(2, REG_1);
+                    w.be32(3, REG_2);
+                });
+                self.set_mark(*value, *mask);
+                self.verdict(NF_ACCEPT);
+            }
+            Action::Masquerade => self.expression("masq", |_| {}),
+        }
+    }
+}
+
+const fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
+}
+
+fn data_value(value: &[u8]) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.bytes(1, value);
+    w.bytes
+}

@@ -1,0 +1,376 @@
+//! The loop: wake, look, plan, apply, say how it went.
+
+use super::{
+    desired::{Compiled, Marks, Source, compile},
+    firewall::{Applied, Drift, Firewall, FirewallStep, plan},
+    report::Report,
+    status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
+    tproxy::{Engine, Published},
+};
+use crate::{
+    env::Clock,
+    kernel::{Hints, Intercept, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
+    model::{Mono, UnixTime},
+    routing::Forwarding,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// When the loop acts (operations.md §2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// A burst of changes is one change.
+    pub coalesce: Duration,
+    /// A full pass without any change.
+    pub resync: Duration,
+    pub liveness: Duration,
+    pub retry_first: Duration,
+    pub retry_longest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            coalesce: Duration::from_millis(50),
+            resync: Duration::from_secs(60),
+            liveness: LIVENESS_REFRESH,
+            retry_first: Duration::from_secs(1),
+            retry_longest: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Pace {
+    fn retry(&self, failures: u32) -> Duration {
+        let doubled = self.retry_first.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)));
+        doubled.min(self.retry_longest)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub mask: MarkMask,
+    /// `ON_STOP=clear`: a clean stop removes tables, rules and routes.
+    pub clear_on_stop: bool,
+    pub pace: Pace,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mask: MarkMask::default(), clear_on_stop: true, pace: Pace::default() }
+    }
+}
+
+/// The reconcilers of one host, before they run.
+pub struct Reconcile<S> {
+    kernel: Arc<dyn Kernel>,
+    clock: Arc<dyn Clock>,
+    source: S,
+    settings: Settings,
+    marks: Marks,
+    firewall: Firewall,
+    engine: Engine,
+    status: watch::Sender<Status>,
+    reports: Reports,
+    failures_in_a_row: u32,
+}
+
+struct Reports {
+    firewall: Report,
+    tproxy: Report,
+}
+
+enum Wake {
+    Stop,
+    Liveness,
+    Pass,
+    Changed,
+    Hint,
+}
+
+impl<S: Source> Reconcile<S> {
+    pub fn new(kernel: Arc<dyn Kernel>, clock: Arc<dyn Clock>, source: S, settings: Settings) -> Self {
+        Self {
+            kernel,
+            clock,
+            source,
+            settings,
+            marks: Marks::default(),
+            firewall: Firewall::default(),
+            engine: Engine::default(),
+            status: watch::Sender::default(),
+            reports: Reports { firewall: Report::new(Reconciler::Firewall), tproxy: Report::new(Reconciler::Tproxy) },
+            failures_in_a_row: 0,
+        }
+    }
+
+    /// What the engines read. Start them with it, then `run` with the addresses on which they listen.
+    pub fn forwarding(&self) -> watch::Receiver<Arc<Forwarding>> {
+        self.engine.watch()
+    }
+
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Runs until `stop`; then the kernel state is removed or left, as set. Not cancel-safe otherwise.
+    pub async fn run(mut self, intercept: Intercept, stop: CancellationToken) {
+        self.reports.tproxy.info(&format!("started, listeners {intercept}"));
+        self.reports.firewall.info(&format!("started, marks {}", self.settings.mask));
+        let mut hints = self.kernel.changes();
+        let mut seen = *hints.borrow_and_update();
+        let mut next_pass = Instant::now();
+        let mut next_liveness = Instant::now() + self.settings.pace.liveness;
+        loop {
+            match self.wake(&stop, &mut hints, next_pass, next_liveness).await {
+                Wake::Stop => break,
+                Wake::Liveness => {
+                    next_liveness = Instant::now() + self.settings.pace.liveness;
+                    if self.feed_liveness().await.is_err() {
+                        next_pass = Instant::now();
+                    }
+                }
+                Wake::Pass => {
+                    let drift = self.drift().await;
+                    next_pass = self.repairing_pass(intercept, drift).await;
+                }
+                Wake::Changed => {
+                    sleep(self.settings.pace.coalesce).await;
+                    next_pass = self.repairing_pass(intercept, Ok(None)).await;
+                }
+                Wake::Hint => {
+                    sleep(self.settings.pace.coalesce).await;
+                    let now = *hints.borrow_and_update();
+                    let ours = (now.tables, now.policy) != (seen.tables, seen.policy);
+                    seen = now;
+                    let drift = if ours { self.drift().await } else { Ok(None) };
+                    if !matches!(drift, Ok(None)) {
+                        next_pass = self.repairing_pass(intercept, drift).await;
+                    }
+                }
+            }
+        }
+        self.stop().await;
+    }
+
+    async fn wake(
+        &mut self,
+        stop: &CancellationToken,
+        hints: &mut watch::Receiver<Hints>,
+        next_pass: Instant,
+        next_liveness: Instant,
+    ) -> Wake {
+        // A kernel that is gone never changes again.
+        let hinted = async {
+            if hints.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Wake::Stop,
+            () = sleep_until(next_liveness) => Wake::Liveness,
+            () = sleep_until(next_pass) => Wake::Pass,
+            () = self.source.changed() => Wake::Changed,
+            () = hinted => Wake::Hint,
+        }
+    }
+
+    /// Only while something is captured: the base tables need no liveness.
+    async fn feed_liveness(&mut self) -> Result<(), KernelError> {
+        if self.firewall.applied().is_none_or(|ruleset| ruleset.captures.is_empty()) {
+            return Ok(());
+        }
+        let fed = self.kernel.feed_liveness().await;
+        if let Err(e) = &fed {
+            self.reports.firewall.debug(&e.to_string());
+        }
+        fed
+    }
+
+    async fn drift(&self) -> Result<Option<Drift>, KernelError> {
+        self.firewall.drift(&*self.kernel).await
+    }
+
+    /// One pass, which also repairs drift; when the next one is due.
+    async fn repairing_pass(&mut self, intercept: Intercept, drift: Result<Option<Drift>, KernelError>) -> Instant {
+        if let Err(e) = &drift {
+            self.reports.firewall.debug(&e.to_string());
+        }
+        let succeeded = self.pass(intercept, matches!(drift, Ok(None))).await;
+        if let (true, Ok(Some(drift))) = (succeeded, drift) {
+            self.reports.firewall.event("drift.repaired", drift.what);
+            self.status.send_modify(|s| s.firewall.drift_repairs += 1);
+        }
+        let pace = self.settings.pace;
+        self.failures_in_a_row = if succeeded { 0 } else { self.failures_in_a_row.saturating_add(1) };
+        Instant::now() + if succeeded { pace.resync } else { pace.retry(self.failures_in_a_row) }
+    }
+
+    /// `intact`: the kernel is not known to differ from what was applied last.
+    async fn pass(&mut self, intercept: Intercept, intact: bool) -> bool {
+        let started = self.clock.mono();
+        let desired = match self.source.desired() {
+            Ok(desired) => desired,
+            Err(e) => {
+                let reason = format!("reading the store: {e}");
+                self.finish(started, None, &Err(reason.clone()), &Err(reason), intact);
+                return false;
+            }
+        };
+        let compiled = compile(&desired, self.settings.mask, intercept, &mut self.marks);
+        let before = self.firewall.applied().cloned();
+        let mut done = Applied::default();
+        let mut published = None;
+        let mut outcome = Ok(());
+        for step in plan(before.as_ref(), &compiled.ruleset) {
+            // The engines change between the rules that both states share and the new rules.
+            if !matches!(step, FirewallStep::Shrink(_)) && published.is_none() {
+                published = Some(self.engine.publish(compiled.forwarding.clone()));
+            }
+            outcome = self.firewall.apply(&*self.kernel, step, &mut done).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+        // A rule that cannot be removed must not keep a revoked peer alive in the engines.
+        let published = published.unwrap_or_else(|| self.engine.publish(compiled.forwarding.clone()));
+        let changed = before.as_ref() != self.firewall.applied() || !done.policy.is_empty();
+        self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
+        let outcome = outcome.map_err(|e| e.to_string());
+        self.finish(started, Some(&compiled), &outcome, &Ok(()), intact);
+        outcome.is_ok()
+    }
+
+    fn report(
+        &mut self,
+        compiled: &Compiled,
+        published: &Published,
+        done: &Applied,
+        firewall_changed: bool,
+        started: Mono,
+    ) {
+        let took = self.clock.mono().saturating_since(started).as_millis();
+        let revision = compiled.forwarding.revision;
+        if !published.is_empty() {
+            let (added, changed, removed) = (published.added.len(), published.changed.len(), published.removed.len());
+            let (services, peers) = (compiled.forwarding.services.len(), compiled.forwarding.peers.len());
+            self.reports.tproxy.info(&format!(
+                "applied engine and shaper config: {services} services (+{added} ~{changed} -{removed}), {peers} peers, \
+                 in {took} ms, revision {revision}"
+            ));
+        }
+        let text = format!(
+            "applied {} capture routes, {} excluded peer ports, policy +{} -{}, {} transactions, in {took} ms, revision \
+             {revision}",
+            compiled.ruleset.captures.len(),
+            compiled.ruleset.peers.len(),
+            done.policy.added.len(),
+            done.policy.deleted.len(),
+            done.transactions,
+        );
+        if firewall_changed {
+            self.reports.firewall.info(&text);
+        } else {
+            self.reports.firewall.debug(&text);
+        }
+        self.reports.firewall.skipped(skipped_by(compiled, Reconciler::Firewall));
+        self.reports.tproxy.skipped(skipped_by(compiled, Reconciler::Tproxy));
+    }
+
+    /// Publishes how the pass went.
+    fn finish(
+        &mut self,
+        started: Mono,
+        compiled: Option<&Compiled>,
+        firewall: &Result<(), String>,
+        tproxy: &Result<(), String>,
+        intact: bool,
+    ) {
+        note(&mut self.reports.firewall, firewall);
+        note(&mut self.reports.tproxy, tproxy);
+        let at = self.clock.unix();
+        let took_ms = u64::try_from(self.clock.mono().saturating_since(started).as_millis()).unwrap_or(u64::MAX);
+        let (mask, marks) = (self.settings.mask, &self.marks);
+        self.status.send_modify(|status| {
+            count(&mut status.firewall, firewall, at, took_ms);
+            count(&mut status.tproxy, tproxy, at, took_ms);
+            let Some(compiled) = compiled else { return };
+            set_conditions(status, compiled, firewall, intact, at);
+            status.fwmarks =
+                compiled.outgoing.iter().filter_map(|id| Some((*id, mask.service(marks.of(*id)?)))).collect();
+            if firewall.is_ok() {
+                status.applied_revision = compiled.forwarding.revision;
+            }
+        });
+    }
+
+    async fn stop(&mut self) {
+        if !self.settings.clear_on_stop {
+            self.reports.firewall.info("stopped, kernel state is kept");
+        } else if let Err(e) = self.firewall.clear(&*self.kernel).await {
+            self.reports.firewall.failure(&e.to_string());
+        } else {
+            self.reports.firewall.info("stopped, kernel state is removed");
+        }
+        self.engine.publish(Forwarding::default());
+        self.reports.tproxy.info("stopped");
+    }
+}
+
+fn note(report: &mut Report, outcome: &Result<(), String>) {
+    match outcome {
+        Ok(()) => report.success(),
+        Err(reason) => report.failure(reason),
+    }
+}
+
+fn count(status: &mut ReconcilerStatus, outcome: &Result<(), String>, at: UnixTime, took_ms: u64) {
+    status.passes += 1;
+    status.last_pass_ms = took_ms;
+    status.failure = outcome.as_ref().err().cloned();
+    match outcome {
+        Ok(()) => status.last_success = Some(at),
+        Err(_) => status.failures += 1,
+    }
+}
+
+fn skipped_by(compiled: &Compiled, reconciler: Reconciler) -> BTreeMap<String, String> {
+    let of = compiled.skipped.iter().filter(|((_, by), _)| *by == reconciler);
+    of.map(|((id, _), skipped)| (format!("service {id}"), skipped.message.clone())).collect()
+}
+
+fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<(), String>, intact: bool, at: UnixTime) {
+    status.conditions.retain(|id, _| compiled.versions.contains_key(id));
+    for (&id, &version) in &compiled.versions {
+        let made = |reconciler, status, reason: &str, message: &str| Condition {
+            reconciler,
+            status,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            observed_version: version,
+            at,
+        };
+        let skipped = |by| compiled.skipped.get(&(id, by)).map(|s| s.condition(by, version, at));
+        let applied = |by, message| made(by, ConditionStatus::Applied, "APPLIED", message);
+        let tproxy = skipped(Reconciler::Tproxy);
+        status.set_condition(id, tproxy.unwrap_or_else(|| applied(Reconciler::Tproxy, "the engine carries it")));
+        if !compiled.outgoing.contains(&id) {
+            continue;
+        }
+        let by = Reconciler::Firewall;
+        let holds = |c: &Condition| c.observed_version == version && c.status == ConditionStatus::Applied;
+        let condition = match (firewall, skipped(by)) {
+            (_, Some(skipped)) => skipped,
+            (Ok(()), None) => applied(by, "its rules are in the kernel"),
+            // The last good state stays, and it was of this version.
+            (Err(_), None) if intact && status.condition(id, by).is_some_and(holds) => continue,
+            (Err(reason), None) => made(by, ConditionStatus::Failed, "KERNEL_REFUSED", reason),
+        };
+        status.set_condition(id, condition);
+    }
+}
