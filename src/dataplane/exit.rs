@@ -276,8 +276,7 @@ struct OpenedServer {
 
 async fn open(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<OpenedServer, StreamRefusal> {
     let permit = core.flows.clone().try_acquire_owned().map_err(|_| StreamRefusal::Busy)?;
-    let forwarding = core.forwarding.borrow().clone();
-    forwarding.check_exit(peer, header.service, header.dest).map_err(on_wire)?;
+    let forwarding = permitting(core, peer, header).await?;
     // A header that asks for less than the service promises is no way around it either.
     if header.transparent || forwarding.services.get(&header.service).is_some_and(|s| s.transparent) {
         return Err(StreamRefusal::TransparentUnavailable);
@@ -287,6 +286,16 @@ async fn open(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<Opened
     }
     let server = dial(core, header.dest).await?;
     Ok(OpenedServer { server: Arc::new(server), _permit: permit })
+}
+
+/// The snapshot that permits the stream; one that does not know its service or route yet is given time to.
+async fn permitting(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<Arc<Forwarding>, StreamRefusal> {
+    let check = |f: &Forwarding| f.check_exit(peer, header.service, header.dest);
+    let may_change = |r| matches!(r, Err(ExitRefusal::UnknownService | ExitRefusal::OutsideRoutes));
+    drop(timeout(core.timing.gossip_lag, core.until(|f| !may_change(check(f)))).await);
+    let forwarding = core.forwarding.borrow().clone();
+    check(&forwarding).map_err(on_wire)?;
+    Ok(forwarding)
 }
 
 fn on_wire(refusal: ExitRefusal) -> StreamRefusal {

@@ -38,6 +38,8 @@ pub(super) struct Timing {
     pub header: Duration,
     /// One address of a peer.
     pub peer_connect: Duration,
+    /// The exit's wait for the record that a stream rests on, which may be a gossip push behind its first flow.
+    pub gossip_lag: Duration,
     /// The exit's dial of the destination.
     pub exit_connect: Duration,
     /// The source's wait for the exit's reply: its dial and the link.
@@ -57,6 +59,7 @@ impl Default for Timing {
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(10),
             peer_connect: Duration::from_secs(5),
+            gossip_lag: Duration::from_secs(2),
             exit_connect: Duration::from_secs(10),
             reply: Duration::from_secs(20),
             idle: Duration::from_secs(2 * 3600),
