@@ -1,11 +1,12 @@
-//! TCP services of the far end, on plain threads: an echo and files over HTTP.
+//! TCP services of the far end, on plain threads: an echo, a mirror, and files over HTTP.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use socket2::SockRef;
@@ -14,6 +15,7 @@ use crate::lab::Host;
 
 /// An HTTP request's first line and headers together.
 const MAX_REQUEST_BYTES: u64 = 16 * 1024;
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A listener inside a host, one thread a connection; on drop listener and connections are closed and joined.
 pub struct TcpService {
@@ -56,6 +58,11 @@ impl TcpService {
         })
     }
 
+    /// Answers each connection with one line, the address it was seen from, and closes.
+    pub fn mirror(host: &Host, address: SocketAddr) -> Result<TcpService> {
+        TcpService::start(host, address, |mut stream| writeln!(stream, "{}", stream.peer_addr()?.ip().to_canonical()))
+    }
+
     /// Serves `files` (path without the leading slash) by HTTP/1.1 GET. Header `X-Seen-From` tells the client which
     /// address the server saw.
     pub fn files(host: &Host, address: SocketAddr, files: BTreeMap<String, Vec<u8>>) -> Result<TcpService> {
@@ -72,6 +79,17 @@ impl Drop for TcpService {
             eprintln!("service {}: panicked", self.address);
         }
     }
+}
+
+/// From which address a [`TcpService::mirror`] sees `client`.
+pub fn seen_from(client: &Host, mirror: SocketAddr) -> Result<IpAddr> {
+    client.run(|| {
+        let mut stream = TcpStream::connect_timeout(&mirror, ANSWER_WITHIN).context("connecting")?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let mut line = String::new();
+        stream.read_to_string(&mut line).context("reading the answer")?;
+        line.trim().parse().with_context(|| format!("the mirror {mirror} answered {line:?}"))
+    })
 }
 
 type Serve = dyn Fn(&TcpStream) -> io::Result<()> + Send + Sync;

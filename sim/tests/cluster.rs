@@ -1,7 +1,7 @@
 //! Production nodes in the simulator: joining, spreading state, partitions, crashes.
 
 use serde_json::{Value, json};
-use sim::{Cluster, Operator, Options, twin_run};
+use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
 const SEEDS: std::ops::Range<u64> = 1..4;
@@ -20,8 +20,16 @@ fn three_joined(seed: u64) -> Cluster {
             let peer = op.post("n1", "/v1/peers", json!({"endpoints": [endpoint], "name": host})).await.expect(201);
             assert_eq!(peer["is_local"], false);
         }
+        for host in ["n1", "n2", "n3"] {
+            op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
+        }
     });
     cluster
+}
+
+fn everyone_is_healthy(answer: &Answer) -> bool {
+    let peers = answer.body["peers"].as_array().cloned().unwrap_or_default();
+    peers.len() == 3 && peers.iter().all(|p| p["status"] == "healthy")
 }
 
 async fn peer_id(op: &Operator, host: &str) -> String {
@@ -62,13 +70,9 @@ fn all_three_come_to_trust_each_other_through_one_introducer() {
     twin_run("all_three_come_to_trust_each_other_through_one_introducer", SEEDS, |seed| {
         let mut cluster = three_joined(seed);
         cluster.act(|op| async move {
-            for host in ["n1", "n2", "n3"] {
-                op.eventually(host, "/v1/peers", CONVERGENCE, |a| {
-                    let peers = a.body["peers"].as_array().cloned().unwrap_or_default();
-                    peers.len() == 3 && peers.iter().all(|p| p["is_local"] == true || p["status"] == "healthy")
-                })
-                .await;
-            }
+            let ids = [op.get("n1", "/v1/cluster/status").await, op.get("n3", "/v1/cluster/status").await];
+            let [one, other] = ids.map(|a| a.expect(200)["cluster_id"].clone());
+            assert_eq!(one, other, "the smaller cluster id is everyone's");
         });
     });
 }

@@ -173,12 +173,19 @@ pub enum PeersCommand {
     List(PeersListArgs),
     /// Everything about one peer
     #[command(visible_alias = "show")]
-    Get { peer: String },
+    Get(PeerArgument),
     /// Add a bootstrapped agent to the cluster
     Add(PeersAddArgs),
     /// Remove a peer with its services and routes
     #[command(visible_alias = "rm")]
-    Delete { peer: String },
+    Delete(PeerArgument),
+}
+
+#[derive(Args)]
+pub struct PeerArgument {
+    /// Id, id prefix or name; not the global `--peer`
+    #[arg(id = "peer_argument", value_name = "PEER")]
+    pub peer: String,
 }
 
 #[derive(Args)]
@@ -397,6 +404,22 @@ mod tests {
     #[test]
     fn the_command_tree_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_argument_of_a_command_is_taken_for_a_global_one() {
+        fn check(command: &clap::Command, globals: &[String]) {
+            for argument in command.get_arguments().filter(|a| !a.is_global_set()) {
+                let id = argument.get_id().as_str();
+                assert!(!globals.iter().any(|g| g == id), "{} {id}", command.get_name());
+            }
+            command.get_subcommands().for_each(|c| check(c, globals));
+        }
+        let command = Cli::command();
+        let globals = command.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().to_string());
+        let globals: Vec<String> = globals.collect();
+        assert!(globals.iter().any(|g| g == "peer"));
+        check(&command, &globals);
     }
 
     fn create(extra: &[&str]) -> ServicesCreateArgs {

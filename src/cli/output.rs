@@ -148,6 +148,10 @@ fn csv_line(fields: impl Iterator<Item = String>) -> String {
     format!("{}\n", fields.map(quote).collect::<Vec<_>>().join(","))
 }
 
+/// The order of columns in the lists below a record: routes, conditions; others follow by name.
+const NESTED_FIRST: [&str; 8] =
+    ["id", "priority", "source_cidr", "dest_cidr", "reconciler", "status", "reason", "message"];
+
 fn record(keys: &[&str], item: &Value) -> String {
     let (nested, flat): (Vec<_>, Vec<_>) = ordered(keys, item).into_iter().partition(|(_, v)| is_list_of_objects(v));
     let rows: Vec<Vec<String>> = flat.into_iter().map(|(k, v)| vec![k.to_owned(), words(v)]).collect();
@@ -160,6 +164,7 @@ fn record(keys: &[&str], item: &Value) -> String {
                 columns.push(name);
             }
         }
+        columns.sort_by_key(|c| NESTED_FIRST.iter().position(|first| first == c).unwrap_or(usize::MAX));
         let headings: Vec<String> = columns.iter().map(|c| c.to_uppercase().replace('_', "-")).collect();
         let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
         let rows: Vec<Vec<String>> = list.iter().map(|o| columns.iter().map(|c| words(&o[*c])).collect()).collect();
@@ -365,7 +370,7 @@ mod tests {
     fn a_record_has_one_line_a_key_and_lists_below() {
         let item = json!({"id":"a","name":"","n":[1,2],"routes":[{"id":6,"dest_cidr":null}]});
         let text = render_one(&NOUN, item, &view(Format::Table)).unwrap();
-        assert_eq!(text, "id    a\nname  none\nn     1, 2\nseen  none\n\nroutes\n  DEST-CIDR  ID\n  none       6\n");
+        assert_eq!(text, "id    a\nname  none\nn     1, 2\nseen  none\n\nroutes\n  ID  DEST-CIDR\n  6   none\n");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `arctic peers …` (api.md §4).
 
 use super::{
-    args::{Globals, PeersAddArgs, PeersCommand, PeersListArgs},
+    args::{Globals, PeerArgument, PeersAddArgs, PeersCommand, PeersListArgs},
     client::Call,
     config::{Config, SharedCredential},
     errors::CliError,
@@ -57,8 +57,8 @@ fn is_local(peer: &Value) -> bool {
 
 fn cell_rtt(peer: &Value, key: &'static str, _: &View) -> String {
     match peer[key].as_f64() {
+        _ if is_local(peer) => "local".to_owned(),
         Some(ms) => format!("{ms:.1}ms"),
-        None if is_local(peer) => "local".to_owned(),
         None => "unknown".to_owned(),
     }
 }
@@ -70,9 +70,9 @@ fn cell_last_seen(peer: &Value, key: &'static str, view: &View) -> String {
 pub async fn run(globals: &Globals, command: &PeersCommand) -> Result<(), CliError> {
     match command {
         PeersCommand::List(args) => list(&Session::open(globals).await?, args).await,
-        PeersCommand::Get { peer } => get(&Session::open(globals).await?, peer).await,
+        PeersCommand::Get(PeerArgument { peer }) => get(&Session::open(globals).await?, peer).await,
         PeersCommand::Add(args) => add(globals, args).await,
-        PeersCommand::Delete { peer } => delete(globals, peer).await,
+        PeersCommand::Delete(PeerArgument { peer }) => delete(globals, peer).await,
     }
 }
 

@@ -36,7 +36,7 @@ pub fn confirm(question: &str, goes: &[String]) -> Result<(), CliError> {
 fn ask(input: &mut impl BufRead, output: &mut impl Write, question: &str, goes: &[String]) -> Result<(), CliError> {
     let failed = |e: io::Error| CliError::new(Exit::General, "INTERNAL", format!("cannot ask for confirmation: {e}"));
     if !goes.is_empty() {
-        writeln!(output, "This also removes:").map_err(failed)?;
+        writeln!(output, "This removes:").map_err(failed)?;
         for line in goes {
             writeln!(output, "  {line}").map_err(failed)?;
         }
@@ -61,7 +61,7 @@ mod tests {
             let result = ask(&mut text.as_bytes(), &mut shown, "Delete peer tokyo?", &["service a".to_owned()]);
             (result.is_ok(), String::from_utf8(shown).unwrap())
         };
-        assert_eq!(answer("y\n"), (true, "This also removes:\n  service a\nDelete peer tokyo? [y/N] ".to_owned()));
+        assert_eq!(answer("y\n"), (true, "This removes:\n  service a\nDelete peer tokyo? [y/N] ".to_owned()));
         assert!(answer("YES\n").0);
         for no in ["", "\n", "n\n", "yess\n", "q"] {
             assert!(!answer(no).0, "{no:?}");

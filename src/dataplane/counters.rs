@@ -114,21 +114,21 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Counts of refusals with the last one logged, so that a flood writes one line a minute.
+/// Counts of refusals, and when each reason was logged last: a flood writes one line of a reason a minute.
 #[derive(Default)]
 struct Refusals {
     counts: [AtomicU64; REFUSALS],
-    logged: Mutex<Option<(Refusal, Instant)>>,
+    logged: Mutex<BTreeMap<Refusal, Instant>>,
 }
 
 impl Refusals {
-    /// Counts one; whether it is to be logged: a change of reason, or a minute after the last line.
+    /// Counts one; whether it is to be logged.
     fn add(&self, refusal: Refusal, now: Instant) -> bool {
         self.counts[refusal.index()].fetch_add(1, Relaxed);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = logged.is_none_or(|(last, at)| last != refusal || now - at >= REFUSAL_LOG_INTERVAL);
+        let due = logged.get(&refusal).is_none_or(|last| now - *last >= REFUSAL_LOG_INTERVAL);
         if due {
-            *logged = Some((refusal, now));
+            logged.insert(refusal, now);
         }
         due
     }
@@ -272,7 +272,8 @@ mod tests {
         assert!(!refusals.add(Refusal::Busy, start));
         assert!(refusals.add(Refusal::NoRoute, start));
         assert!(!refusals.add(Refusal::NoRoute, start));
+        assert!(!refusals.add(Refusal::Busy, start));
         assert!(refusals.add(Refusal::NoRoute, start + REFUSAL_LOG_INTERVAL));
-        assert_eq!(refusals.snapshot(), BTreeMap::from([(Refusal::NoRoute, 3), (Refusal::Busy, 2)]));
+        assert_eq!(refusals.snapshot(), BTreeMap::from([(Refusal::NoRoute, 3), (Refusal::Busy, 3)]));
     }
 }

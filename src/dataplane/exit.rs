@@ -87,7 +87,7 @@ pub(super) async fn serve(core: Arc<Core>, listener: TcpListener) {
         let (tcp, from) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
-                tracing::warn!("cannot accept a connection of another engine: {e}");
+                core.counters.refuse(Refusal::Busy, format_args!("cannot accept a connection of another engine: {e}"));
                 sleep(ACCEPT_RETRY).await;
                 continue;
             }

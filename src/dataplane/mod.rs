@@ -43,11 +43,11 @@ use tokio_util::{
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("cannot listen for captured connections on {addr}: {source}")]
+    #[error("cannot listen for captured connections on {addr}")]
     Intercept { addr: SocketAddr, source: io::Error },
-    #[error("cannot listen for other engines on port {port}/tcp: {source}")]
+    #[error("cannot listen for other engines on port {port}/tcp")]
     Listen { port: u16, source: io::Error },
-    #[error("cannot use the identity key for TLS: {0}")]
+    #[error("cannot use the identity key for TLS")]
     Identity(#[source] rustls::Error),
 }
 
@@ -292,7 +292,7 @@ async fn accept_captured(core: Arc<Core>, Intercept { listener, addr }: Intercep
         match accepted.and_then(|(client, source)| Ok((client.local_addr()?, client, source))) {
             Ok((dest, client, source)) => intercepted(&core, addr, client, source, dest),
             Err(e) => {
-                tracing::warn!("cannot accept a captured connection: {e}");
+                core.counters.refuse(Refusal::Busy, format_args!("cannot accept a captured connection: {e}"));
                 sleep(ACCEPT_RETRY).await;
             }
         }

@@ -1,5 +1,8 @@
 use crate::model::Endpoint;
-use std::{io, net::{IpAddr, SocketAddr}};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use crate::kernel::BoxFuture;

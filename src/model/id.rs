@@ -105,7 +105,7 @@ fn clip(s: &str) -> String {
 /// Whether a name could be mistaken for an id (names may not look like ids, cli.md).
 pub fn looks_like_id(s: &str) -> bool {
     let prefixes = ["peer_", "clu_", "svc_", "cli_", "sec_", "lic_", "cust_", "req_"];
-    prefixes.iter().any(|p| s.to_ascii_lowercase().starts_with(p)) || parse_ulid(s, "").is_some()
+    prefixes.iter().any(|p| s.to_ascii_lowercase().starts_with(p)) || parse_ulid(s, PeerId::PREFIX).is_some()
 }
 
 #[cfg(test)]
@@ -123,6 +123,6 @@ mod tests {
         assert!(text.parse::<ServiceId>().is_err());
         assert!("peer_".parse::<PeerId>().is_err());
         assert!("peer_8ZZZZZZZZZZZZZZZZZZZZZZZZZ".parse::<PeerId>().is_err());
-        assert!(looks_like_id(&text) && !looks_like_id("tokyo"));
+        assert!(looks_like_id(&text) && looks_like_id(&text["peer_".len()..]) && !looks_like_id("tokyo"));
     }
 }

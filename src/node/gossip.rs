@@ -11,11 +11,7 @@ use crate::{
         request::OnBehalf,
     },
 };
-use std::{
-    collections::BTreeMap,
-    sync::MutexGuard,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -173,7 +169,8 @@ impl Node {
     /// Starts the machine from the store; gives the version up to which own records are known to it.
     fn begin_gossip(&self) -> Result<u64, StoreError> {
         let Some(identity) = self.identity() else { return Ok(0) };
-        let (records, own_version) = self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?)))?;
+        let (records, own_version) =
+            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?)))?;
         let machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
             self.facts()?,
@@ -198,8 +195,9 @@ impl Node {
 
     fn facts(&self) -> Result<gossip::Facts, StoreError> {
         let own = self.identity().map(|i| i.peer_id);
-        let (row, starts) =
-            self.store().read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
+        let (row, starts) = self
+            .store()
+            .read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
         Ok(gossip::Facts {
             instance: self.inner.instance.clone(),
             starts,
@@ -271,6 +269,8 @@ impl Node {
 
     /// Brings what the machine decided into the store.
     async fn commit_events(&self) -> Result<(), Refused> {
+        // An answer must not leave while another task still commits what it rests on.
+        let _turn = self.inner.commit_turn.lock().await;
         let events: Vec<Event> = match self.gossip().as_mut() {
             Some(machine) => std::iter::from_fn(|| machine.poll_event()).collect(),
             None => return Ok(()),

@@ -270,8 +270,9 @@ impl Node {
         row.license_id = Some(accepted.license_id);
         row.local_name = name;
         let record = accepted.record.clone();
+        let max_nodes = side.local.max_nodes;
         self.store()
-            .write(move |tx| {
+            .write(move |tx| -> Result<(), Refused> {
                 if accepted.readmitted {
                     let readmission = ReadmissionBody {
                         peer_id: accepted.peer_id,
@@ -281,17 +282,26 @@ impl Node {
                     };
                     tx.put_own(&identity, kind::READMISSION, &accepted.peer_id.to_string(), &readmission)?;
                 }
+                check_room(tx, accepted.peer_id, max_nodes)?;
                 tx.put_peer(&row)?;
                 tx.put_verified(&accepted.record)?;
                 tx.put_own(&identity, kind::VOUCHER, &accepted.peer_id.to_string(), &voucher)?;
                 merge_cluster(tx, &accepted)?;
-                learn_own_endpoints(tx, &identity, &accepted.own_endpoints)
+                Ok(learn_own_endpoints(tx, &identity, &accepted.own_endpoints)?)
             })
-            .await
-            .map_err(Refused::internal)?;
+            .await?;
         self.trust_changed(&[record])?;
         Ok(())
     }
+}
+
+/// The limit once more: two handshakes may have passed it at the same time.
+fn check_room(tx: &Tx<'_>, newcomer: PeerId, max_nodes: u32) -> Result<(), Refused> {
+    let others = tx.trusted_peers()?.iter().filter(|p| p.peer_id != newcomer).count();
+    if others < max_nodes as usize {
+        return Ok(());
+    }
+    Err(Refused::new(Code::NodeLimitExceeded, handshake::Reason::NodeLimitExceeded.text()))
 }
 
 /// The smaller id wins; the other stays as an alias so that its tokens work until they expire (cluster.md §3).
@@ -378,6 +388,5 @@ fn dial_failure(e: CallError) -> DialFailure {
 }
 
 fn malformed(e: MessageError) -> Refused {
-    let code = if matches!(e, MessageError::TooLarge { .. }) { Code::PayloadTooLarge } else { Code::InvalidRequest };
-    Refused::new(code, format!("handshake failed: {e}"))
+    handshake::Refusal::from(e).into()
 }

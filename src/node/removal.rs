@@ -35,40 +35,34 @@ impl Node {
         Ok(())
     }
 
-    /// A revocation by someone else has arrived.
+    /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
+        if self.store().read(|v| v.peer(peer))?.is_some() {
+            tracing::warn!(%peer, local = peer == identity.peer_id, "peer was removed from the cluster");
+        }
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
                 void.iter().try_for_each(|key| tx.forget_record(key))?;
                 if peer != identity.peer_id {
                     return drop_peer(tx, &identity, peer);
                 }
-                for other in tx.peers()? {
-                    if other.peer_id != identity.peer_id {
-                        tx.forget_peer(other.peer_id)?;
-                    }
-                }
-                Ok(())
+                let others = tx.peers()?.into_iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id);
+                others.into_iter().try_for_each(|id| tx.forget_peer(id))
             })
             .await?;
-        tracing::warn!(%peer, "peer was removed from the cluster by another member");
         self.trust_changed(&[])?;
         Ok(())
     }
 }
 
-/// Drops trust, key and records of a peer, and deletes own services that target it.
+/// Drops trust and key of a peer, and deletes own services that target it. Which of its records are void, the gossip
+/// machine says.
 fn drop_peer(tx: &Tx<'_>, identity: &Identity, peer: PeerId) -> Result<(), StoreError> {
     for service in tx.services()? {
         let own = service.body.source_peer_id == identity.peer_id;
         if own && service.body.target_peer_id == peer {
             tx.delete_service(identity, service.id)?;
-        }
-    }
-    for record in tx.all_records()? {
-        if record.key.owner == peer && record.key.kind != kind::REVOCATION {
-            tx.forget_record(&record.key)?;
         }
     }
     tx.forget_peer(peer)

@@ -53,9 +53,9 @@ impl View<'_> {
 
     /// Records of one owner above a version, tombstones included, oldest first.
     pub fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, StoreError> {
-        let mut statement = self
-            .connection
-            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE owner = ?1 AND version > ?2 ORDER BY version"))?;
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM records WHERE owner = ?1 AND version > ?2 ORDER BY version"
+        ))?;
         let version = i64::try_from(version).unwrap_or(i64::MAX);
         let rows = statement.query_map(params![owner.to_string(), version], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()

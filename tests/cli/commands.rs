@@ -62,12 +62,13 @@ fn an_empty_list_has_headings_and_a_hint_or_is_an_empty_array() {
 
 #[test]
 fn a_peer_is_found_by_id_bare_ulid_prefix_and_name() {
-    let (_agent, station) = lab();
+    let (agent, station) = lab();
     let bare = &TOKYO["peer_".len()..];
     for argument in [TOKYO, bare, "TOKYO", "peer_01BB", "01bb"] {
         let peer = station.args(&["peers", "get", argument, "-j"]).ok().json();
         assert_eq!(peer["id"], TOKYO, "{argument}");
     }
+    assert!(agent.seen().iter().all(|s| !s.headers.contains_key("x-arctic-target-peer")));
     let record = station.run("peers get tokyo").ok().out;
     assert!(record.lines().any(|l| l == "rtt_ms           150.25"), "{record}");
     station.run("peers get toyko").fails(1, "Error: peer not found").says("did you mean tokyo?");
@@ -101,6 +102,28 @@ fn deletions_need_yes_where_nobody_can_be_asked() {
         agent.one(&request);
     }
     assert_eq!(station.run("peers delete tokyo -y -j").ok().json(), json!({"id":TOKYO,"deleted":true}));
+}
+
+// accepts: 000-50, 002-64, 002-39
+#[test]
+fn deletions_ask_at_a_terminal_and_name_what_goes_and_yes_does_not_ask() {
+    let (agent, station) = lab();
+    let cases = [
+        ("peers delete tokyo", format!("DELETE /v1/peers/{TOKYO}"), "service l2t"),
+        ("services delete l2t", format!("DELETE /v1/services/{SVC}"), "service l2t"),
+        ("routes delete --service l2t --route 2", format!("DELETE /v1/services/{SVC}/routes/2"), "any to 10.0.0.0/8"),
+    ];
+    for (line, request, goes) in cases {
+        let refused = station.at_terminal(line, "n\n");
+        assert!(refused.out.contains("[y/N]") && refused.out.contains(goes), "{}", refused.out);
+        assert!(refused.out.contains("Error: aborted, nothing was changed"), "{}", refused.out);
+        assert_eq!((refused.code, agent.count(&request)), (1, 0));
+        let agreed = station.at_terminal(line, "y\n");
+        assert_eq!((agreed.code, agent.count(&request)), (0, 1), "{}", agreed.out);
+        let unasked = station.at_terminal(&format!("{line} --yes"), "");
+        assert!(!unasked.out.contains("[y/N]"), "{}", unasked.out);
+        assert_eq!((unasked.code, agent.count(&request)), (0, 2));
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     fs,
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -282,6 +283,21 @@ impl Workstation {
 
     pub fn run(&self, line: &str) -> Ran {
         self.args(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs on a pseudo-terminal (by util-linux `script`) where `typed` is typed. Stderr is part of `out`.
+    pub fn at_terminal(&self, line: &str, typed: &str) -> Ran {
+        let shell_line = format!("'{}' {line}", env!("CARGO_BIN_EXE_arctic"));
+        let mut script = Command::new("script");
+        script
+            .args(["-q", "-e", "-c", &shell_line, "/dev/null"])
+            .env("HOME", self.home.path())
+            .env("SHELL", "/bin/sh")
+            .env("NO_COLOR", "1");
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = script.spawn().expect("these tests need `script` of util-linux");
+        child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        ran(child.wait_with_output().unwrap())
     }
 
     pub fn args(&self, args: &[&str]) -> Ran {

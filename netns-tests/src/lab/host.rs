@@ -128,6 +128,15 @@ impl Host {
         self.ip(&format!("link set {device} up")).map(drop)
     }
 
+    /// Everything that an agent may change in the kernel, as text to compare: rules, policy, routes, links, addresses.
+    pub fn kernel_state(&self) -> Result<String> {
+        self.sh("set -e; nft list ruleset
+             for family in -4 -6; do
+                 ip $family rule; ip $family route show table all | sed 's/ expires [^ ]*//'; ip $family -o address
+             done
+             ip -o link | sed 's/ state [^ ]*//'")
+    }
+
     /// The shell words that enter this host from outside, while this process lives.
     pub fn enter_hint(&self) -> String {
         format!("nsenter --net={}", self.namespace().path().display())

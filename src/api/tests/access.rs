@@ -242,7 +242,7 @@ async fn checks_come_in_order() {
 
 #[tokio::test]
 async fn an_internal_agent_takes_only_the_recovery_token() {
-    let mut agent = Agent::with(|c| c.api_access = ApiAccess::Internal).await;
+    let agent = Agent::with(|c| c.api_access = ApiAccess::Internal).await;
     let made = agent.caller.post("/v1/bootstrap", json!({"license": license(terms(1))})).await.expect(201);
     let form = token_form(made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
     assert_eq!(agent.caller.form("/v1/oauth/token", &form).await.refusal(), (403, "API_ACCESS_INTERNAL"));

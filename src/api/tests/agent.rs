@@ -42,7 +42,7 @@ pub(super) fn terms(customer: u8) -> Terms {
 pub(super) fn terms_at(now: UnixTime, customer: u8) -> Terms {
     Terms {
         license_id: LicenseId::mint(now, &mut Rng::from_seed([7; 32])),
-        customer_id: CustomerId::mint(now, &mut Rng::from_seed([customer; 32])),
+        customer_id: CustomerId::mint(START, &mut Rng::from_seed([customer; 32])),
         customer_name: None,
         issued_at: now.minus(DAY),
         expires_at: now.plus(365 * DAY),
@@ -126,7 +126,7 @@ impl Agent {
     /// The same host after a restart.
     pub(super) async fn restarted(self, change: impl FnOnce(&mut Config)) -> Self {
         self.stop.cancel();
-        Self::on(self.clock, self.dir, change).await
+        Self::on(self.clock.clone(), self.dir.clone(), change).await
     }
 
     async fn on(clock: Arc<TestClock>, dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {
