@@ -9,7 +9,7 @@ use arctic::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
     os::LinuxKernel,
-    reconcile::{Desired, Reconcile, Settings, Source, Status},
+    reconcile::{Change, Desired, Reconcile, Settings, Source, Status},
     routing::PeerPath,
     store::StoreError,
 };
@@ -27,11 +27,12 @@ impl Source for TestSource {
     fn desired(&mut self) -> Result<Desired, StoreError> {
         Ok(self.0.borrow_and_update().clone())
     }
-    fn changed(&mut self) -> BoxFuture<'_, ()> {
+    fn changed(&mut self) -> BoxFuture<'_, Change> {
         Box::pin(async {
             if self.0.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+            Change::State
         })
     }
 }
