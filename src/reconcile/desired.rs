@@ -49,11 +49,20 @@ impl Desired {
     }
 }
 
+/// Why to look again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// `desired` may have another answer than at its last call. Nothing is written if it has not.
+    State,
+    /// A full pass is wanted, whatever `desired` says.
+    Asked,
+}
+
 /// Where `Desired` comes from.
 pub trait Source: Send + 'static {
     fn desired(&mut self) -> Result<Desired, StoreError>;
-    /// Returns when `desired` may have another answer than at its last call.
-    fn changed(&mut self) -> BoxFuture<'_, ()>;
+    /// Returns when it is time to look again.
+    fn changed(&mut self) -> BoxFuture<'_, Change>;
 }
 
 /// The store and the license of this host.
@@ -66,7 +75,7 @@ pub struct StoreSource {
 }
 
 impl StoreSource {
-    /// `addresses`: the host names in endpoints of peers, resolved.
+    /// `addresses`: the host names in endpoints of peers, resolved. Each publication asks for a full pass.
     pub fn new(
         store: Store,
         local: PeerId,
@@ -101,13 +110,13 @@ impl Source for StoreSource {
         Ok(desired)
     }
 
-    fn changed(&mut self) -> BoxFuture<'_, ()> {
+    fn changed(&mut self) -> BoxFuture<'_, Change> {
         Box::pin(async move {
             tokio::select! {
                 biased;
-                () = change_of(&mut self.revision) => {}
-                () = change_of(&mut self.entitlement) => {}
-                () = change_of(&mut self.addresses) => {}
+                () = change_of(&mut self.addresses) => Change::Asked,
+                () = change_of(&mut self.revision) => Change::State,
+                () = change_of(&mut self.entitlement) => Change::State,
             }
         })
     }

@@ -18,7 +18,7 @@ mod tproxy;
 #[cfg(test)]
 mod tests;
 
-pub use desired::{Compiled, Desired, Marks, Source, StoreSource, compile};
+pub use desired::{Change, Compiled, Desired, Marks, Source, StoreSource, compile};
 pub use firewall::{FirewallStep, plan};
 pub use run::{Pace, Reconcile, Settings};
 pub use status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status};

@@ -64,3 +64,56 @@ impl Report {
         self.skipped = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    // accepts: 001-20, 001-70, 001-73, 002-56
+    #[test]
+    fn every_line_names_its_reconciler_and_a_failure_is_said_once_per_reason() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let mut report = Report::new(Reconciler::Firewall);
+            report.info("started");
+            for reason in ["busy", "busy", "full", "busy"] {
+                report.failure(reason);
+            }
+            report.success();
+            report.success();
+            let skipped = |reason: &str| BTreeMap::from([("service x".to_owned(), reason.to_owned())]);
+            for reason in ["no transport", "no transport", "no mark"] {
+                report.skipped(skipped(reason));
+            }
+            report.skipped(BTreeMap::new());
+            report.event("drift.repaired", "tables are gone");
+            Report::new(Reconciler::Tproxy).info("started");
+        });
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let with = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+        assert_eq!(with("component=fwmgr reconciler=firewall "), text.lines().count() - 1, "{text}");
+        assert_eq!(with("component=tproxymgr reconciler=tproxy started"), 1);
+        assert_eq!((with(": busy"), with(": full"), with("recovered")), (2, 1, 1));
+        assert_eq!((with("skipped service x: no transport"), with("skipped service x: no mark")), (1, 1));
+        assert_eq!((with("no longer skipped service x"), with("drift.repaired: tables are gone")), (1, 1));
+    }
+}

@@ -1,7 +1,7 @@
 //! The loop: wake, look, plan, apply, say how it went.
 
 use super::{
-    desired::{Compiled, Marks, Source, change_of, compile},
+    desired::{Change, Compiled, Desired, Marks, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
@@ -77,6 +77,8 @@ pub struct Reconcile<S> {
     status: watch::Sender<Status>,
     reports: Reports,
     failures_in_a_row: u32,
+    /// The input of the last pass, if that succeeded.
+    settled: Option<Desired>,
 }
 
 struct Reports {
@@ -88,7 +90,7 @@ enum Wake {
     Stop,
     Liveness,
     Pass,
-    Changed,
+    Changed(Change),
     Hint,
 }
 
@@ -105,6 +107,7 @@ impl<S: Source> Reconcile<S> {
             status: watch::Sender::default(),
             reports: Reports { firewall: Report::new(Reconciler::Firewall), tproxy: Report::new(Reconciler::Tproxy) },
             failures_in_a_row: 0,
+            settled: None,
         }
     }
 
@@ -138,9 +141,11 @@ impl<S: Source> Reconcile<S> {
                     let drift = self.drift().await;
                     next_pass = self.repairing_pass(intercept, drift).await;
                 }
-                Wake::Changed => {
+                Wake::Changed(change) => {
                     sleep(self.settings.pace.coalesce).await;
-                    next_pass = self.repairing_pass(intercept, Ok(None)).await;
+                    if change == Change::Asked || !self.is_settled() {
+                        next_pass = self.repairing_pass(intercept, Ok(None)).await;
+                    }
                 }
                 Wake::Hint => {
                     sleep(self.settings.pace.coalesce).await;
@@ -169,9 +174,21 @@ impl<S: Source> Reconcile<S> {
             () = stop.cancelled() => Wake::Stop,
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
-            () = self.source.changed() => Wake::Changed,
+            change = self.source.changed() => Wake::Changed(change),
             () = change_of(hints) => Wake::Hint,
         }
+    }
+
+    /// Whether the last pass succeeded with the very input that there is now, so that only the revision is new. Most
+    /// commits are about other things, as the status of peers.
+    fn is_settled(&mut self) -> bool {
+        let (Ok(now), Some(settled)) = (self.source.desired(), &self.settled) else { return false };
+        let revision = now.revision;
+        let same = Desired { revision: settled.revision, ..now } == *settled;
+        if same {
+            self.status.send_modify(|s| s.applied_revision = revision);
+        }
+        same
     }
 
     /// Only while something is captured: the base tables need no liveness.
@@ -208,6 +225,7 @@ impl<S: Source> Reconcile<S> {
     /// `intact`: the kernel is not known to differ from what was applied last.
     async fn pass(&mut self, intercept: Intercept, intact: bool) -> bool {
         let started = self.clock.mono();
+        self.settled = None;
         let desired = match self.source.desired() {
             Ok(desired) => desired,
             Err(e) => {
@@ -237,6 +255,7 @@ impl<S: Source> Reconcile<S> {
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
         let outcome = outcome.map_err(|e| e.to_string());
         self.finish(started, Some(&compiled), &outcome, &Ok(()), intact);
+        self.settled = outcome.is_ok().then_some(desired);
         outcome.is_ok()
     }
 

@@ -324,11 +324,12 @@ impl Source for TestSource {
         let broken = |what: &String| StoreError::Corrupt { what: "record", text: what.clone() };
         self.0.borrow_and_update().as_ref().cloned().map_err(broken)
     }
-    fn changed(&mut self) -> crate::kernel::BoxFuture<'_, ()> {
+    fn changed(&mut self) -> crate::kernel::BoxFuture<'_, Change> {
         Box::pin(async {
             if self.0.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+            Change::State
         })
     }
 }
@@ -380,7 +381,7 @@ impl Running {
     }
 
     fn set(&self, desired: &Desired) {
-        self.input.send_replace(Ok(desired.clone()));
+        drop(self.input.send_replace(Ok(desired.clone())));
     }
 
     fn reason(&self, seed: u8, reconciler: Reconciler) -> Option<(ConditionStatus, String, u64)> {
@@ -440,6 +441,18 @@ async fn a_resync_without_change_writes_only_the_two_tables() {
 }
 
 #[tokio::test]
+async fn a_commit_about_other_things_writes_nothing_to_the_kernel() {
+    let first = at_revision(1, vec![outgoing(10, "10.1.0.0/16")]);
+    let mut running = Running::new(first.clone());
+    running.in_sync(&first).await;
+    running.kernel.take_operations();
+    let second = Desired { revision: 2, ..first };
+    running.set(&second);
+    running.in_sync(&second).await;
+    assert!(!running.kernel.take_operations().contains(&Operation::ReplaceTables));
+}
+
+#[tokio::test]
 async fn a_failure_keeps_the_last_good_state_and_is_retried() {
     let first = at_revision(1, vec![outgoing(10, "10.1.0.0/16")]);
     let mut running = Running::new(first.clone());
@@ -464,7 +477,7 @@ async fn an_unreadable_store_changes_nothing_and_says_so() {
     let first = at_revision(1, vec![outgoing(10, "10.1.0.0/16")]);
     let mut running = Running::new(first.clone());
     running.in_sync(&first).await;
-    running.input.send_replace(Err("page 7".into()));
+    drop(running.input.send_replace(Err("page 7".into())));
     running.wait("a failure", |s| s.tproxy.failure.as_deref().is_some_and(|f| f.contains("page 7"))).await;
     assert!(running.forwarding.borrow().services.contains_key(&service_id(10)));
     running.set(&Desired { revision: 2, ..first.clone() });
