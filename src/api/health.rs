@@ -5,7 +5,7 @@ use super::{
     answer::{Answer, Outcome},
     transaction,
 };
-use crate::{license::State, model::UnixTime, node::Node};
+use crate::{license::State, model::UnixTime, node::Node, reconcile::ReconcilerStatus};
 use hyper::StatusCode;
 use serde::Serialize;
 
@@ -62,11 +62,14 @@ pub(super) async fn ready(r: Request) -> Outcome {
     r.query.only(&["verbose", "exclude"])?;
     let excluded: Vec<&str> = r.query.get("exclude").unwrap_or("").split(',').collect();
     let node = r.node();
+    let reconcilers = node.reconcile_status();
     let checks = [
         Check::new("db", database(node)),
         Check::new("identity", identity(node)),
         Check::new("license", license(node)),
         Check::new("api", Ok("serving".into())),
+        Check::new("firewall", reconciler(&reconcilers.firewall)),
+        Check::new("tproxy", reconciler(&reconcilers.tproxy)),
     ];
     let checks: Vec<Check> = checks.into_iter().filter(|c| !excluded.contains(&c.name)).collect();
     let status = Health::of(checks.iter().all(|c| c.status == Health::Ok));
@@ -81,6 +84,14 @@ fn identity(node: &Node) -> Result<String, String> {
     match (node.identity(), node.entitlement()) {
         (Some(identity), Some(_)) => Ok(identity.peer_id.to_string()),
         _ => Err("not bootstrapped".into()),
+    }
+}
+
+fn reconciler(status: &ReconcilerStatus) -> Result<String, String> {
+    match (&status.failure, status.last_success) {
+        (Some(failure), _) => Err(failure.clone()),
+        (None, Some(at)) => Ok(format!("applied at {at}")),
+        (None, None) => Err("no pass has succeeded yet".into()),
     }
 }
 

@@ -12,12 +12,13 @@ use crate::{
         Code, PeerId, Refused, Rng, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id,
         parse_host_cidr,
     },
+    reconcile::Status,
     store::{PeerRow, Tx, View},
 };
 use hyper::header::IF_MATCH;
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 const NAME_MAX_BYTES: usize = 63;
 const BANDWIDTH_MAX_MBPS: u64 = 400_000;
@@ -139,8 +140,8 @@ pub(super) async fn list(r: Request) -> Outcome {
     };
     let (source, target) = (peer("source_peer_id")?, peer("target_peer_id")?);
     let interface = r.query.flag("requires_interface")?;
-    let (services, names) = transaction::read(r.node(), |view| Ok((view.services()?, peer_names(view)?)))?;
-    let entitlement = r.entitlement()?;
+    let services = transaction::read(r.node(), |view| Ok(view.services()?))?;
+    let surroundings = Surroundings::of(&r)?;
     let wanted = |s: &&Service| {
         source.is_none_or(|p| p == s.body.source_peer_id)
             && target.is_none_or(|p| p == s.body.target_peer_id)
@@ -150,7 +151,7 @@ pub(super) async fn list(r: Request) -> Outcome {
         .iter()
         .filter(wanted)
         .map(|s| {
-            let mut shown = service_json(s, &names, &entitlement);
+            let mut shown = surroundings.show(s);
             shown["route_count"] = json!(s.body.routes.len());
             shown
         })
@@ -165,8 +166,7 @@ pub(super) async fn get(r: Request) -> Outcome {
 
 /// A service with its routes.
 fn whole(r: &Request, service: &Service) -> Result<Value, Refused> {
-    let names = transaction::read(r.node(), peer_names)?;
-    let mut shown = service_json(service, &names, &*r.entitlement()?);
+    let mut shown = Surroundings::of(r)?.show(service);
     shown["routes"] = json!(routes::in_order(service));
     Ok(shown)
 }
@@ -320,42 +320,56 @@ pub(super) fn find(r: &Request) -> Result<Service, Refused> {
     transaction::read(r.node(), |view| Ok(view.service(id)?))?.ok_or_else(|| unknown(text))
 }
 
-/// Names of trusted peers.
-type Names = BTreeMap<PeerId, String>;
-
-fn peer_names(view: &View<'_>) -> Result<Names, Refused> {
-    Ok(view.trusted_peers()?.into_iter().map(|p| (p.peer_id, p.display_name())).collect())
+/// What else the answer about a service is made from.
+struct Surroundings {
+    /// Names of trusted peers.
+    names: BTreeMap<PeerId, String>,
+    entitlement: Arc<Entitlement>,
+    reconciled: Status,
 }
 
-fn service_json(service: &Service, names: &Names, entitlement: &Entitlement) -> Value {
-    let body = &service.body;
-    let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
-    let active = ends_trusted && entitlement.data_plane_runs();
-    json!({
-        "id": service.id,
-        "name": body.name,
-        "source_peer_id": body.source_peer_id,
-        "source_peer_name": names.get(&body.source_peer_id),
-        "target_peer_id": body.target_peer_id,
-        "target_peer_name": names.get(&body.target_peer_id),
-        "state": if active { "active" } else { "inactive" },
-        "transport_type": body.transport_type,
-        "effective_transport": body.transport_type,
-        "requires_interface": body.requires_interface,
-        "desired_ipv4_cidr": body.desired_ipv4_cidr,
-        "desired_ipv6_cidr": body.desired_ipv6_cidr,
-        "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
-        "fully_transparent": body.fully_transparent,
-        "interface_name": body.requires_interface.then(|| interface_name(service.id)),
-        "interface_mac": null,
-        "interface_ipv4_cidr": null,
-        "interface_ipv6_cidr": null,
-        "fwmark": null,
-        "conditions": [],
-        "version": service.version,
-        "created_at": body.created_at,
-        "updated_at": body.updated_at,
-    })
+impl Surroundings {
+    fn of(r: &Request) -> Result<Self, Refused> {
+        let peers = transaction::read(r.node(), |view| Ok(view.trusted_peers()?))?;
+        Ok(Self {
+            names: peers.into_iter().map(|p| (p.peer_id, p.display_name())).collect(),
+            entitlement: r.entitlement()?,
+            reconciled: r.node().reconcile_status(),
+        })
+    }
+
+    fn show(&self, service: &Service) -> Value {
+        let Self { names, entitlement, reconciled } = self;
+        let body = &service.body;
+        let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
+        let active = ends_trusted && entitlement.data_plane_runs();
+        let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
+        json!({
+            "id": service.id,
+            "name": body.name,
+            "source_peer_id": body.source_peer_id,
+            "source_peer_name": names.get(&body.source_peer_id),
+            "target_peer_id": body.target_peer_id,
+            "target_peer_name": names.get(&body.target_peer_id),
+            "state": if active { "active" } else { "inactive" },
+            "transport_type": body.transport_type,
+            "effective_transport": body.transport_type,
+            "requires_interface": body.requires_interface,
+            "desired_ipv4_cidr": body.desired_ipv4_cidr,
+            "desired_ipv6_cidr": body.desired_ipv6_cidr,
+            "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
+            "fully_transparent": body.fully_transparent,
+            "interface_name": body.requires_interface.then(|| interface_name(service.id)),
+            "interface_mac": null,
+            "interface_ipv4_cidr": null,
+            "interface_ipv6_cidr": null,
+            "fwmark": reconciled.fwmarks.get(&service.id),
+            "conditions": conditions,
+            "version": service.version,
+            "created_at": body.created_at,
+            "updated_at": body.updated_at,
+        })
+    }
 }
 
 #[cfg(test)]
