@@ -3,9 +3,13 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
-    transaction,
 };
-use crate::{license::State, model::UnixTime, node::Node, reconcile::ReconcilerStatus};
+use crate::{
+    license::State,
+    model::{Refused, UnixTime},
+    node::Node,
+    reconcile::ReconcilerStatus,
+};
 use hyper::StatusCode;
 use serde::Serialize;
 
@@ -77,7 +81,7 @@ pub(super) async fn ready(r: Request) -> Outcome {
 }
 
 fn database(node: &Node) -> Result<String, String> {
-    transaction::read(node, |view| Ok(view.own_version()?)).map(|_| "readable".into()).map_err(|e| e.text)
+    node.store().read(|v| v.own_version()).map(|_| "readable".into()).map_err(|e| Refused::from(e).text)
 }
 
 fn identity(node: &Node) -> Result<String, String> {

