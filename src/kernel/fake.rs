@@ -281,7 +281,7 @@ impl Kernel for FakeKernel {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_fake_keeps_the_contract() {
         super::super::contract::run(&FakeKernel::new()).await;
     }

@@ -103,29 +103,20 @@ impl Source for StoreSource {
 
     fn changed(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            // A closed channel never changes again.
-            let revision = async {
-                while self.revision.changed().await.is_err() {
-                    std::future::pending::<()>().await
-                }
-            };
-            let license = async {
-                while self.entitlement.changed().await.is_err() {
-                    std::future::pending::<()>().await
-                }
-            };
-            let addresses = async {
-                while self.addresses.changed().await.is_err() {
-                    std::future::pending::<()>().await
-                }
-            };
             tokio::select! {
                 biased;
-                () = revision => {}
-                () = license => {}
-                () = addresses => {}
+                () = change_of(&mut self.revision) => {}
+                () = change_of(&mut self.entitlement) => {}
+                () = change_of(&mut self.addresses) => {}
             }
         })
+    }
+}
+
+/// A channel whose sender is gone never changes again.
+pub(super) async fn change_of<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

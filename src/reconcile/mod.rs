@@ -15,6 +15,9 @@ mod run;
 mod status;
 mod tproxy;
 
+#[cfg(test)]
+mod tests;
+
 pub use desired::{Compiled, Desired, Marks, Source, StoreSource, compile};
 pub use firewall::{FirewallStep, plan};
 pub use run::{Pace, Reconcile, Settings};

@@ -1,7 +1,7 @@
 //! The loop: wake, look, plan, apply, say how it went.
 
 use super::{
-    desired::{Compiled, Marks, Source, compile},
+    desired::{Compiled, Marks, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
@@ -164,19 +164,13 @@ impl<S: Source> Reconcile<S> {
         next_pass: Instant,
         next_liveness: Instant,
     ) -> Wake {
-        // A kernel that is gone never changes again.
-        let hinted = async {
-            if hints.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
             () = self.source.changed() => Wake::Changed,
-            () = hinted => Wake::Hint,
+            () = change_of(hints) => Wake::Hint,
         }
     }
 
