@@ -412,7 +412,7 @@ mod tests {
         }
     }
 
-    // accepts: 002-16, 002-17
+    // accepts: 002-17
     #[test]
     fn the_five_fields_go_together() {
         let w = wish(

@@ -120,7 +120,7 @@ async fn every_endpoint_asks_for_its_proof() {
     }
 }
 
-// accepts: 002-01
+// accepts: 000-49, 002-01
 #[tokio::test]
 async fn a_token_does_what_its_scopes_allow() {
     let mut agent = Agent::new().await;
@@ -206,7 +206,7 @@ async fn expired_for(days: u32) -> Agent {
     agent
 }
 
-// accepts: 003-12, 003-13, 003-14, 003-16
+// accepts: 003-14, 003-16
 #[tokio::test]
 async fn license_states_open_and_close_endpoints() {
     let wish = || json!({"target_peer_id": "peer_x"});
@@ -219,7 +219,12 @@ async fn license_states_open_and_close_endpoints() {
     let refused = read_only.caller.post("/v1/services", wish()).await;
     assert_eq!(refused.refusal(), (403, "LICENSE_READ_ONLY"));
     assert!(refused.body["hint"].as_str().unwrap().contains("arctic license update"));
-    assert_eq!(read_only.caller.delete("/v1/peers/peer_x").await.refusal(), (403, "LICENSE_READ_ONLY"));
+    for path in ["/v1/peers", "/v1/services/svc_x/routes"] {
+        assert_eq!(read_only.caller.post(path, json!({})).await.refusal(), (403, "LICENSE_READ_ONLY"), "{path}");
+    }
+    for path in ["/v1/peers/peer_x", "/v1/services/svc_x", "/v1/services/svc_x/routes/1"] {
+        assert_eq!(read_only.caller.delete(path).await.refusal(), (403, "LICENSE_READ_ONLY"), "{path}");
+    }
     read_only.caller.get("/v1/peers").await.expect(200);
 
     let suspended = expired_for(45).await;
