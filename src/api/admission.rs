@@ -12,7 +12,6 @@ use super::{
     rate::{RateClass, retry_after_s},
     signed::{self, Claim},
     token::Verifier,
-    transaction,
 };
 use crate::{
     license::Entitlement,
@@ -65,7 +64,7 @@ impl Request {
         self.node().entitlement().ok_or_else(not_bootstrapped)
     }
     pub(super) fn cluster(&self) -> Result<ClusterFacts, Refused> {
-        transaction::read(self.node(), |view| Ok(view.cluster()?))?.ok_or_else(not_bootstrapped)
+        self.node().store().read(|v| v.cluster())?.ok_or_else(not_bootstrapped)
     }
     /// Whether the caller only wants to know what a write would do. Also refuses parameters other than `known`.
     pub(super) fn dry_run(&self) -> Result<bool, Refused> {
@@ -264,7 +263,7 @@ impl Head<'_> {
     }
 
     fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {
-        transaction::read(self.node(), |view| Ok(view.peer(id)?.filter(|p| p.trusted).map(|p| p.public_key)))
+        Ok(self.node().store().read(|v| v.peer(id))?.filter(|p| p.trusted).map(|p| p.public_key))
     }
 
     fn bearer(&self) -> Result<Caller, Refused> {
@@ -278,7 +277,7 @@ impl Head<'_> {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(unauthorized("expected one header `Authorization: Bearer TOKEN`"));
         }
-        let cluster = transaction::read(self.node(), |view| Ok(view.cluster()?))?.ok_or_else(not_bootstrapped)?;
+        let cluster = self.node().store().read(|v| v.cluster())?.ok_or_else(not_bootstrapped)?;
         let audiences: Vec<_> = std::iter::once(cluster.cluster_id).chain(cluster.aliases).collect();
         let now = self.node().env().clock.unix();
         let verifier = Verifier { key_of: |id| self.trusted_key(id), audiences: &audiences, now };
@@ -289,10 +288,9 @@ impl Head<'_> {
 
     /// Proofs die with their credential, and never grant more than it.
     fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
-        let found: Option<CredentialBody> =
-            transaction::read(self.node(), |view| Ok(view.credential(client_id)?.map(|(_, body)| body)))?;
+        let found: Option<(PeerId, CredentialBody)> = self.node().store().read(|v| v.credential(client_id))?;
         match found {
-            Some(body) if body.scopes.covers(scopes) => Ok(()),
+            Some((_, body)) if body.scopes.covers(scopes) => Ok(()),
             Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
             None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
         }

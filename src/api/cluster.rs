@@ -3,7 +3,6 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
-    transaction,
 };
 use crate::model::{PeerStatus, VERSION};
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 pub(super) async fn identity(r: Request) -> Outcome {
     let text = |id: Option<String>| id.unwrap_or_default();
     let identity = r.node().identity();
-    let cluster = transaction::read(r.node(), |view| Ok(view.cluster()?))?;
+    let cluster = r.node().store().read(|v| v.cluster())?;
     Answer::ok(&json!({
         "peer_id": text(identity.as_ref().map(|i| i.peer_id.to_string())),
         "public_key": text(identity.as_ref().map(|i| i.key.public().to_string())),
@@ -31,7 +30,7 @@ pub(super) async fn status(r: Request) -> Outcome {
         .iter()
         .map(|(name, (count, digest))| (name.clone(), json!({"count": count, "digest": digest})))
         .collect();
-    let peers = transaction::read(r.node(), |view| Ok(view.peers()?))?;
+    let peers = r.node().store().read(|v| v.peers())?;
     let mut warnings = entitlement.warnings();
     let mut lines = Vec::with_capacity(peers.len());
     for peer in &peers {

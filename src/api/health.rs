@@ -3,9 +3,13 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
-    transaction,
 };
-use crate::{license::State, model::UnixTime, node::Node};
+use crate::{
+    license::State,
+    model::{Refused, UnixTime},
+    node::Node,
+    reconcile::ReconcilerStatus,
+};
 use hyper::StatusCode;
 use serde::Serialize;
 
@@ -62,11 +66,14 @@ pub(super) async fn ready(r: Request) -> Outcome {
     r.query.only(&["verbose", "exclude"])?;
     let excluded: Vec<&str> = r.query.get("exclude").unwrap_or("").split(',').collect();
     let node = r.node();
+    let reconcilers = node.reconcile_status();
     let checks = [
         Check::new("db", database(node)),
         Check::new("identity", identity(node)),
         Check::new("license", license(node)),
         Check::new("api", Ok("serving".into())),
+        Check::new("firewall", reconciler(&reconcilers.firewall)),
+        Check::new("tproxy", reconciler(&reconcilers.tproxy)),
     ];
     let checks: Vec<Check> = checks.into_iter().filter(|c| !excluded.contains(&c.name)).collect();
     let status = Health::of(checks.iter().all(|c| c.status == Health::Ok));
@@ -74,13 +81,21 @@ pub(super) async fn ready(r: Request) -> Outcome {
 }
 
 fn database(node: &Node) -> Result<String, String> {
-    transaction::read(node, |view| Ok(view.own_version()?)).map(|_| "readable".into()).map_err(|e| e.text)
+    node.store().read(|v| v.own_version()).map(|_| "readable".into()).map_err(|e| Refused::from(e).text)
 }
 
 fn identity(node: &Node) -> Result<String, String> {
     match (node.identity(), node.entitlement()) {
         (Some(identity), Some(_)) => Ok(identity.peer_id.to_string()),
         _ => Err("not bootstrapped".into()),
+    }
+}
+
+fn reconciler(status: &ReconcilerStatus) -> Result<String, String> {
+    match (&status.failure, status.last_success) {
+        (Some(failure), _) => Err(failure.clone()),
+        (None, Some(at)) => Ok(format!("applied at {at}")),
+        (None, None) => Err("no pass has succeeded yet".into()),
     }
 }
 

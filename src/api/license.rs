@@ -3,15 +3,15 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
-    transaction,
 };
+use crate::model::Refused;
 use serde_json::json;
 
 pub(super) async fn get(r: Request) -> Outcome {
     r.query.only(&[])?;
     let e = r.entitlement()?;
     let (document, nodes, services) =
-        transaction::read(r.node(), |view| Ok((view.license()?, view.trusted_peers()?.len(), view.services()?.len())))?;
+        r.node().store().read::<_, Refused>(|v| Ok((v.license()?, v.trusted_peers()?.len(), v.services()?.len())))?;
     Answer::ok(&json!({
         "license": document,
         "state": e.state,

@@ -46,7 +46,8 @@ use crate::{
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// Serves the API of `node`, without a recovery token, on `listener` until `shutdown`; then finishes what is running, for 5 s at most.
+/// Serves the API of `node`, without a recovery token, on `listener` until `shutdown`; then finishes what is running,
+/// for 5 s at most.
 pub async fn serve(node: Node, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
     Api::new(node).serve(listener, shutdown).await
 }

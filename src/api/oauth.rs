@@ -5,7 +5,6 @@ use super::{
     answer::{Answer, Outcome, clip, invalid, unauthorized},
     query::Query,
     token::{self, TOKEN_LIFETIME},
-    transaction,
 };
 use crate::{
     model::{ClientId, Code, Refused, Scope, ScopeSet, Secret, UnixTime},
@@ -83,7 +82,7 @@ fn basic(header: &str) -> Option<(String, Secret)> {
 /// Takes as long for an unknown client as for a wrong secret, and says the same.
 fn authenticate(r: &Request, client_id: &str, secret: &Secret) -> Result<CredentialBody, Refused> {
     let found = match client_id.parse::<ClientId>() {
-        Ok(id) => transaction::read(r.node(), |view| Ok(view.credential(id)?))?.map(|(_, body)| body),
+        Ok(id) => r.node().store().read(|v| v.credential(id))?.map(|(_, body)| body),
         Err(_) => None,
     };
     let nothing = [SecretDigest { sha256: "00".repeat(32), not_after: None }];
@@ -132,7 +131,7 @@ pub(super) async fn configuration(r: Request) -> Outcome {
 
 /// One key per trusted peer.
 pub(super) async fn keys(r: Request) -> Outcome {
-    let peers = transaction::read(r.node(), |view| Ok(view.trusted_peers()?))?;
+    let peers = r.node().store().read(|v| v.trusted_peers())?;
     let keys: Vec<_> = peers
         .iter()
         .map(|p| {

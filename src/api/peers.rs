@@ -4,7 +4,6 @@ use super::{
     admission::Request,
     answer::{Answer, Outcome, clip, invalid, not_found},
     fields::Fields,
-    transaction,
 };
 use crate::{
     model::{Endpoint, PeerId, PeerStatus, Refused, looks_like_id},
@@ -21,7 +20,7 @@ pub(super) async fn list(r: Request) -> Outcome {
     let is_local = r.query.flag("is_local")?;
     let status = r.query.get("status").map(parse_status).transpose()?;
     let own_id = r.identity()?.peer_id;
-    let rows = transaction::read(r.node(), |view| Ok(view.peers()?))?;
+    let rows = r.node().store().read(|v| v.peers())?;
     let wanted = |p: &&PeerRow| {
         is_local.is_none_or(|local| local == (p.peer_id == own_id))
             && status.is_none_or(|s| s == r.node().peer_health(p.peer_id).status)
@@ -49,7 +48,7 @@ pub(super) async fn add(r: Request) -> Outcome {
     };
     refuse_self(&r, &wish.endpoints)?;
     let id = r.node().add_peer(wish).await?;
-    let row = transaction::read(r.node(), |view| Ok(view.peer(id)?))?;
+    let row = r.node().store().read(|v| v.peer(id))?;
     let row = row.ok_or_else(|| not_found(format!("peer {id} was removed while it was added")))?;
     Answer::created(&peer_json(&r, &row)?)
 }
@@ -67,7 +66,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
 fn find(r: &Request) -> Result<PeerRow, Refused> {
     let unknown = || not_found(format!("peer `{}` not found", clip(r.param("id"))));
     let id: PeerId = r.param("id").parse().map_err(|_| unknown())?;
-    transaction::read(r.node(), |view| Ok(view.peer(id)?))?.ok_or_else(unknown)
+    r.node().store().read(|v| v.peer(id))?.ok_or_else(unknown)
 }
 
 /// `endpoints`, or its deprecated form `address`, which does not count beside it.
@@ -121,7 +120,7 @@ pub(super) fn peer_name(fields: &Fields) -> Result<Option<String>, Refused> {
 
 fn refuse_self(r: &Request, endpoints: &[Endpoint]) -> Result<(), Refused> {
     let own_id = r.identity()?.peer_id;
-    let own = transaction::read(r.node(), |view| Ok(view.peer(own_id)?))?;
+    let own = r.node().store().read(|v| v.peer(own_id))?;
     let own = own.map(|p| p.all_endpoints()).unwrap_or_default();
     let api_port = r.node().config().api_bind.port();
     let is_self = |e: &&Endpoint| {

@@ -1,5 +1,5 @@
-//! The accept loop: HTTP/1.1 over `env::Net`, bounded in connections, head size and time (api.md §2, §9 of security.md
-//! row 15).
+//! The accept loop: HTTP/1.1 over `env::Net`, bounded in connections, head size and time (api.md §2,
+//! security.md row 15).
 
 use super::{
     Api, admission,

@@ -12,12 +12,13 @@ use crate::{
         Code, PeerId, Refused, Rng, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id,
         parse_host_cidr,
     },
+    reconcile::Status,
     store::{PeerRow, Tx, View},
 };
 use hyper::header::IF_MATCH;
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 const NAME_MAX_BYTES: usize = 63;
 const BANDWIDTH_MAX_MBPS: u64 = 400_000;
@@ -139,8 +140,8 @@ pub(super) async fn list(r: Request) -> Outcome {
     };
     let (source, target) = (peer("source_peer_id")?, peer("target_peer_id")?);
     let interface = r.query.flag("requires_interface")?;
-    let (services, names) = transaction::read(r.node(), |view| Ok((view.services()?, peer_names(view)?)))?;
-    let entitlement = r.entitlement()?;
+    let services = r.node().store().read(|v| v.services())?;
+    let surroundings = Surroundings::of(&r)?;
     let wanted = |s: &&Service| {
         source.is_none_or(|p| p == s.body.source_peer_id)
             && target.is_none_or(|p| p == s.body.target_peer_id)
@@ -150,7 +151,7 @@ pub(super) async fn list(r: Request) -> Outcome {
         .iter()
         .filter(wanted)
         .map(|s| {
-            let mut shown = service_json(s, &names, &entitlement);
+            let mut shown = surroundings.show(s);
             shown["route_count"] = json!(s.body.routes.len());
             shown
         })
@@ -165,8 +166,7 @@ pub(super) async fn get(r: Request) -> Outcome {
 
 /// A service with its routes.
 fn whole(r: &Request, service: &Service) -> Result<Value, Refused> {
-    let names = transaction::read(r.node(), peer_names)?;
-    let mut shown = service_json(service, &names, &*r.entitlement()?);
+    let mut shown = Surroundings::of(r)?.show(service);
     shown["routes"] = json!(routes::in_order(service));
     Ok(shown)
 }
@@ -176,7 +176,7 @@ pub(super) async fn create(r: Request) -> Outcome {
     let wish = Wish::read(&r.body)?;
     let author = r.identity()?;
     if let Some(text) = &wish.source {
-        let source = transaction::read(r.node(), |view| trusted(view, text, "source"))?.peer_id;
+        let source = r.node().store().read(|v| trusted(v, text, "source"))?.peer_id;
         if source != author.peer_id {
             return forward::to_owner(&r, source).await;
         }
@@ -188,7 +188,7 @@ pub(super) async fn create(r: Request) -> Outcome {
         let name_taken = |s: &Service| s.body.name.eq_ignore_ascii_case(&body.name);
         if services.iter().any(name_taken) {
             let text = format!("a service named `{}` already exists", body.name);
-            return Err(Refused::new(Code::AlreadyExists, text).into());
+            return Err(Refused::new(Code::AlreadyExists, text));
         }
         wish.check_features(&entitlement)?;
         entitlement.document.check_services(services.len() + 1).map_err(Refused::from)?;
@@ -201,7 +201,7 @@ pub(super) async fn create(r: Request) -> Outcome {
 fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<ServiceBody, Refused> {
     let target = trusted(tx, &wish.target, "target")?;
     if target.peer_id == source {
-        return Err(invalid("target_peer_id is the source peer itself").into());
+        return Err(invalid("target_peer_id is the source peer itself"));
     }
     let name = match &wish.name {
         Some(name) => name.clone(),
@@ -233,7 +233,7 @@ fn trusted(view: &View<'_>, text: &str, end: &str) -> Result<PeerRow, Refused> {
         return Ok(row);
     }
     let hint = format!("peer {id} is discovered but not trusted yet; add it with `arctic peers add`");
-    Err(unknown().with_hint(hint).into())
+    Err(unknown().with_hint(hint))
 }
 
 /// `<source>-to-<target>`, with a number where that is taken.
@@ -317,45 +317,59 @@ fn unknown(text: &str) -> Refused {
 pub(super) fn find(r: &Request) -> Result<Service, Refused> {
     let text = r.param("sid");
     let id: ServiceId = text.parse().map_err(|_| unknown(text))?;
-    transaction::read(r.node(), |view| Ok(view.service(id)?))?.ok_or_else(|| unknown(text))
+    r.node().store().read(|v| v.service(id))?.ok_or_else(|| unknown(text))
 }
 
-/// Names of trusted peers.
-type Names = BTreeMap<PeerId, String>;
-
-fn peer_names(view: &View<'_>) -> Result<Names, Refused> {
-    Ok(view.trusted_peers()?.into_iter().map(|p| (p.peer_id, p.display_name())).collect())
+/// What else the answer about a service is made from.
+struct Surroundings {
+    /// Names of trusted peers.
+    names: BTreeMap<PeerId, String>,
+    entitlement: Arc<Entitlement>,
+    reconciled: Status,
 }
 
-fn service_json(service: &Service, names: &Names, entitlement: &Entitlement) -> Value {
-    let body = &service.body;
-    let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
-    let active = ends_trusted && entitlement.data_plane_runs();
-    json!({
-        "id": service.id,
-        "name": body.name,
-        "source_peer_id": body.source_peer_id,
-        "source_peer_name": names.get(&body.source_peer_id),
-        "target_peer_id": body.target_peer_id,
-        "target_peer_name": names.get(&body.target_peer_id),
-        "state": if active { "active" } else { "inactive" },
-        "transport_type": body.transport_type,
-        "effective_transport": body.transport_type,
-        "requires_interface": body.requires_interface,
-        "desired_ipv4_cidr": body.desired_ipv4_cidr,
-        "desired_ipv6_cidr": body.desired_ipv6_cidr,
-        "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
-        "fully_transparent": body.fully_transparent,
-        "interface_name": body.requires_interface.then(|| interface_name(service.id)),
-        "interface_mac": null,
-        "interface_ipv4_cidr": null,
-        "interface_ipv6_cidr": null,
-        "fwmark": null,
-        "conditions": [],
-        "version": service.version,
-        "created_at": body.created_at,
-        "updated_at": body.updated_at,
-    })
+impl Surroundings {
+    fn of(r: &Request) -> Result<Self, Refused> {
+        let peers = r.node().store().read(|v| v.trusted_peers())?;
+        Ok(Self {
+            names: peers.into_iter().map(|p| (p.peer_id, p.display_name())).collect(),
+            entitlement: r.entitlement()?,
+            reconciled: r.node().reconcile_status(),
+        })
+    }
+
+    fn show(&self, service: &Service) -> Value {
+        let Self { names, entitlement, reconciled } = self;
+        let body = &service.body;
+        let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
+        let active = ends_trusted && entitlement.data_plane_runs();
+        let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
+        json!({
+            "id": service.id,
+            "name": body.name,
+            "source_peer_id": body.source_peer_id,
+            "source_peer_name": names.get(&body.source_peer_id),
+            "target_peer_id": body.target_peer_id,
+            "target_peer_name": names.get(&body.target_peer_id),
+            "state": if active { "active" } else { "inactive" },
+            "transport_type": body.transport_type,
+            "effective_transport": body.transport_type,
+            "requires_interface": body.requires_interface,
+            "desired_ipv4_cidr": body.desired_ipv4_cidr,
+            "desired_ipv6_cidr": body.desired_ipv6_cidr,
+            "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
+            "fully_transparent": body.fully_transparent,
+            "interface_name": body.requires_interface.then(|| interface_name(service.id)),
+            "interface_mac": null,
+            "interface_ipv4_cidr": null,
+            "interface_ipv6_cidr": null,
+            "fwmark": reconciled.fwmarks.get(&service.id),
+            "conditions": conditions,
+            "version": service.version,
+            "created_at": body.created_at,
+            "updated_at": body.updated_at,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -398,7 +412,7 @@ mod tests {
         }
     }
 
-    // accepts: 002-16, 002-17
+    // accepts: 002-17
     #[test]
     fn the_five_fields_go_together() {
         let w = wish(

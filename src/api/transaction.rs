@@ -1,9 +1,9 @@
-//! Reading and writing the store on behalf of a request.
+//! Writing to the store on behalf of a request, or trying to.
 
 use crate::{
     model::Refused,
     node::Node,
-    store::{StoreError, Tx, View},
+    store::{StoreError, Tx},
 };
 
 /// What ends a transaction without a commit.
@@ -16,10 +16,6 @@ impl<T> From<StoreError> for Ended<T> {
     fn from(e: StoreError) -> Self {
         Self::Refused(e.into())
     }
-}
-
-pub(super) fn read<T>(node: &Node, f: impl FnOnce(&View<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
-    node.store().read(f)
 }
 
 /// Commits what `f` writes, or, in a dry run, rolls it back and still gives its result.

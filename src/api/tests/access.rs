@@ -12,6 +12,10 @@ use crate::{
 use hyper::Method;
 use serde_json::json;
 use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -48,6 +52,40 @@ async fn errors_have_one_shape_and_every_answer_has_an_id() {
     assert!(live.headers.contains_key("x-request-id"));
 }
 
+/// security.md row 15: what is too large is refused before it is held.
+#[tokio::test]
+async fn heads_and_bodies_are_bounded() {
+    let agent = Agent::new().await;
+    let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-filler: {}\r\n\r\n", "a".repeat(20_000));
+    assert!(raw(&agent, head.as_bytes()).await.starts_with("HTTP/1.1 431"));
+    let many = (0..2_000).map(|n| format!("h{n}: 1\r\n")).collect::<String>();
+    assert!(raw(&agent, format!("GET /livez HTTP/1.1\r\n{many}\r\n").as_bytes()).await.starts_with("HTTP/1.1 431"));
+    // No length is declared; the limit still holds.
+    let chunk = format!("{:x}\r\n{}\r\n", 60_000, "x".repeat(60_000));
+    let head = "POST /v1/bootstrap HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let answer = raw(&agent, format!("{head}{chunk}{chunk}").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("PAYLOAD_TOO_LARGE"), "{answer}");
+    let declared = "POST /v1/bootstrap HTTP/1.1\r\nhost: x\r\ncontent-length: 1073741824\r\n\r\n";
+    assert!(raw(&agent, declared.as_bytes()).await.starts_with("HTTP/1.1 413"));
+    for garbage in ["GET\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
+        drop(raw(&agent, garbage.as_bytes()).await);
+    }
+    let nested = format!("{{\"license\":{}", "[".repeat(50_000));
+    assert_eq!(agent.caller.post_text("/v1/bootstrap", &nested).await.refusal(), (400, "INVALID_REQUEST"));
+    agent.caller.get("/livez").await.expect(200);
+}
+
+/// Sends bytes, then reads what comes within five seconds or until the end.
+async fn raw(agent: &Agent, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(agent.caller.addr).await.unwrap();
+    // An agent that has refused reads no further.
+    drop(stream.write_all(bytes).await);
+    let mut answer = vec![0; 4096];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answer)).await;
+    let length = read.map_or(0, |r| r.unwrap_or(0));
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
 /// security.md row 16: a page in the operator's browser can send none of these without a preflight, which nothing answers.
 #[tokio::test]
 async fn web_pages_cannot_post() {
@@ -82,7 +120,7 @@ async fn every_endpoint_asks_for_its_proof() {
     }
 }
 
-// accepts: 002-01
+// accepts: 000-49, 002-01
 #[tokio::test]
 async fn a_token_does_what_its_scopes_allow() {
     let mut agent = Agent::new().await;
@@ -168,7 +206,7 @@ async fn expired_for(days: u32) -> Agent {
     agent
 }
 
-// accepts: 003-12, 003-13, 003-14, 003-16
+// accepts: 003-14, 003-16
 #[tokio::test]
 async fn license_states_open_and_close_endpoints() {
     let wish = || json!({"target_peer_id": "peer_x"});
@@ -181,7 +219,12 @@ async fn license_states_open_and_close_endpoints() {
     let refused = read_only.caller.post("/v1/services", wish()).await;
     assert_eq!(refused.refusal(), (403, "LICENSE_READ_ONLY"));
     assert!(refused.body["hint"].as_str().unwrap().contains("arctic license update"));
-    assert_eq!(read_only.caller.delete("/v1/peers/peer_x").await.refusal(), (403, "LICENSE_READ_ONLY"));
+    for path in ["/v1/peers", "/v1/services/svc_x/routes"] {
+        assert_eq!(read_only.caller.post(path, json!({})).await.refusal(), (403, "LICENSE_READ_ONLY"), "{path}");
+    }
+    for path in ["/v1/peers/peer_x", "/v1/services/svc_x", "/v1/services/svc_x/routes/1"] {
+        assert_eq!(read_only.caller.delete(path).await.refusal(), (403, "LICENSE_READ_ONLY"), "{path}");
+    }
     read_only.caller.get("/v1/peers").await.expect(200);
 
     let suspended = expired_for(45).await;
@@ -191,7 +234,7 @@ async fn license_states_open_and_close_endpoints() {
     assert_eq!(suspended.caller.get("/v1/license").await.expect(200)["state"], "suspended");
     suspended.caller.get("/livez").await.expect(200);
     suspended.caller.get("/v1/cluster/identity").await.expect(200);
-    assert_eq!(suspended.caller.get("/readyz").await.status, 503);
+    assert_eq!(suspended.caller.get("/readyz?exclude=firewall,tproxy").await.status, 503);
     let init = suspended.caller.post("/v1/handshake/init", json!({})).await;
     assert_eq!((init.refusal(), init.error()), ((403, "LICENSE_SUSPENDED"), "handshake failed: license suspended"));
     // The recovery token opens everything but making and changing.
@@ -246,7 +289,7 @@ async fn an_internal_agent_takes_only_the_recovery_token() {
     let made = agent.caller.post("/v1/bootstrap", json!({"license": license(terms(1))})).await.expect(201);
     let form = token_form(made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
     assert_eq!(agent.caller.form("/v1/oauth/token", &form).await.refusal(), (403, "API_ACCESS_INTERNAL"));
-    agent.caller.get("/readyz").await.expect(200);
+    agent.caller.get("/readyz?exclude=firewall,tproxy").await.expect(200);
     agent.caller.get("/v1/cluster/identity").await.expect(200);
     let get =
         async |token: &str| agent.caller.send(Method::GET, "/v1/peers", &[("x-arctic-recovery", token)], "").await;
