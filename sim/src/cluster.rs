@@ -150,14 +150,26 @@ impl Cluster {
         while !self.sim.step().expect("every node runs until it is stopped") {}
     }
 
+    /// Like a power cut: the host stops at once, and nobody is told.
+    ///
+    /// The runtime drops its tasks in an order that depends on how many were spawned before in this process, so what
+    /// they still send must neither travel nor leave its order in the trace.
     pub fn crash(&mut self, host: &str) {
         crate::record(format_args!("crash {host}"));
-        self.sim.crash(host);
+        self.for_others(host, |sim, other| sim.partition(host, other));
+        crate::trace::unordered(|| self.sim.crash(host));
     }
 
     pub fn restart(&mut self, host: &str) {
         crate::record(format_args!("restart {host}"));
+        self.for_others(host, |sim, other| sim.repair(host, other));
         self.sim.bounce(host);
+    }
+
+    fn for_others(&self, host: &str, f: impl Fn(&turmoil::Sim<'static>, &str)) {
+        let operators = (1..=self.acts).map(|n| format!("operator-{n}"));
+        let others = self.kernels.keys().cloned().chain(operators).filter(|other| other != host);
+        others.for_each(|other| f(&self.sim, &other));
     }
 
     pub fn partition(&mut self, one: &[&str], other: &[&str]) {

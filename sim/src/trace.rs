@@ -24,6 +24,15 @@ impl Trace {
         &self.lines
     }
 
+    fn save(&self, scenario: &str, seed: u64, name: &str) -> PathBuf {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../target/sim/{scenario}.{seed}"));
+        let file = dir.join(name);
+        if let Err(e) = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, self.lines.join("\n"))) {
+            eprintln!("trace was not saved: {e}");
+        }
+        file
+    }
+
     /// Panics with the first difference and the command that reproduces it.
     pub fn assert_equal(&self, other: &Trace, scenario: &str, seed: u64) {
         let common = self.lines.iter().zip(&other.lines).take_while(|(a, b)| a == b).count();
@@ -32,9 +41,12 @@ impl Trace {
         }
         let at = |t: &Trace| t.lines.get(common).cloned().unwrap_or_else(|| "(end)".to_owned());
         panic!(
-            "SIM NOT DETERMINISTIC  {scenario}\nseed        {seed}\nline        {common}\nfirst       {}\nsecond      {}\n{}",
+            "SIM NOT DETERMINISTIC  {scenario}\nseed        {seed}\nline        {common}\nfirst       {}\nsecond      {}\n\
+             traces      {} {}\n{}",
             at(self),
             at(other),
+            self.save(scenario, seed, "first.log").display(),
+            other.save(scenario, seed, "second.log").display(),
             reproduce(scenario, seed)
         );
     }
@@ -51,7 +63,7 @@ pub(crate) fn recorded(scenario: &str, seed: u64, f: impl FnOnce()) -> Trace {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
     let trace = CURRENT.take().unwrap_or_default();
     if let Err(panic) = outcome {
-        let file = save(&trace, scenario, seed);
+        let file = trace.save(scenario, seed, "trace.log");
         eprintln!(
             "SIM FAILED  {scenario}\nseed        {seed}\ntrace       {}\n{}",
             file.display(),
@@ -62,18 +74,21 @@ pub(crate) fn recorded(scenario: &str, seed: u64, f: impl FnOnce()) -> Trace {
     trace
 }
 
-fn save(trace: &Trace, scenario: &str, seed: u64) -> PathBuf {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../target/sim/{scenario}.{seed}"));
-    let file = dir.join("trace.log");
-    if let Err(e) = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, trace.lines.join("\n"))) {
-        eprintln!("trace was not saved: {e}");
-    }
-    file
-}
-
 /// A line of the scenario itself.
 pub fn record(line: impl fmt::Display) {
     push(format!("scenario {line}"));
+}
+
+/// Runs `f` and sorts the lines that it causes.
+pub(crate) fn unordered(f: impl FnOnce()) {
+    let lines = || CURRENT.with_borrow(|trace| trace.as_ref().map_or(0, |t| t.lines.len()));
+    let before = lines();
+    f();
+    CURRENT.with_borrow_mut(|trace| {
+        if let Some(trace) = trace {
+            trace.lines[before..].sort();
+        }
+    });
 }
 
 fn push(line: String) {

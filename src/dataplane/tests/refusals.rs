@@ -193,29 +193,3 @@ async fn connections_without_a_stream_are_bounded_per_peer() {
     let _one_more = raw_stream(&pair).await;
     eventually("one more is refused", || pair.refused_b(Refusal::Busy) == 1).await;
 }
-
-#[tokio::test]
-#[ignore = "needs CAP_NET_ADMIN: run with --ignored where it is there"]
-async fn a_connection_that_was_not_captured_is_reset() {
-    let snapshot = watch::Sender::<Arc<Forwarding>>::default();
-    let pair = Pair::unpublished();
-    let config = EngineSetup {
-        local: pair.a.id,
-        key: pair.a.key.clone(),
-        ports: DataPorts { tproxy: 0, ..DataPorts::default() },
-        own_mark: 0xfff0_0000,
-        forbidden_ports: vec![],
-    };
-    let engine = Engine::start(config, snapshot.subscribe()).await.unwrap();
-    let ports = engine.intercept_ports();
-    let mut client = TcpStream::connect(("127.0.0.1", ports.v4)).await.unwrap();
-    assert_reset(&mut client).await;
-    if let Some(v6) = ports.v6 {
-        assert_reset(&mut TcpStream::connect(("::1", v6)).await.unwrap()).await;
-    }
-    eventually("both are counted", || {
-        let counts = engine.counters().engine();
-        counts.refused.get(&Refusal::NotCaptured) == Some(&(1 + u64::from(ports.v6.is_some())))
-    })
-    .await;
-}
