@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
-const SEEDS: std::ops::Range<u64> = 11..14;
+const SEEDS: std::ops::Range<u64> = 11..21;
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
 async fn add(op: &Operator, host: &str, other: &str) -> Answer {
