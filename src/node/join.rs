@@ -11,7 +11,7 @@ use crate::{
     model::{Code, Endpoint, PeerId, PeerStatus, PublicKey, Refused},
     store::{ClusterFacts, PeerRow, StoreError, Tx, View},
     wire::{
-        handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode},
+        handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
         record::{PeerBody, ReadmissionBody, RecordKey, kind},
     },
 };
@@ -233,6 +233,7 @@ impl Node {
                 max_nodes: entitlement.document.max_nodes(),
                 cluster_id: cluster.cluster_id,
                 endpoints: own.map(PeerRow::all_endpoints).unwrap_or_default(),
+                api_port: self.config().api_bind.port().try_into().unwrap_or(default_api_port()),
                 record,
                 members: peers.iter().filter(|p| p.trusted).map(|p| p.peer_id).collect(),
                 gate: gate(&entitlement),
