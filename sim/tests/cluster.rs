@@ -45,6 +45,10 @@ async fn create_service(op: &Operator, host: &str, target: &str, dest: &str) -> 
     id
 }
 
+fn peer_count(answer: &Value) -> usize {
+    answer["peers"].as_array().map_or(0, Vec::len)
+}
+
 fn service_count(answer: &Value) -> usize {
     answer["services"].as_array().map_or(0, Vec::len)
 }
@@ -132,6 +136,44 @@ fn a_peer_of_another_customer_is_refused_and_nothing_changes() {
             for host in ["n1", "n2"] {
                 let peers = op.get(host, "/v1/peers").await.expect(200);
                 assert_eq!(peers["peers"].as_array().map(Vec::len), Some(1));
+            }
+        });
+    });
+}
+
+// accepts: 001-38, 001-59
+#[test]
+fn a_restart_lets_failed_handshakes_run_anew() {
+    twin_run("a_restart_lets_failed_handshakes_run_anew", SEEDS, |seed| {
+        let mut cluster = Cluster::new(&Options::new(seed, 3));
+        let license = cluster.license(1, 10);
+        cluster.partition(&["n2"], &["n3"]);
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.bootstrap(host, &license).await;
+            }
+            for host in ["n2", "n3"] {
+                op.post("n1", "/v1/peers", json!({"endpoints": [format!("{host}:8080")]})).await.expect(201);
+            }
+            for host in ["n2", "n3"] {
+                op.eventually(host, "/v1/peers?status=unreachable", CONVERGENCE, |a| peer_count(&a.body) == 1).await;
+            }
+        });
+        cluster.heal(&["n2"], &["n3"]);
+        cluster.act(|op| async move {
+            tokio::time::sleep(CONVERGENCE).await;
+            for host in ["n2", "n3"] {
+                let peers = op.get(host, "/v1/peers?status=unreachable").await.expect(200);
+                assert_eq!(peer_count(&peers), 1, "nothing that the agents know of has changed");
+            }
+        });
+        for host in ["n2", "n3"] {
+            cluster.crash(host);
+            cluster.restart(host);
+        }
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
             }
         });
     });

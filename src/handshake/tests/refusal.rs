@@ -45,6 +45,22 @@ fn silence_is_a_timeout_and_delays_the_next_attempt() {
 }
 
 #[test]
+fn many_silent_endpoints_end_within_the_minute_that_peers_add_may_take() {
+    let mut world = World::of(2);
+    let silent: Vec<Endpoint> = (0..16).map(|n| endpoint(&format!("s{n}"))).collect();
+    for endpoint in &silent {
+        world.sites.insert(endpoint.clone(), Site::Dead(DialFailure::Timeout));
+    }
+    let start = world.now;
+    let target = Target { endpoints: silent, purpose: Purpose::Add, ..world.target(1) };
+    let failed = failure(world.run(0, target));
+    assert_eq!(failed.to_string(), "handshake failed: connection timeout");
+    let called: BTreeSet<&Endpoint> = world.calls.iter().map(|(_, e, _)| e).collect();
+    assert_eq!(called.len(), 16, "each is tried at least once");
+    assert!(world.now - start < secs(60));
+}
+
+#[test]
 fn a_failed_call_back_names_the_direction_and_the_endpoint() {
     for (dead, text) in [
         (DialFailure::Refused, "handshake failed: connection refused"),
