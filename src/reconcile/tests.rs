@@ -116,6 +116,8 @@ fn packet(source: &str, dest: &str) -> Packet {
         dest_port: 443,
         mark: 0,
         reply: false,
+        opening: true,
+        connection_mark: 0,
         transparent_socket: false,
     }
 }
@@ -253,6 +255,8 @@ fn exclusions_win_over_every_route() {
         dest("192.0.2.2", 61000),
         dest("2001:db8::7", 9090),
         Packet { reply: true, ..captured.clone() },
+        Packet { opening: false, ..captured.clone() },
+        Packet { opening: false, connection_mark: !MarkMask::default().bits(), ..captured.clone() },
         Packet { mark: MarkMask::default().own() | 5, ..captured.clone() },
     ];
     for packet in excluded {
@@ -263,6 +267,9 @@ fn exclusions_win_over_every_route() {
         let packet = Packet { protocol, dest_port, ..captured.clone() };
         assert!(!matches!(verdict(&packet), Verdict::Captured { .. }), "{packet:?}");
     }
+    let (opening, connection_mark) = (false, MarkMask::default().service(1));
+    let later = Packet { opening, connection_mark, ..captured.clone() };
+    assert!(matches!(verdict(&later), Verdict::Captured { .. }), "of a captured connection");
     let established = entered(Packet { transparent_socket: true, reply: true, ..captured.clone() });
     assert_eq!(verdict(&established), Verdict::Diverted);
     host.alive = false;
