@@ -199,7 +199,7 @@ impl Ruleset {
     /// A route that is new, or an agent that starts, cuts no connection that has gone its own way so far. Connections
     /// that conntrack meets in their middle, whose direction it may guess wrong, count as open before too.
     fn open_before(&self) -> Rule {
-        let matches = [Match::NotOpening, Match::NotCaptured { mask: self.mask.bits() }];
+        let matches = [Match::Protocol(TCP), Match::NotOpening, Match::NotCaptured { mask: self.mask.bits() }];
         Rule::new(matches, Action::Accept, "connection that was not captured")
     }
 
