@@ -109,7 +109,7 @@ async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may(
     assert_eq!(call(known, "admin", "/v1/peers").await.refusal(), (401, "UNAUTHORIZED"));
 }
 
-// accepts: 000-15, 000-32, 000-33, 000-35
+// accepts: 000-03, 000-15, 000-32, 000-33
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
     let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
