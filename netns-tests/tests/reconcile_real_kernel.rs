@@ -9,7 +9,7 @@ use arctic::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
     os::LinuxKernel,
-    reconcile::{Change, Desired, Reconcile, Settings, Source, Status},
+    reconcile::{Change, Desired, EngineState, Reconcile, Settings, Source, Status},
     routing::PeerPath,
     store::StoreError,
 };
@@ -78,7 +78,7 @@ fn desired(revision: u64, count: u64) -> Desired {
     };
     let services = (0..count).map(&mut service).collect();
     let peers = BTreeMap::from([(there, path)]);
-    Desired { revision, peers, services, data_plane_runs: true, ..Desired::idle(here) }
+    Desired { revision, peers, services, data_plane_runs: true, ..Desired::idle(Some(here)) }
 }
 
 async fn wait(status: &mut watch::Receiver<Status>, good: impl Fn(&Status) -> bool) -> Duration {
@@ -103,7 +103,7 @@ fn a_thousand_services_are_applied_repaired_and_removed() {
             v6: Some("[::1]:50002".parse().expect("an address")),
         };
         let stop = CancellationToken::new();
-        let task = tokio::spawn(reconcile.run(intercept, stop.clone()));
+        let task = tokio::spawn(reconcile.run(watch::channel(EngineState::Ready(intercept)).1, stop.clone()));
         wait(&mut status, |s| s.applied_revision == 1).await;
         assert!(!sh("nft list table inet arctic").contains("tproxy"), "base state");
 

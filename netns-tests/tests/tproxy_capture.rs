@@ -53,7 +53,7 @@ impl Lab {
                  ip route add default via 10.{net}.0.1 && ip -6 route add default via fd0{net}::1"
             ));
         }
-        server.spawn(|| answer(TcpListener::bind(("::", PORT)).expect("the server listens"), "plain"));
+        serve(&server, PORT, "plain");
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, captured) = mpsc::channel();
         let mask = MarkMask::default();
@@ -150,6 +150,12 @@ fn set_transparent(socket: &Socket, ip: IpAddr) {
     set.expect("IP_TRANSPARENT (root)");
 }
 
+/// Listens when it returns.
+fn serve(host: &Namespace, port: u16, word: &'static str) {
+    let listener = host.run(move || TcpListener::bind(("::", port))).expect("the port is free");
+    host.spawn(move || answer(listener, word));
+}
+
 fn answer(listener: TcpListener, word: &'static str) {
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || talk(stream, word));
@@ -240,7 +246,7 @@ fn direct_dials_of_the_listener_are_dropped() {
 #[test]
 fn sessions_to_the_host_survive_a_route_that_covers_their_client() {
     let lab = Lab::new();
-    lab.router.spawn(|| answer(TcpListener::bind(("::", 22)).expect("the router listens"), "shell"));
+    serve(&lab.router, 22, "shell");
     lab.apply(&["10.0.0.0/8", "fd00::/8", "0.0.0.0/0", "::/0"]);
     for router in ROUTER_TO_CLIENT {
         let word = lab.client.run(move || who_answers(at(router, 22), None).map_err(|e| e.to_string()));
@@ -306,6 +312,50 @@ fn replacing_leaves_no_gap_and_cuts_no_flow() {
     assert!(answers.len() > 20 && answers.iter().all(|a| a == "captured"), "{answers:?}");
     for mut flow in [stream, local] {
         assert_eq!(ask(&mut flow).ok(), says("captured"));
+    }
+}
+
+/// Asks a few times, with the given connections, in the namespace where they live.
+fn say_still(flows: &mut [(TcpStream, &str)], what: &str) {
+    for _ in 0..3 {
+        for (flow, word) in flows.iter_mut() {
+            let peer = flow.peer_addr();
+            assert_eq!(ask(flow).map_err(|e| e.to_string()).as_deref(), Ok(*word), "{what}: {peer:?}");
+        }
+    }
+}
+
+#[test]
+fn connections_that_were_open_before_a_route_go_on_plainly_and_captured_ones_stay_captured() {
+    let lab = Lab::new();
+    // Opened before there is any table, so before conntrack looks at the namespace: it meets them in their middle.
+    let mut flows = vec![];
+    let open = |host: &Namespace, to: [&'static str; 2]| {
+        to.map(|ip| host.run(move || connect(at(ip, PORT), None)).unwrap_or_else(|e| panic!("{ip}: {e}")))
+    };
+    serve(&lab.router, 22, "shell");
+    let mut sessions =
+        ROUTER_TO_CLIENT.map(|ip| (lab.client.run(move || connect(at(ip, 22), None)).expect("connected"), "shell"));
+    for host in [&lab.client, &lab.router] {
+        flows.extend(open(host, SERVER).map(|flow| (flow, "plain")));
+    }
+    // The base tables of an agent without services.
+    lab.apply(&[]);
+    say_still(&mut flows, "base tables");
+    for host in [&lab.client, &lab.router] {
+        flows.extend(open(host, SERVER).map(|flow| (flow, "plain")));
+    }
+    say_still(&mut flows[4..], "opened under the base tables");
+    lab.apply(&["10.0.0.0/8", "fd00::/8"]);
+    say_still(&mut flows, "a route covers it");
+    say_still(&mut sessions, "a route covers the client of a session");
+    for host in [&lab.client, &lab.router] {
+        flows.extend(open(host, SERVER).map(|flow| (flow, "captured")));
+    }
+    say_still(&mut flows, "new ones are captured");
+    for dests in [&["10.2.0.0/16", "fd02::/48"], &["10.0.0.0/8", "fd00::/8"]] {
+        lab.apply(dests);
+        say_still(&mut flows, "tables were replaced");
     }
 }
 

@@ -124,6 +124,8 @@ impl Cluster {
             dest_port: 443,
             mark: 0,
             reply: false,
+            opening: true,
+            connection_mark: 0,
             transparent_socket: false,
         };
         let kernel = self.kernel(host);

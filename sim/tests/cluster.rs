@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
-const SEEDS: std::ops::Range<u64> = 1..4;
+const SEEDS: std::ops::Range<u64> = 1..11;
 /// One heartbeat round and the push before it, generously.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 

@@ -45,7 +45,7 @@ use tokio_util::{
 pub enum EngineError {
     #[error("cannot listen for captured connections on {addr}")]
     Intercept { addr: SocketAddr, source: io::Error },
-    #[error("cannot listen for other engines on port {port}/tcp")]
+    #[error("port {port}/tcp for other engines cannot be bound: free it, or set TPROXY_PORT")]
     Listen { port: u16, source: io::Error },
     #[error("cannot use the identity key for TLS")]
     Identity(#[source] rustls::Error),
@@ -132,13 +132,14 @@ impl Engine {
         forwarding: watch::Receiver<Arc<Forwarding>>,
     ) -> Result<Engine, EngineError> {
         let v4 = intercept_listener((Ipv4Addr::LOCALHOST, 0).into(), config.own_mark)?;
-        let v6 = match intercept_listener((Ipv6Addr::LOCALHOST, 0).into(), config.own_mark) {
-            Ok(listener) => Some(listener),
-            Err(EngineError::Intercept { source, .. }) if sockets::no_such_family(&source) => {
-                tracing::info!("IPv6 is off on this host: only IPv4 is captured");
-                None
-            }
-            Err(e) => return Err(e),
+        let addr = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+        // A transparent socket could be bound even to an address that is not there.
+        let local = sockets::local_addresses().map_err(|source| EngineError::Intercept { addr, source })?;
+        let v6 = if local.contains(&addr.ip()) {
+            Some(intercept_listener(addr, config.own_mark)?)
+        } else {
+            tracing::info!("IPv6 is off on this host: only IPv4 is captured");
+            None
         };
         Self::start_with(config, forwarding, Timing::default(), Some((v4, v6)))
     }

@@ -23,6 +23,10 @@ pub struct Packet {
     pub mark: u32,
     /// In reply direction of its connection.
     pub reply: bool,
+    /// SYN without ACK, RST, FIN.
+    pub opening: bool,
+    /// The mark of its connection.
+    pub connection_mark: u32,
     /// Belongs to an established transparent socket.
     pub transparent_socket: bool,
 }
@@ -86,7 +90,7 @@ fn run_rule(table: &Table, rule: &Rule, packet: &Packet, host: &HostView) -> Opt
         Action::Accept | Action::Masquerade => Some(Verdict::Excluded(rule.comment.clone())),
         Action::Drop => Some(Verdict::Dropped),
         Action::SetMark { .. } if rule.matches.contains(&Match::TransparentSocket) => Some(Verdict::Diverted),
-        Action::SetMark { value, mask } => Some(captured(value, mask)),
+        Action::SetMark { value, mask } | Action::Capture { value, mask } => Some(captured(value, mask)),
         Action::Intercept { to, value, mask } => {
             let listening = if to.is_ipv4() { host.listener_v4 } else { host.listener_v6 };
             listening.then(|| captured(value, mask))
@@ -117,6 +121,8 @@ fn holds(table: &Table, m: &Match, packet: &Packet, host: &HostView) -> bool {
         }),
         Match::EnteredBy(name) => matches!(&packet.arrival, Arrival::Entered { interface } if interface == name),
         Match::Reply => packet.reply,
+        Match::NotOpening => !packet.opening,
+        Match::NotCaptured { mask } => packet.connection_mark & mask == 0,
         Match::TransparentSocket => packet.transparent_socket,
         Match::NotAlive => !host.alive,
     }

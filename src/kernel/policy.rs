@@ -1,6 +1,6 @@
 //! Policy routing: where marked packets go.
 
-use super::MarkMask;
+use super::{MarkMask, Ruleset};
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 /// Priorities of our policy rules (dataplane.md §7).
@@ -73,6 +73,14 @@ pub enum PolicyItem {
     },
 }
 
+impl PolicyItem {
+    pub fn family(&self) -> Family {
+        match *self {
+            Self::LocalDefault { family, .. } | Self::UnknownRoute { family, .. } | Self::Rule { family, .. } => family,
+        }
+    }
+}
+
 /// The policy routing that should exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PolicyRouting {
@@ -99,6 +107,18 @@ impl PolicyRouting {
                 .chain([PolicyItem::LocalDefault { family, table: TABLE_CAPTURE }])
         });
         Self { items: items.collect() }
+    }
+
+    /// What the rules of `ruleset` need: nothing for a family that has no listener, as on a host where IPv6 is off and the
+    /// kernel refuses its rules and routes.
+    pub fn needed_by(ruleset: &Ruleset) -> Self {
+        let heard = |family| match family {
+            Family::V4 => ruleset.intercept.v4.is_some(),
+            Family::V6 => ruleset.intercept.v6.is_some(),
+        };
+        let mut policy = Self::capturing(ruleset.mask);
+        policy.items.retain(|item| heard(item.family()));
+        policy
     }
 
     /// The table in which a packet with `mark` is looked up first, before the main one.

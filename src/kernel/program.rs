@@ -96,6 +96,12 @@ pub enum Match {
     EnteredBy(String),
     /// In reply direction of its connection.
     Reply,
+    /// Not the packet that opens a TCP connection: SYN without ACK, RST, FIN.
+    NotOpening,
+    /// Of a connection whose mark has none of these bits: it was not captured when it was opened.
+    NotCaptured {
+        mask: u32,
+    },
     /// Belongs to an established transparent socket.
     TransparentSocket,
     /// The liveness element has expired.
@@ -112,7 +118,12 @@ pub enum Action {
         value: u32,
         mask: u32,
     },
-    /// Gives the packet to the transparent listener, then sets the mark. Without a listener the rule ends before the
+    /// The same for packet and connection, so that later packets of the connection are told from uncaptured ones.
+    Capture {
+        value: u32,
+        mask: u32,
+    },
+    /// Gives the packet to the transparent listener, then does as `Capture`. Without a listener the rule ends before the
     /// mark and the next rule is tried.
     Intercept {
         to: SocketAddr,

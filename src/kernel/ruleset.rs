@@ -116,9 +116,11 @@ impl Ruleset {
         prerouting.push(self.divert());
         // After the divert: replies to a transparent dial are in reply direction too, and belong to our socket.
         prerouting.push(reply());
+        prerouting.push(self.open_before());
         let mut output = vec![other];
         output.extend(self.exclusions());
         output.push(reply());
+        output.push(self.open_before());
         if !self.captures.is_empty() {
             prerouting.push(not_alive());
             output.push(not_alive());
@@ -194,6 +196,13 @@ impl Ruleset {
         rules
     }
 
+    /// A route that is new, or an agent that starts, cuts no connection that has gone its own way so far. Connections
+    /// that conntrack meets in their middle, whose direction it may guess wrong, count as open before too.
+    fn open_before(&self) -> Rule {
+        let matches = [Match::Protocol(TCP), Match::NotOpening, Match::NotCaptured { mask: self.mask.bits() }];
+        Rule::new(matches, Action::Accept, "connection that was not captured")
+    }
+
     fn divert(&self) -> Rule {
         let action = Action::SetMark { value: self.mask.established(), mask: self.mask.bits() };
         Rule::new([Match::TransparentSocket], action, "established")
@@ -215,7 +224,7 @@ impl Ruleset {
             return None;
         }
         let mut rule = self.intercept(capture, family)?;
-        rule.action = Action::SetMark { value: self.mask.service(capture.mark), mask: self.mask.bits() };
+        rule.action = Action::Capture { value: self.mask.service(capture.mark), mask: self.mask.bits() };
         Some(rule)
     }
 

@@ -6,7 +6,7 @@ use crate::{
     env::{Env, SystemClock, system_seed},
     kernel::{KernelError, MarkMask},
     license::TrustRoots,
-    os::{LinuxKernel, net::TokioNet},
+    os::{HostClaim, LinuxKernel, net::TokioNet},
 };
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,10 @@ pub enum DaemonError {
     Config(#[from] ConfigError),
     #[error("the operating system gives no randomness: {0}")]
     Randomness(getrandom::Error),
+    #[error("another arctic agent runs on this host (in this network namespace): stop it first")]
+    SecondAgent,
+    #[error("kernel state of this host cannot be claimed")]
+    Claim(#[source] std::io::Error),
     #[error("kernel access: run as root, or with CAP_NET_ADMIN")]
     Kernel(#[from] KernelError),
     #[error(transparent)]
@@ -40,6 +44,11 @@ pub async fn run() -> Result<(), DaemonError> {
         config.default_name = host_name();
     }
     let mask = MarkMask::new(config.fwmark_mask).expect("Config::read has checked the mask");
+    // Before anything is read or written: two agents would take the tables from each other for ever.
+    let _claim = HostClaim::take().map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => DaemonError::SecondAgent,
+        _ => DaemonError::Claim(e),
+    })?;
     let env = Env::new(
         Arc::new(TokioNet::new(Some(mask.own()))),
         Arc::new(LinuxKernel::open()?),

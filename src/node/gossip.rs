@@ -34,6 +34,7 @@ pub(super) struct Reached {
     endpoint: Endpoint,
     /// When the first endpoint of the list failed last.
     since: Mono,
+    round_trip: Duration,
 }
 
 /// How far a forced round came.
@@ -77,7 +78,7 @@ impl Node {
         for endpoint in self.in_preferred_order(peer, endpoints) {
             match self.client().call_signed(&identity, peer, &endpoint, call, who).await {
                 Ok(answer) => {
-                    self.remember_reached(peer, endpoint);
+                    self.remember_reached(peer, endpoint, answer.round_trip);
                     return Ok(answer);
                 }
                 Err(e) => {
@@ -95,7 +96,7 @@ impl Node {
     fn in_preferred_order(&self, peer: PeerId, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
         let now = self.env().clock.mono();
         let reached = self.reached().get(&peer).cloned();
-        if let Some(Reached { endpoint, since }) = reached
+        if let Some(Reached { endpoint, since, .. }) = reached
             && now - since < RETURN_TO_FIRST
             && let Some(at) = endpoints.iter().position(|e| *e == endpoint)
         {
@@ -104,13 +105,17 @@ impl Node {
         endpoints
     }
 
-    fn remember_reached(&self, peer: PeerId, endpoint: Endpoint) {
+    fn remember_reached(&self, peer: PeerId, endpoint: Endpoint, round_trip: Duration) {
         let now = self.env().clock.mono();
         let mut reached = self.reached();
-        let known = reached.entry(peer).or_insert_with(|| Reached { endpoint: endpoint.clone(), since: now });
-        if known.endpoint != endpoint || now - known.since >= RETURN_TO_FIRST {
-            *known = Reached { endpoint, since: now };
-        }
+        let standing = reached.get(&peer).filter(|r| r.endpoint == endpoint && now - r.since < RETURN_TO_FIRST);
+        let since = standing.map_or(now, |r| r.since);
+        reached.insert(peer, Reached { endpoint, since, round_trip });
+    }
+
+    /// The last round trip to `peer`.
+    pub(super) fn round_trip(&self, peer: PeerId) -> Option<Duration> {
+        self.reached().get(&peer).map(|r| r.round_trip)
     }
 
     /// Where `peer` answered last.

@@ -1,14 +1,17 @@
 //! Drives engines and reconcilers: what the store says becomes kernel state and forwarding.
 
-use super::{Node, OnStop, RunError};
+use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
-    env::EngineSetup,
+    env::{EngineSetup, InterceptPorts, RunningEngines},
     kernel::{Intercept, MarkMask},
-    reconcile::{Reconcile, Settings, Status, StoreSource},
+    model::PeerId,
+    reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
+    routing::Forwarding,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::watch;
@@ -16,48 +19,79 @@ use tokio_util::sync::CancellationToken;
 
 /// Host names in endpoints are resolved again so often.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(60);
+/// Pauses between tries to start the engines (operations.md §2).
+const ENGINE_RETRY_FIRST: Duration = Duration::from_secs(1);
+const ENGINE_RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// Addresses of the host names in endpoints of peers.
 type Addresses = BTreeMap<String, BTreeSet<IpAddr>>;
 
 impl Node {
-    /// How the reconcilers are doing; the default before the node is a member of a cluster.
+    /// How the reconcilers are doing; the default before the node runs.
     pub fn reconcile_status(&self) -> Status {
         let status = self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()).clone();
         status.map(|s| s.borrow().clone()).unwrap_or_default()
     }
 
+    /// From the start of the agent: the tables exist before the first service, and before there is a cluster.
     pub(super) async fn drive_kernel(&self, stop: CancellationToken) -> Result<(), RunError> {
-        let Some(identity) = self.identity() else { return Ok(()) };
         let env = self.env();
         let config = self.config();
         let mask = MarkMask::new(config.fwmark_mask).ok_or(RunError::Mask(config.fwmark_mask))?;
         let (addresses, resolved) = watch::channel(Addresses::new());
-        let entitlement = self.inner.entitlement.subscribe();
-        let source = StoreSource::new(self.store().clone(), identity.peer_id, entitlement, resolved);
+        let (local, member) = watch::channel(None);
+        let (state, engine_state) = watch::channel(EngineState::Off);
+        let source = StoreSource::new(self.store().clone(), member, self.inner.entitlement.subscribe(), resolved);
         let settings = Settings { mask, clear_on_stop: config.on_stop == OnStop::Clear, ..Settings::default() };
         let reconcile = Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings);
-        let setup = EngineSetup {
-            local: identity.peer_id,
-            key: identity.key.clone(),
-            ports: config.data_ports,
-            own_mark: mask.own(),
-            forbidden_ports: vec![config.api_bind.port(), config.data_ports.tproxy],
-        };
-        let engines = env.engines.start(setup, reconcile.forwarding()).await.map_err(RunError::Engines)?;
         *self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()) = Some(reconcile.status());
-        let ports = engines.intercept_ports();
-        let intercept = Intercept {
-            v4: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.v4)),
-            v6: ports.v6.map(|port| SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0)),
+        let forwarding = reconcile.forwarding();
+        let mut running = None;
+        let engines = async {
+            running = Some(self.start_engines(mask, forwarding, &state, &local).await);
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             biased;
-            () = reconcile.run(intercept, stop.clone()) => {}
+            () = reconcile.run(engine_state, stop.clone()) => {}
             () = self.resolve_endpoints(addresses) => {}
+            () = engines => {}
         }
-        engines.shutdown().await;
+        if let Some(engines) = running {
+            engines.shutdown().await;
+        }
         Ok(())
+    }
+
+    /// Starts the engines once the node is a member, and again after a failure; services count from the first try on.
+    async fn start_engines(
+        &self,
+        mask: MarkMask,
+        forwarding: watch::Receiver<Arc<Forwarding>>,
+        state: &watch::Sender<EngineState>,
+        local: &watch::Sender<Option<PeerId>>,
+    ) -> Box<dyn RunningEngines> {
+        let mut known = self.inner.identity.subscribe();
+        let identity = match known.wait_for(Option::is_some).await.map(|found| found.clone()) {
+            Ok(Some(identity)) => identity,
+            _ => return std::future::pending().await,
+        };
+        let setup = engine_setup(self.config(), &identity, mask);
+        let mut pause = ENGINE_RETRY_FIRST;
+        loop {
+            let started = self.env().engines.start(setup.clone(), forwarding.clone()).await;
+            let now = match &started {
+                Ok(engines) => EngineState::Ready(intercept(engines.intercept_ports())),
+                Err(e) => EngineState::Failed(with_causes(e)),
+            };
+            state.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+            local.send_if_modified(|known| known.replace(identity.peer_id) != Some(identity.peer_id));
+            if let Ok(engines) = started {
+                return engines;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ENGINE_RETRY_LONGEST);
+        }
     }
 
     /// Publishes the addresses behind endpoint names at each change of the store, each minute, and when a sync asks for
@@ -90,5 +124,49 @@ impl Node {
             }
         }
         found
+    }
+}
+
+fn engine_setup(config: &Config, identity: &Identity, mask: MarkMask) -> EngineSetup {
+    let ports = config.data_ports;
+    EngineSetup {
+        local: identity.peer_id,
+        key: identity.key.clone(),
+        ports,
+        own_mark: mask.own(),
+        forbidden_ports: vec![config.api_bind.port(), ports.tproxy, ports.kcp, ports.iptun],
+    }
+}
+
+fn intercept(ports: InterceptPorts) -> Intercept {
+    Intercept {
+        v4: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.v4)),
+        v6: ports.v6.map(|port| SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0)),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DataPorts, Rng, SigningKey, UnixTime};
+
+    #[test]
+    fn every_port_of_the_agent_is_closed_to_streams() {
+        let identity = Identity {
+            peer_id: PeerId::mint(UnixTime::from_secs(1), &mut Rng::from_seed([1; 32])),
+            key: SigningKey::from_seed([1; 32]),
+        };
+        let config = Config {
+            api_bind: "[::]:9090".parse().unwrap(),
+            data_ports: DataPorts { tproxy: 61001, kcp: 61002, iptun: 51841 },
+            ..Config::default()
+        };
+        let forbidden = engine_setup(&config, &identity, MarkMask::default()).forbidden_ports;
+        assert_eq!(BTreeSet::from_iter(forbidden), BTreeSet::from([9090, 61001, 61002, 51841]));
     }
 }

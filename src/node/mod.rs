@@ -42,8 +42,9 @@ use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
+    fs::{File, TryLockError},
     os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
@@ -75,6 +76,7 @@ struct Inner {
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
+    _data_dir_lock: File,
     /// Random at each start; tells two live copies of one identity apart.
     instance: String,
 }
@@ -82,8 +84,10 @@ struct Inner {
 /// Why a node does not start. The agent exits with status 1 after logging it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("data directory {path} cannot be created")]
+    #[error("data directory {path} cannot be used: create it for the agent's user, or set DATA_DIR")]
     DataDir { path: PathBuf, source: std::io::Error },
+    #[error("data directory {path} is in use by another agent: stop it, or set DATA_DIR")]
+    InUse { path: PathBuf },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -110,6 +114,7 @@ impl Node {
             .mode(0o700)
             .create(&config.data_dir)
             .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
+        let data_dir_lock = lock(&config.data_dir)?;
         let identity = identity::load(&config.data_dir)?;
         let store = Store::open(&config.data_dir.join("arctic.db"))?;
         let node = Self {
@@ -131,6 +136,7 @@ impl Node {
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
+                _data_dir_lock: data_dir_lock,
                 instance: format!("{:032x}", env.rng("instance").u128()),
                 env,
             }),
@@ -214,6 +220,18 @@ impl Node {
     }
 }
 
+/// Keeps a second agent out of the same database and identity; the kernel gives the lock back when the process ends.
+fn lock(data_dir: &Path) -> Result<File, StartError> {
+    let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(data_dir.join("agent.lock"));
+    let file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse { path: data_dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 /// Brings the own `peer` record up to what this start was configured with.
 fn publish_settings(
     tx: &Tx<'_>,
@@ -239,4 +257,18 @@ fn publish_settings(
         tx.put_own(author, kind::PEER, &author.peer_id.to_string(), &current)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_data_directory_serves_one_agent_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(StartError::InUse { .. })));
+        drop(held);
+        assert!(lock(dir.path()).is_ok());
+    }
 }

@@ -54,6 +54,8 @@ pub struct PeerAnswer {
     pub body: Bytes,
     /// The endpoint that answered.
     pub endpoint: Endpoint,
+    /// From the request to the head of the answer, on a connection that stands: one round trip and the peer's work.
+    pub round_trip: Duration,
 }
 
 /// One call. `path` includes the query.
@@ -152,15 +154,18 @@ impl PeerClient {
                 request = request.header(header::IF_MATCH, version);
             }
             let request = request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))?;
+            let clock = &self.env.clock;
             let exchange = async {
+                let sent_at = clock.mono();
                 let response = sender.send_request(request).await.map_err(protocol)?;
+                let round_trip = clock.mono() - sent_at;
                 let status = response.status().as_u16();
                 let body = Limited::new(response.into_body(), answer_max_bytes)
                     .collect()
                     .await
                     .map_err(|e| CallError::Protocol(e.to_string()))?
                     .to_bytes();
-                Ok(PeerAnswer { status, body, endpoint: endpoint.clone() })
+                Ok(PeerAnswer { status, body, endpoint: endpoint.clone(), round_trip })
             };
             tokio::pin!(exchange, connection);
             tokio::select! {

@@ -1,4 +1,4 @@
-//! The life of a node: the API from the start, everything else once it is a member of a cluster.
+//! The life of a node: API and reconcilers from the start, everything else once it is a member of a cluster.
 
 use super::{Node, RecoveryToken};
 use crate::{
@@ -19,8 +19,6 @@ pub enum RunError {
     Bind { addr: SocketAddr, source: std::io::Error },
     #[error("FWMARK_MASK {0:#x} is not one run of at least 8 bits")]
     Mask(u32),
-    #[error("engines cannot be started")]
-    Engines(#[source] std::io::Error),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
@@ -46,6 +44,8 @@ impl Node {
         drivers.spawn(async move { Ok(api.serve(listener, until).await?) });
         let (node, until) = (self.clone(), ending.clone());
         drivers.spawn(async move { node.live_as_member(until).await });
+        let (node, until) = (self.clone(), ending.clone());
+        drivers.spawn(async move { node.drive_kernel(until).await });
 
         let first = tokio::select! {
             biased;
@@ -54,7 +54,8 @@ impl Node {
         };
         ending.cancel();
         let outcome = first.map_or(Ok(()), |ended| ended?);
-        if tokio::time::timeout(STOP_TIMEOUT, drivers.join_all()).await.is_err() {
+        let all_ended = async { while drivers.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
             tracing::warn!("drivers did not end in {} s", STOP_TIMEOUT.as_secs());
         }
         tracing::info!("agent stopped");
@@ -76,8 +77,6 @@ impl Node {
             node.drive_license(until).await;
             Ok(())
         });
-        let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { node.drive_kernel(until).await });
         let mut outcome = Ok(());
         while let Some(ended) = drivers.join_next().await {
             if outcome.is_ok() {

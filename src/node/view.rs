@@ -52,7 +52,7 @@ impl Node {
         PeerHealth {
             status: view.status,
             last_seen: view.last_seen.map(|at| self.wall_time_of(at)),
-            rtt_ms: view.rtt.map(|rtt| (rtt.as_secs_f64() * 10_000.0).round() / 10.0),
+            rtt_ms: self.round_trip(peer).map(|rtt| (rtt.as_secs_f64() * 10_000.0).round() / 10.0),
             endpoint,
             registries: Registry::ALL.into_iter().filter_map(digest).collect(),
             version: view.heard.as_ref().map(|h| h.version.clone()),

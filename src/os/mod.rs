@@ -20,9 +20,15 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use route::Found;
 use std::{
     io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
+
+const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
 
 /// The kernel of one network namespace: that of the thread which called `open`. A netlink socket keeps the namespace in
 /// which it was opened, and all sockets are opened there, so later calls may come from any thread.
@@ -114,11 +120,28 @@ impl Kernel for LinuxKernel {
     }
 }
 
+/// Says that this process owns the agent's state in the kernel of its network namespace, until it is dropped or the
+/// process ends, however it ends.
+pub struct HostClaim {
+    _socket: UnixListener,
+}
+
+impl HostClaim {
+    /// Fails with `AddrInUse` while another agent runs in this network namespace.
+    pub fn take() -> io::Result<Self> {
+        // Abstract names are unique in a network namespace, exactly as far as the state reaches.
+        let name = SocketAddr::from_abstract_name(CLAIM_NAME)?;
+        Ok(Self { _socket: UnixListener::bind_addr(&name)? })
+    }
+}
+
 fn read_policy(netlink: &Netlink) -> Result<Vec<Found>, KernelError> {
     let mut found = vec![];
     for family in Family::BOTH {
-        found.extend(route::read(netlink, family)?);
-        found.extend(rule::read(netlink, family)?);
+        // Asked for a family that is off, the kernel lists the routes of all others.
+        let of_family = |f: &Found| f.item.family() == family;
+        found.extend(route::read(netlink, family)?.into_iter().filter(of_family));
+        found.extend(rule::read(netlink, family)?.into_iter().filter(of_family));
     }
     Ok(found)
 }

@@ -107,11 +107,11 @@ pub fn answer(netlink: &Netlink, bytes: &[u8], attempted: impl Fn() -> String) -
     }
 }
 
-/// Sends one dump request; a table that does not exist is empty.
+/// Sends one dump request; a table or an address family that does not exist is empty.
 pub fn dump(netlink: &Netlink, bytes: &[u8], attempted: &str) -> Result<Vec<Message>, KernelError> {
     match netlink.dump(bytes) {
         Ok(Ok(messages)) => Ok(messages),
-        Ok(Err(refusal)) if refusal.errno == libc::ENOENT => Ok(vec![]),
+        Ok(Err(refusal)) if [libc::ENOENT, libc::EAFNOSUPPORT].contains(&refusal.errno) => Ok(vec![]),
         Ok(Err(refusal)) => Err(KernelError::from_errno(attempted, refusal.errno)),
         Err(e) => Err(KernelError { attempted: attempted.into(), errno: e.raw_os_error(), reason: e.to_string() }),
     }

@@ -74,7 +74,7 @@ fn wan_listener_at(addr: SocketAddr, mark: u32) -> io::Result<TcpListener> {
 }
 
 /// Whether an error says that the host has no such address family, or none of its addresses.
-pub fn no_such_family(e: &io::Error) -> bool {
+fn no_such_family(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 

@@ -21,7 +21,8 @@ const UDP: u8 = 17;
 /// The input of one pass: everything that decides about kernel and engines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    pub local: PeerId,
+    /// None while the host belongs to no cluster.
+    pub local: Option<PeerId>,
     pub revision: u64,
     /// Trusted peers whose record is held, without the local one.
     pub peers: BTreeMap<PeerId, PeerPath>,
@@ -35,8 +36,8 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Nothing to do: a host that belongs to no cluster.
-    pub fn idle(local: PeerId) -> Self {
+    /// Nothing to do.
+    pub fn idle(local: Option<PeerId>) -> Self {
         Self {
             local,
             revision: 0,
@@ -68,17 +69,17 @@ pub trait Source: Send + 'static {
 /// The store and the license of this host.
 pub struct StoreSource {
     store: Store,
-    local: PeerId,
+    local: watch::Receiver<Option<PeerId>>,
     revision: watch::Receiver<Revision>,
     entitlement: watch::Receiver<Option<Arc<Entitlement>>>,
     addresses: watch::Receiver<BTreeMap<String, BTreeSet<IpAddr>>>,
 }
 
 impl StoreSource {
-    /// `addresses`: the host names in endpoints of peers, resolved. Each publication asks for a full pass.
+    /// `local`: this peer, from the moment at which the rest counts. `addresses`: the host names in endpoints of peers, resolved. Each publication asks for a full pass.
     pub fn new(
         store: Store,
-        local: PeerId,
+        local: watch::Receiver<Option<PeerId>>,
         entitlement: watch::Receiver<Option<Arc<Entitlement>>>,
         addresses: watch::Receiver<BTreeMap<String, BTreeSet<IpAddr>>>,
     ) -> Self {
@@ -91,9 +92,13 @@ impl Source for StoreSource {
         let revision = self.revision.borrow_and_update().0;
         let data_plane_runs = self.entitlement.borrow_and_update().as_ref().is_some_and(|e| e.data_plane_runs());
         let addresses = self.addresses.borrow_and_update().clone();
+        let local = *self.local.borrow_and_update();
+        if local.is_none() {
+            return Ok(Desired { revision, ..Desired::idle(None) });
+        }
         let (services, rows) = self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?)))?;
-        let mut desired = Desired { revision, services, data_plane_runs, addresses, ..Desired::idle(self.local) };
-        for row in rows.into_iter().filter(|row| row.peer_id != self.local) {
+        let mut desired = Desired { revision, services, data_plane_runs, addresses, ..Desired::idle(local) };
+        for row in rows.into_iter().filter(|row| Some(row.peer_id) != local) {
             if !row.qos_enabled {
                 desired.unshaped.insert(row.peer_id);
             }
@@ -115,6 +120,7 @@ impl Source for StoreSource {
             tokio::select! {
                 biased;
                 () = change_of(&mut self.addresses) => Change::Asked,
+                () = change_of(&mut self.local) => Change::State,
                 () = change_of(&mut self.revision) => Change::State,
                 () = change_of(&mut self.entitlement) => Change::State,
             }
@@ -175,7 +181,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    fn failed(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn failed(reason: &'static str, message: impl Into<String>) -> Self {
         Self { status: ConditionStatus::Failed, reason, message: message.into() }
     }
     fn pending(reason: &'static str, message: impl Into<String>) -> Self {
@@ -196,10 +202,10 @@ impl Skipped {
 
 /// Pure: the same input gives the same output, but for `marks`, which remembers.
 pub fn compile(desired: &Desired, mask: MarkMask, intercept: Intercept, marks: &mut Marks) -> Compiled {
-    let ours = |s: &&Service| s.body.source_peer_id == desired.local || s.body.target_peer_id == desired.local;
+    let local = |peer| Some(peer) == desired.local;
+    let ours = |s: &&Service| local(s.body.source_peer_id) || local(s.body.target_peer_id);
     let involved: Vec<&Service> = desired.services.iter().filter(ours).collect();
-    let outgoing: BTreeSet<_> =
-        involved.iter().filter(|s| s.body.source_peer_id == desired.local).map(|s| s.id).collect();
+    let outgoing: BTreeSet<_> = involved.iter().filter(|s| local(s.body.source_peer_id)).map(|s| s.id).collect();
     marks.assign(mask, &outgoing);
 
     let mut skipped = BTreeMap::new();
@@ -241,7 +247,7 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     if body.transport_type == Transport::Kcp {
         return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "transport kcp is not available in this version"));
     }
-    if other == desired.local {
+    if Some(other) == desired.local {
         return Some(Skipped::failed("SAME_PEER", "source and target are this peer"));
     }
     if !desired.peers.contains_key(&other) {

@@ -18,7 +18,7 @@ pub enum FirewallStep {
 pub fn plan(applied: Option<&Ruleset>, new: &Ruleset) -> Vec<FirewallStep> {
     let kept = applied.map(|old| common(old, new));
     let shrink = kept.filter(|kept| Some(kept) != applied).map(FirewallStep::Shrink);
-    let rest = [FirewallStep::Policy(PolicyRouting::capturing(new.mask)), FirewallStep::Tables(new.clone())];
+    let rest = [FirewallStep::Policy(PolicyRouting::needed_by(new)), FirewallStep::Tables(new.clone())];
     shrink.into_iter().chain(rest).collect()
 }
 
@@ -80,7 +80,7 @@ impl Firewall {
     pub async fn drift(&self, kernel: &dyn Kernel) -> Result<Option<Drift>, KernelError> {
         let Some(applied) = &self.applied else { return Ok(None) };
         let owned = kernel.read_owned().await?;
-        Ok(compare(&owned, kernel.fingerprint(applied), &PolicyRouting::capturing(applied.mask)))
+        Ok(compare(&owned, kernel.fingerprint(applied), &PolicyRouting::needed_by(applied)))
     }
 
     /// Removes everything (`ON_STOP=clear`): captures first, then the way of the marks.

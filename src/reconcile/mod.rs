@@ -22,3 +22,4 @@ pub use desired::{Change, Compiled, Desired, Marks, Source, StoreSource, compile
 pub use firewall::{FirewallStep, plan};
 pub use run::{Pace, Reconcile, Settings};
 pub use status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status};
+pub use tproxy::EngineState;

@@ -1,15 +1,15 @@
 //! The loop: wake, look, plan, apply, say how it went.
 
 use super::{
-    desired::{Change, Compiled, Desired, Marks, Source, change_of, compile},
+    desired::{Change, Compiled, Desired, Marks, Skipped, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
-    tproxy::{Engine, Published},
+    tproxy::{Engine, EngineState, Published},
 };
 use crate::{
     env::Clock,
-    kernel::{Hints, Intercept, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
+    kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
     model::{Mono, UnixTime},
     routing::Forwarding,
 };
@@ -90,6 +90,7 @@ enum Wake {
     Stop,
     Liveness,
     Pass,
+    Engines,
     Changed(Change),
     Hint,
 }
@@ -111,7 +112,7 @@ impl<S: Source> Reconcile<S> {
         }
     }
 
-    /// What the engines read. Start them with it, then `run` with the addresses on which they listen.
+    /// What the engines read. Start them with it, and tell `run` where they listen.
     pub fn forwarding(&self) -> watch::Receiver<Arc<Forwarding>> {
         self.engine.watch()
     }
@@ -121,15 +122,15 @@ impl<S: Source> Reconcile<S> {
     }
 
     /// Runs until `stop`; then the kernel state is removed or left, as set. Not cancel-safe otherwise.
-    pub async fn run(mut self, intercept: Intercept, stop: CancellationToken) {
-        self.reports.tproxy.info(&format!("started, listeners {intercept}"));
+    pub async fn run(mut self, mut engines: watch::Receiver<EngineState>, stop: CancellationToken) {
+        self.reports.tproxy.info("started");
         self.reports.firewall.info(&format!("started, marks {}", self.settings.mask));
         let mut hints = self.kernel.changes();
         let mut seen = *hints.borrow_and_update();
         let mut next_pass = Instant::now();
         let mut next_liveness = Instant::now() + self.settings.pace.liveness;
         loop {
-            match self.wake(&stop, &mut hints, next_pass, next_liveness).await {
+            match self.wake(&stop, &mut engines, &mut hints, next_pass, next_liveness).await {
                 Wake::Stop => break,
                 Wake::Liveness => {
                     next_liveness = Instant::now() + self.settings.pace.liveness;
@@ -139,12 +140,13 @@ impl<S: Source> Reconcile<S> {
                 }
                 Wake::Pass => {
                     let drift = self.drift().await;
-                    next_pass = self.repairing_pass(intercept, drift).await;
+                    next_pass = self.repairing_pass(&engines, drift).await;
                 }
+                Wake::Engines => next_pass = self.repairing_pass(&engines, Ok(None)).await,
                 Wake::Changed(change) => {
                     sleep(self.settings.pace.coalesce).await;
                     if change == Change::Asked || !self.is_settled() {
-                        next_pass = self.repairing_pass(intercept, Ok(None)).await;
+                        next_pass = self.repairing_pass(&engines, Ok(None)).await;
                     }
                 }
                 Wake::Hint => {
@@ -154,7 +156,7 @@ impl<S: Source> Reconcile<S> {
                     seen = now;
                     let drift = if ours { self.drift().await } else { Ok(None) };
                     if !matches!(drift, Ok(None)) {
-                        next_pass = self.repairing_pass(intercept, drift).await;
+                        next_pass = self.repairing_pass(&engines, drift).await;
                     }
                 }
             }
@@ -165,6 +167,7 @@ impl<S: Source> Reconcile<S> {
     async fn wake(
         &mut self,
         stop: &CancellationToken,
+        engines: &mut watch::Receiver<EngineState>,
         hints: &mut watch::Receiver<Hints>,
         next_pass: Instant,
         next_liveness: Instant,
@@ -174,6 +177,7 @@ impl<S: Source> Reconcile<S> {
             () = stop.cancelled() => Wake::Stop,
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
+            () = change_of(engines) => Wake::Engines,
             change = self.source.changed() => Wake::Changed(change),
             () = change_of(hints) => Wake::Hint,
         }
@@ -208,11 +212,16 @@ impl<S: Source> Reconcile<S> {
     }
 
     /// One pass, which also repairs drift; when the next one is due.
-    async fn repairing_pass(&mut self, intercept: Intercept, drift: Result<Option<Drift>, KernelError>) -> Instant {
+    async fn repairing_pass(
+        &mut self,
+        engines: &watch::Receiver<EngineState>,
+        drift: Result<Option<Drift>, KernelError>,
+    ) -> Instant {
+        let engines = engines.borrow().clone();
         if let Err(e) = &drift {
             self.reports.firewall.debug(&e.to_string());
         }
-        let succeeded = self.pass(intercept, matches!(drift, Ok(None))).await;
+        let succeeded = self.pass(&engines, matches!(drift, Ok(None))).await;
         if let (true, Ok(Some(drift))) = (succeeded, drift) {
             self.reports.firewall.event("drift.repaired", drift.what);
             self.status.send_modify(|s| s.firewall.drift_repairs += 1);
@@ -223,7 +232,7 @@ impl<S: Source> Reconcile<S> {
     }
 
     /// `intact`: the kernel is not known to differ from what was applied last.
-    async fn pass(&mut self, intercept: Intercept, intact: bool) -> bool {
+    async fn pass(&mut self, engines: &EngineState, intact: bool) -> bool {
         let started = self.clock.mono();
         self.settled = None;
         let desired = match self.source.desired() {
@@ -234,7 +243,10 @@ impl<S: Source> Reconcile<S> {
                 return false;
             }
         };
-        let compiled = compile(&desired, self.settings.mask, intercept, &mut self.marks);
+        let mut compiled = compile(&desired, self.settings.mask, engines.intercept(), &mut self.marks);
+        if let EngineState::Failed(reason) = engines {
+            without_engines(&mut compiled, reason);
+        }
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -254,7 +266,7 @@ impl<S: Source> Reconcile<S> {
         let changed = before.as_ref() != self.firewall.applied() || !done.policy.is_empty();
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
         let outcome = outcome.map_err(|e| e.to_string());
-        self.finish(started, Some(&compiled), &outcome, &Ok(()), intact);
+        self.finish(started, Some(&compiled), &outcome, &engines.outcome(), intact);
         self.settled = outcome.is_ok().then_some(desired);
         outcome.is_ok()
     }
@@ -332,6 +344,13 @@ impl<S: Source> Reconcile<S> {
         }
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
+    }
+}
+
+fn without_engines(compiled: &mut Compiled, reason: &str) {
+    for id in compiled.versions.keys() {
+        let skipped = || Skipped::failed("ENGINE_UNAVAILABLE", reason);
+        compiled.skipped.entry((*id, Reconciler::Tproxy)).or_insert_with(skipped);
     }
 }
 

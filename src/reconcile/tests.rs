@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     env::SystemClock,
     kernel::{
-        Arrival, Capture, FakeKernel, Fault, HostView, Intercept, Kernel, MarkMask, Operation, Packet, PolicyRouting,
-        Ruleset, Verdict, classify,
+        Arrival, Capture, FakeKernel, Family, Fault, HostView, Intercept, Kernel, MarkMask, Operation, Packet,
+        PolicyRouting, Ruleset, Verdict, classify,
     },
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
@@ -87,7 +87,7 @@ fn desired(services: Vec<Service>) -> Desired {
         peers: BTreeMap::from([(peer_id(THERE), path("192.0.2.2"))]),
         services,
         data_plane_runs: true,
-        ..Desired::idle(peer_id(HERE))
+        ..Desired::idle(Some(peer_id(HERE)))
     }
 }
 
@@ -116,6 +116,8 @@ fn packet(source: &str, dest: &str) -> Packet {
         dest_port: 443,
         mark: 0,
         reply: false,
+        opening: true,
+        connection_mark: 0,
         transparent_socket: false,
     }
 }
@@ -253,6 +255,8 @@ fn exclusions_win_over_every_route() {
         dest("192.0.2.2", 61000),
         dest("2001:db8::7", 9090),
         Packet { reply: true, ..captured.clone() },
+        Packet { opening: false, ..captured.clone() },
+        Packet { opening: false, connection_mark: !MarkMask::default().bits(), ..captured.clone() },
         Packet { mark: MarkMask::default().own() | 5, ..captured.clone() },
     ];
     for packet in excluded {
@@ -263,6 +267,9 @@ fn exclusions_win_over_every_route() {
         let packet = Packet { protocol, dest_port, ..captured.clone() };
         assert!(!matches!(verdict(&packet), Verdict::Captured { .. }), "{packet:?}");
     }
+    let (opening, connection_mark) = (false, MarkMask::default().service(1));
+    let later = Packet { opening, connection_mark, ..captured.clone() };
+    assert!(matches!(verdict(&later), Verdict::Captured { .. }), "of a captured connection");
     let established = entered(Packet { transparent_socket: true, reply: true, ..captured.clone() });
     assert_eq!(verdict(&established), Verdict::Diverted);
     host.alive = false;
@@ -337,6 +344,7 @@ impl Source for TestSource {
 struct Running {
     kernel: Arc<FakeKernel>,
     input: watch::Sender<Result<Desired, String>>,
+    engines: watch::Sender<EngineState>,
     forwarding: watch::Receiver<Arc<Forwarding>>,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
@@ -357,9 +365,10 @@ impl Running {
         let settings = Settings { mask: MarkMask::default(), clear_on_stop, pace };
         let reconcile = Reconcile::new(kernel.clone(), Arc::new(SystemClock::new()), TestSource(source), settings);
         let (forwarding, status) = (reconcile.forwarding(), reconcile.status());
+        let (engines, engine_state) = watch::channel(EngineState::Ready(listening()));
         let stop = CancellationToken::new();
-        let task = tokio::spawn(reconcile.run(listening(), stop.clone()));
-        Self { kernel, input, forwarding, status, stop, task }
+        let task = tokio::spawn(reconcile.run(engine_state, stop.clone()));
+        Self { kernel, input, engines, forwarding, status, stop, task }
     }
 
     fn new(first: Desired) -> Self {
@@ -509,6 +518,43 @@ async fn a_lost_notification_is_healed_by_the_resync_and_vanished_tables_by_the_
     running.kernel.push_fault(Fault::Vanished);
     running.wait("the repair", |s| s.firewall.drift_repairs == 2).await;
     running.in_sync(&first).await;
+}
+
+#[tokio::test]
+async fn without_engines_there_are_base_tables_and_failed_conditions_until_they_start() {
+    let first = at_revision(1, vec![outgoing(10, "10.1.0.0/16")]);
+    let mut running = Running::new(first.clone());
+    running.in_sync(&first).await;
+    running.engines.send_replace(EngineState::Failed("port 61000/tcp is taken".into()));
+    running.wait("the failure", |s| s.tproxy.failure.as_deref() == Some("port 61000/tcp is taken")).await;
+    let deaf = compile(&first, MarkMask::default(), Intercept::default(), &mut Marks::default()).ruleset;
+    let owned = running.kernel.read_owned().await.unwrap();
+    assert_eq!(owned.tables, Some(running.kernel.fingerprint(&deaf)));
+    assert!(owned.policy.is_empty(), "nothing is marked, so no mark needs a way");
+    for reconciler in [Reconciler::Firewall, Reconciler::Tproxy] {
+        let (status, reason, _) = running.reason(10, reconciler).unwrap();
+        assert_eq!((status, reason.as_str()), (ConditionStatus::Failed, "ENGINE_UNAVAILABLE"));
+    }
+    running.engines.send_replace(EngineState::Ready(listening()));
+    running.wait("the start", |s| s.tproxy.failure.is_none()).await;
+    running.in_sync(&first).await;
+    assert_eq!(running.reason(10, Reconciler::Firewall).unwrap().0, ConditionStatus::Applied);
+}
+
+#[tokio::test]
+async fn a_family_without_a_listener_needs_no_policy() {
+    let first = at_revision(1, vec![outgoing(10, "10.1.0.0/16")]);
+    let mut running = Running::new(first.clone());
+    running.in_sync(&first).await;
+    running.engines.send_replace(EngineState::Ready(Intercept { v6: None, ..listening() }));
+    timeout(Duration::from_secs(5), async {
+        while running.kernel.read_owned().await.unwrap().policy.iter().any(|i| i.family() == Family::V6) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the policy of IPv6 goes");
+    assert!(running.kernel.read_owned().await.unwrap().policy.iter().any(|i| i.family() == Family::V4));
 }
 
 #[tokio::test]

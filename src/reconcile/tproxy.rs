@@ -1,8 +1,37 @@
 //! `tproxy`: what the TCP engine reads.
 
-use crate::{model::ServiceId, routing::Forwarding};
+use crate::{kernel::Intercept, model::ServiceId, routing::Forwarding};
 use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::watch;
+
+/// Whether the engines run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum EngineState {
+    /// They are not to run yet: the host belongs to no cluster.
+    #[default]
+    Off,
+    /// They do not start, and why.
+    Failed(String),
+    /// They run and listen there.
+    Ready(Intercept),
+}
+
+impl EngineState {
+    /// Where captured connections go; nowhere unless the engines run.
+    pub fn intercept(&self) -> Intercept {
+        match self {
+            Self::Ready(intercept) => *intercept,
+            Self::Off | Self::Failed(_) => Intercept::default(),
+        }
+    }
+
+    pub(super) fn outcome(&self) -> Result<(), String> {
+        match self {
+            Self::Failed(reason) => Err(reason.clone()),
+            Self::Off | Self::Ready(_) => Ok(()),
+        }
+    }
+}
 
 /// What a publication changed, for the log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

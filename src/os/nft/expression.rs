@@ -19,6 +19,11 @@ const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const CT_DIRECTION: u32 = 1;
+const CT_MARK: u32 = 3;
+const TCP_FLAGS_OFFSET: u32 = 13;
+const TCP_SYN: u8 = 0x02;
+const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 const NF_DROP: u32 = 0;
@@ -76,6 +81,13 @@ impl Expressions {
         self.expression("meta", |w| {
             w.be32(2, key);
             w.be32(1, register);
+        });
+    }
+
+    fn connection(&mut self, key: u32) {
+        self.expression("ct", |w| {
+            w.be32(1, REG_1);
+            w.be32(2, key);
         });
     }
 
@@ -195,11 +207,18 @@ impl Expressions {
                 self.compare(CMP_EQ, &padded);
             }
             Match::Reply => {
-                self.expression("ct", |w| {
-                    w.be32(1, REG_1);
-                    w.be32(2, 1 /* direction */);
-                });
+                self.connection(CT_DIRECTION);
                 self.compare(CMP_EQ, &[1]);
+            }
+            Match::NotOpening => {
+                self.payload(REG_1, TRANSPORT_HEADER, TCP_FLAGS_OFFSET, 1);
+                self.mask(&[TCP_FIN_SYN_RST_ACK], &[0]);
+                self.compare(CMP_NEQ, &[TCP_SYN]);
+            }
+            Match::NotCaptured { mask } => {
+                self.connection(CT_MARK);
+                self.mask(&mask.to_ne_bytes(), &[0; 4]);
+                self.compare(CMP_EQ, &[0; 4]);
             }
             Match::TransparentSocket => {
                 self.expression("socket", |w| {
@@ -236,11 +255,26 @@ impl Expressions {
         });
     }
 
+    /// Only our bits: the rest of the mark of a connection belongs to others.
+    fn set_connection_mark(&mut self, value: u32, mask: u32) {
+        self.connection(CT_MARK);
+        self.mask(&(!mask).to_ne_bytes(), &value.to_ne_bytes());
+        self.expression("ct", |w| {
+            w.be32(4, REG_1);
+            w.be32(2, CT_MARK);
+        });
+    }
+
     fn add_action(&mut self, action: &Action) {
         match action {
             Action::Accept => self.verdict(NF_ACCEPT),
             Action::Drop => self.verdict(NF_DROP),
             Action::SetMark { value, mask } => {
+                self.set_mark(*value, *mask);
+                self.verdict(NF_ACCEPT);
+            }
+            Action::Capture { value, mask } => {
+                self.set_connection_mark(*value, *mask);
                 self.set_mark(*value, *mask);
                 self.verdict(NF_ACCEPT);
             }
@@ -254,6 +288,7 @@ impl Expressions {
                     w.be32(2, REG_1);
                     w.be32(3, REG_2);
                 });
+                self.set_connection_mark(*value, *mask);
                 self.set_mark(*value, *mask);
                 self.verdict(NF_ACCEPT);
             }
