@@ -10,6 +10,7 @@
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
+//! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
 //!
@@ -25,6 +26,7 @@ pub mod bulk;
 pub mod cluster;
 pub mod content;
 pub mod lab;
+pub mod plane;
 pub mod probe;
 pub mod service;
 pub mod topology;

@@ -378,7 +378,6 @@ mod tests {
         s.parse().unwrap()
     }
 
-    // accepts: 000-32, 000-33, 000-35, 000-36, 001-39, 001-40, 001-41, 001-45, 001-46, 001-48
     #[test]
     fn texts_and_codes_are_the_documented_ones() {
         let shown = |r: Reason| (r.to_string(), r.code().text(), r.code().http_status());

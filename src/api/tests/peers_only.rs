@@ -89,6 +89,34 @@ async fn gossip_is_for_trusted_peers_with_a_fresh_signature_for_us() {
     refused(&peer.headers((path, body), own_id, now, Some(&who)), path).await;
 }
 
+/// security.md row 15: ids of peers are public, so a claim to be one may not cost much memory.
+#[tokio::test]
+async fn large_bodies_of_unproven_senders_are_few() {
+    let agent = Agent::bootstrapped().await;
+    let mut peer = Peer::trusted_by(&agent).await;
+    let own_id = agent.node.identity().unwrap().peer_id;
+    let (path, now) = ("/v1/gossip/push", agent.clock.unix());
+    let claim = peer.headers((path, "other"), own_id, now, None);
+    let claim: String = claim.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n{claim}\r\n");
+    let addr = agent.caller.addr;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let head = head.clone();
+        calls.spawn(async move {
+            let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            let read = tokio::time::timeout(Duration::from_secs(2), stream.read_exact(&mut answer)).await;
+            read.is_ok().then(|| String::from_utf8_lossy(&answer).into_owned())
+        });
+    }
+    let answers: Vec<String> = calls.join_all().await.into_iter().flatten().collect();
+    assert_eq!(answers, ["HTTP/1.1 429"; 4]);
+    let small = peer.headers((path, "{}"), own_id, now, None);
+    assert_ne!(post(&agent.caller, path, &small, "{}").await.status, 429);
+}
+
 #[tokio::test]
 async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may() {
     let agent = Agent::bootstrapped().await;
@@ -109,7 +137,7 @@ async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may(
     assert_eq!(call(known, "admin", "/v1/peers").await.refusal(), (401, "UNAUTHORIZED"));
 }
 
-// accepts: 000-15, 000-32, 000-33, 000-35
+// accepts: 000-03, 000-15, 000-32, 000-33
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
     let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);

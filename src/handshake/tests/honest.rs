@@ -4,7 +4,7 @@ use super::*;
 use crate::model::Rng;
 use proptest::prelude::*;
 
-// accepts: 000-25, 000-26, 000-27, 000-28, 000-30, 001-33, 001-34, 001-35
+// accepts: 000-25, 000-26, 000-28, 000-30, 001-33
 #[test]
 fn both_store_each_other_and_the_answer_carries_a_voucher() {
     let mut world = World::of(2);
