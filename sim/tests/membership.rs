@@ -82,40 +82,6 @@ fn two_that_add_each_other_at_once_are_one_cluster() {
 }
 
 #[test]
-fn a_removed_peer_stays_away_until_an_operator_adds_it_again() {
-    twin_run("a_removed_peer_stays_away_until_an_operator_adds_it_again", SEEDS, |seed| {
-        let mut cluster = Cluster::new(&Options::new(seed, 3));
-        let license = cluster.license(1, 10);
-        cluster.act(|op| async move {
-            for host in ["n1", "n2", "n3"] {
-                op.bootstrap(host, &license).await;
-            }
-            add(&op, "n1", "n2").await.expect(201);
-            add(&op, "n1", "n3").await.expect(201);
-            for host in ["n1", "n2", "n3"] {
-                op.eventually(host, "/v1/peers", CONVERGENCE, healthy(3)).await;
-            }
-            let n3 = op.get("n3", "/v1/cluster/identity").await.expect(200)["peer_id"].clone();
-            let path = format!("/v1/peers/{}", n3.as_str().expect("an id"));
-            op.delete("n1", &path).await.expect(204);
-            op.get("n1", &path).await.expect(404);
-            for (host, left) in [("n1", 2), ("n2", 2), ("n3", 1)] {
-                op.eventually(host, "/v1/peers", CONVERGENCE, healthy(left)).await;
-            }
-            // Neither gossip nor vouchers bring it back.
-            tokio::time::sleep(CONVERGENCE).await;
-            for (host, left) in [("n1", 2), ("n2", 2), ("n3", 1)] {
-                assert_eq!(peers(&op.get(host, "/v1/peers").await).len(), left, "{host}");
-            }
-            add(&op, "n1", "n3").await.expect(201);
-            for host in ["n1", "n2", "n3"] {
-                op.eventually(host, "/v1/peers", CONVERGENCE, healthy(3)).await;
-            }
-        });
-    });
-}
-
-#[test]
 fn an_agent_without_a_cluster_is_no_peer() {
     twin_run("an_agent_without_a_cluster_is_no_peer", SEEDS, |seed| {
         let mut cluster = Cluster::new(&Options::new(seed, 2));

@@ -48,7 +48,11 @@ impl LicenseCheck for TrustRoots {
 /// A handshake with a discovered peer.
 pub(super) enum Attempt {
     Due(Vec<Endpoint>),
-    Running,
+    /// One at a time; `then` are endpoints that became known meanwhile, tried if these fail.
+    Running {
+        called: Vec<Endpoint>,
+        then: Option<Vec<Endpoint>>,
+    },
     /// Of no avail, until something changes, or done.
     Ended {
         failed: bool,
@@ -109,10 +113,21 @@ impl Node {
             Ok(is_news)
         });
         if is_news.await? {
-            self.attempts().insert(peer, Attempt::Due(endpoints));
-            self.inner.gossip_wake.notify_one();
+            self.make_due(peer, endpoints);
         }
         Ok(())
+    }
+
+    fn make_due(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
+        let mut attempts = self.attempts();
+        match attempts.get_mut(&peer) {
+            Some(Attempt::Running { called, then }) => {
+                let more = endpoints.iter().any(|e| !called.contains(e));
+                *then = more.then_some(endpoints).or(then.take());
+            }
+            _ => drop(attempts.insert(peer, Attempt::Due(endpoints))),
+        }
+        self.inner.gossip_wake.notify_one();
     }
 
     /// After a start every handshake that has not succeeded is made anew.
@@ -128,7 +143,7 @@ impl Node {
         let mut attempts = self.attempts();
         let is_time = match attempts.get(&peer) {
             None => true,
-            Some(Attempt::Due(_) | Attempt::Running) => false,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => false,
             Some(Attempt::Ended { at, .. }) => now - *at >= RENEWAL_PAUSE,
         };
         if row.trusted && is_time {
@@ -146,8 +161,9 @@ impl Node {
                 break;
             }
             if let Attempt::Due(endpoints) = attempt {
-                due.push((*peer, std::mem::take(endpoints)));
-                *attempt = Attempt::Running;
+                let called = std::mem::take(endpoints);
+                due.push((*peer, called.clone()));
+                *attempt = Attempt::Running { called, then: None };
             }
         }
         due
@@ -157,14 +173,18 @@ impl Node {
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let failed = self.handshake(target, None).await.is_err();
-        self.attempts().insert(peer, Attempt::Ended { failed, at: self.env().clock.mono() });
+        let ended = Attempt::Ended { failed, at: self.env().clock.mono() };
+        let before = self.attempts().insert(peer, ended);
+        if failed && let Some(Attempt::Running { then: Some(endpoints), .. }) = before {
+            self.make_due(peer, endpoints);
+        }
     }
 
     /// Where the handshake with a peer that is not trusted stands.
     pub(super) fn attempt_status(&self, peer: PeerId) -> PeerStatus {
         match self.attempts().get(&peer) {
             None | Some(Attempt::Ended { failed: false, .. }) => PeerStatus::Discovered,
-            Some(Attempt::Due(_) | Attempt::Running) => PeerStatus::Handshaking,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => PeerStatus::Handshaking,
             Some(Attempt::Ended { failed: true, .. }) => PeerStatus::Unreachable,
         }
     }
