@@ -46,7 +46,7 @@ impl TokioNet {
 
     async fn dial(&self, to: &Endpoint) -> io::Result<BoxStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", to.host()));
-        for addr in lookup_host((to.host(), to.port())).await? {
+        for addr in look_up(to.host(), to.port()).await? {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             self.mark(&socket)?;
             match socket.connect(addr).await {
@@ -76,12 +76,17 @@ impl Net for TokioNet {
     }
 
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move { Ok(lookup_host((host, 0)).await?.map(|addr| addr.ip().to_canonical()).collect()) })
+        Box::pin(async move { Ok(look_up(host, 0).await?.map(|addr| addr.ip().to_canonical()).collect()) })
     }
 
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>> {
         Box::pin(self.dial(to))
     }
+}
+
+/// A name that does not resolve is `NotFound`, whatever the resolver calls it.
+async fn look_up(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
+    lookup_host((host, port)).await.map_err(|e| io::Error::new(io::ErrorKind::NotFound, e))
 }
 
 fn lacks_ipv6(e: &io::Error) -> bool {
@@ -101,5 +106,17 @@ impl Listener for TokioListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_not_found() {
+        let nowhere = Endpoint::new("nowhere.invalid", 8080).unwrap();
+        let refused = TokioNet::new(None).connect(&nowhere).await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
     }
 }
