@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use netns_tests::agent::{Agent, AgentSettings, Cli, http_get};
 use netns_tests::cluster::{Cluster, serve_through_tokyo, wait_for_table};
-use netns_tests::lab::{Host, Lab};
+use netns_tests::lab::{Capture, Host, Lab, contains};
 use netns_tests::probe::{Feature, require};
 use netns_tests::service::{TcpService, seen_from};
 use netns_tests::topology::{self, API_PORT, Profile, SERVER, SERVER_NET, SERVER_NET_V6, SERVER_V6, TwoSites, at};
@@ -324,4 +324,34 @@ fn an_operators_session_survives_a_route_that_covers_it() {
     assert_eq!(livez(&world.sites.london, topology::TOKYO_WAN), 200);
     assert_eq!(livez(&world.sites.tokyo, topology::LONDON_WAN), 200);
     drop((shell, london_shell));
+}
+
+#[test]
+fn no_byte_of_a_captured_flow_leaves_in_clear_when_its_agent_ends() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    const PATTERN: &[u8] = b"secret words of a captured flow ";
+    for end in ["term", "kill"] {
+        let World { cluster: Cluster { london, tokyo: _tokyo, .. }, sites, _servers } = World::serving(end);
+        let capture = Capture::start(&sites.london, "to-tokyo", "", sites.lab.scratch()).unwrap();
+        let flows = [&sites.client, &sites.london].into_iter().flat_map(|host| {
+            [SERVER, SERVER_V6].map(|server| host.run(|| TcpStream::connect(at(server, ECHO_PORT))).unwrap())
+        });
+        let senders: Vec<_> = flows
+            .map(|mut flow| {
+                let mut answers = flow.try_clone().unwrap();
+                std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+                std::thread::spawn(move || while flow.write_all(&PATTERN.repeat(1000)).is_ok() {})
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        if end == "term" {
+            assert!(london.stop().unwrap().success());
+        } else {
+            london.kill().unwrap();
+        }
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
+        assert!(!contains(&capture.stop().unwrap(), PATTERN), "after SIG{end}");
+    }
 }
