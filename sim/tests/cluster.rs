@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
-const SEEDS: std::ops::Range<u64> = 1..4;
+const SEEDS: std::ops::Range<u64> = 1..11;
 /// One heartbeat round and the push before it, generously.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
@@ -45,10 +45,15 @@ async fn create_service(op: &Operator, host: &str, target: &str, dest: &str) -> 
     id
 }
 
+fn peer_count(answer: &Value) -> usize {
+    answer["peers"].as_array().map_or(0, Vec::len)
+}
+
 fn service_count(answer: &Value) -> usize {
     answer["services"].as_array().map_or(0, Vec::len)
 }
 
+// accepts: 000-29
 #[test]
 fn a_service_written_on_one_agent_acts_on_another() {
     twin_run("a_service_written_on_one_agent_acts_on_another", SEEDS, |seed| {
@@ -65,6 +70,7 @@ fn a_service_written_on_one_agent_acts_on_another() {
     });
 }
 
+// accepts: 000-35
 #[test]
 fn all_three_come_to_trust_each_other_through_one_introducer() {
     twin_run("all_three_come_to_trust_each_other_through_one_introducer", SEEDS, |seed| {
@@ -73,6 +79,10 @@ fn all_three_come_to_trust_each_other_through_one_introducer() {
             let ids = [op.get("n1", "/v1/cluster/status").await, op.get("n3", "/v1/cluster/status").await];
             let [one, other] = ids.map(|a| a.expect(200)["cluster_id"].clone());
             assert_eq!(one, other, "the smaller cluster id is everyone's");
+            for (host, known_through) in [("n1:8080", "a handshake"), ("n3:8080", "gossip")] {
+                let again = op.post("n2", "/v1/peers", json!({ "endpoints": [host] })).await.expect(409);
+                assert_eq!(again["error"], "peer already exists in cluster", "{known_through}");
+            }
         });
     });
 }
@@ -132,6 +142,87 @@ fn a_peer_of_another_customer_is_refused_and_nothing_changes() {
             for host in ["n1", "n2"] {
                 let peers = op.get(host, "/v1/peers").await.expect(200);
                 assert_eq!(peers["peers"].as_array().map(Vec::len), Some(1));
+            }
+        });
+    });
+}
+
+// accepts: 001-38, 001-59
+#[test]
+fn a_restart_lets_failed_handshakes_run_anew() {
+    twin_run("a_restart_lets_failed_handshakes_run_anew", SEEDS, |seed| {
+        let mut cluster = Cluster::new(&Options::new(seed, 3));
+        let license = cluster.license(1, 10);
+        cluster.partition(&["n2"], &["n3"]);
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.bootstrap(host, &license).await;
+            }
+            for host in ["n2", "n3"] {
+                op.post("n1", "/v1/peers", json!({"endpoints": [format!("{host}:8080")]})).await.expect(201);
+            }
+            for host in ["n2", "n3"] {
+                op.eventually(host, "/v1/peers?status=unreachable", CONVERGENCE, |a| peer_count(&a.body) == 1).await;
+            }
+        });
+        cluster.heal(&["n2"], &["n3"]);
+        cluster.act(|op| async move {
+            tokio::time::sleep(CONVERGENCE).await;
+            for host in ["n2", "n3"] {
+                let peers = op.get(host, "/v1/peers?status=unreachable").await.expect(200);
+                assert_eq!(peer_count(&peers), 1, "nothing that the agents know of has changed");
+            }
+        });
+        for host in ["n2", "n3"] {
+            cluster.crash(host);
+            cluster.restart(host);
+        }
+        cluster.act(|op| async move {
+            for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
+            }
+        });
+    });
+}
+
+// accepts: 000-51, 000-52, 000-54
+#[test]
+fn a_deleted_peer_is_gone_everywhere_until_an_operator_takes_it_back() {
+    twin_run("a_deleted_peer_is_gone_everywhere_until_an_operator_takes_it_back", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.act(|op| async move {
+            let lost = create_service(&op, "n3", "n1", "10.7.0.0/16").await;
+            let targeting = create_service(&op, "n2", "n3", "10.8.0.0/16").await;
+            let kept = create_service(&op, "n2", "n1", "10.9.0.0/16").await;
+            for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/services", CONVERGENCE, |a| service_count(&a.body) == 3).await;
+            }
+            let third = format!("/v1/peers/{}", peer_id(&op, "n3").await);
+            let deleted = op.delete("n1", &third).await;
+            assert_eq!((deleted.status, deleted.body), (204, Value::Null));
+            for host in ["n1", "n2"] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, |a| peer_count(&a.body) == 2).await;
+                op.eventually(host, "/v1/services", CONVERGENCE, |a| service_count(&a.body) == 1).await;
+                for id in [&lost, &targeting] {
+                    op.get(host, &format!("/v1/services/{id}")).await.expect(404);
+                }
+                op.get(host, &format!("/v1/services/{kept}")).await.expect(200);
+                op.delete(host, &third).await.expect(404);
+            }
+            op.eventually("n3", "/v1/peers", CONVERGENCE, |a| peer_count(&a.body) == 1).await;
+            tokio::time::sleep(CONVERGENCE).await;
+            let peers = op.get("n2", "/v1/peers").await.expect(200);
+            assert_eq!(peer_count(&peers), 2, "nothing brings it back by itself");
+
+            for _ in 0..2 {
+                op.post("n1", "/v1/peers", json!({"endpoints": ["n3:8080"]})).await.expect(201);
+                for host in ["n1", "n2", "n3"] {
+                    op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
+                }
+                op.delete("n2", &third).await;
+                for host in ["n1", "n2"] {
+                    op.eventually(host, "/v1/peers", CONVERGENCE, |a| peer_count(&a.body) == 2).await;
+                }
             }
         });
     });

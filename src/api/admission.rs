@@ -4,7 +4,7 @@
 
 use super::{
     Api,
-    answer::{Outcome, clip, invalid, rate_limited, refusal, unauthorized},
+    answer::{Outcome, RETRY_AFTER_S, clip, invalid, rate_limited, refusal, unauthorized},
     caller::Caller,
     endpoints::{Access, Endpoint, Input},
     lock,
@@ -27,11 +27,17 @@ use hyper::{
     HeaderMap, Method,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
 };
+use serde_json::json;
 use std::{net::IpAddr, sync::Arc};
+use tokio::sync::SemaphorePermit;
 
 const HEADER_RECOVERY: &str = "x-arctic-recovery";
 const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
 const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-license-state");
+
+/// Bodies above [`SMALL_BODY_BYTES`] that are read at one time for signatures still to be checked.
+pub(super) const UNPROVEN_BODIES_MAX: usize = 16;
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
 /// A request that passed every check, as a handler takes it.
 pub(super) struct Request {
@@ -180,11 +186,27 @@ impl Head<'_> {
     }
 
     fn check_size(&self) -> Result<(), Refused> {
-        let declared = self.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        match declared {
+        match self.declared_bytes() {
             Some(bytes) if bytes > self.endpoint.body_max_bytes as u64 => Err(too_large(self.endpoint.body_max_bytes)),
             _ => Ok(()),
         }
+    }
+
+    fn declared_bytes(&self) -> Option<u64> {
+        self.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok())
+    }
+
+    /// A place for a large body whose sender has proven nothing yet. Ids of trusted peers are no secret, so that
+    /// anybody could have many such bodies held.
+    fn place_for_body(&self) -> Result<Option<SemaphorePermit<'_>>, Refused> {
+        if self.declared_bytes().is_some_and(|bytes| bytes <= SMALL_BODY_BYTES) {
+            return Ok(None);
+        }
+        let place = self.api.unproven_bodies.try_acquire();
+        place.map(Some).map_err(|_| {
+            Refused::new(Code::RateLimited, "too many large requests arrive at once; try again in 1 s")
+                .with_details(json!({ RETRY_AFTER_S: 1 }))
+        })
     }
 
     fn check_rate(&self) -> Result<(), Refused> {
@@ -256,6 +278,7 @@ impl Head<'_> {
         let key = key.ok_or_else(|| unauthorized(format!("{} is not a trusted peer here", claim.sender)))?;
         claim.check_clock(self.node().env().clock.unix())?;
         let own_id = self.node().identity().ok_or_else(not_bootstrapped)?.peer_id;
+        let _place = self.place_for_body()?;
         let body = read_body(body, self.endpoint.body_max_bytes).await?;
         claim.check_signature((self.method.as_str(), self.path_and_query, &body), own_id, &key)?;
         lock(&self.api.nonces).take(&claim, self.node().env().clock.mono())?;

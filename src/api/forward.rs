@@ -5,6 +5,7 @@ use super::{
     answer::{Answer, Outcome},
 };
 use crate::{model::PeerId, node::Call};
+use hyper::header::IF_MATCH;
 use std::time::Duration;
 
 /// Below the deadline of our own answer.
@@ -18,6 +19,7 @@ pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
         path: r.path_and_query.clone(),
         body: r.body.clone(),
         answer_timeout: OWNER_TIMEOUT,
+        if_match: r.headers.get(IF_MATCH).cloned(),
     };
     let answer = r.node().call_peer(owner, &call, Some(&client)).await?;
     Answer::relayed(answer.status, answer.body)

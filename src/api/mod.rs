@@ -44,6 +44,7 @@ use crate::{
     node::Node,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Serves the API of `node`, without a recovery token, on `listener` until `shutdown`; then finishes what is running,
@@ -59,12 +60,21 @@ pub struct Api {
     ids: Mutex<Rng>,
     rates: Mutex<rate::RateTable>,
     nonces: Mutex<signed::NonceMemory>,
+    /// Large bodies that may be held before their sender has proven anything.
+    unproven_bodies: Semaphore,
 }
 
 impl Api {
     pub fn new(node: Node) -> Self {
         let ids = Mutex::new(node.fork_rng());
-        Self { node, recovery: None, ids, rates: Mutex::default(), nonces: Mutex::default() }
+        Self {
+            node,
+            recovery: None,
+            ids,
+            rates: Mutex::default(),
+            nonces: Mutex::default(),
+            unproven_bodies: Semaphore::new(admission::UNPROVEN_BODIES_MAX),
+        }
     }
 
     /// Accepts `token` as proof of an operator on this host.

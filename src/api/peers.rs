@@ -185,7 +185,7 @@ mod tests {
         Ok(list.iter().map(Endpoint::to_string).collect())
     }
 
-    // accepts: 000-16, 000-19, 000-20
+    // accepts: 000-19, 000-20
     #[test]
     fn endpoints_are_an_ordered_list_and_address_counts_only_alone() {
         assert_eq!(wished(r#"{"endpoints":["b","a:81","b:8080"]}"#).unwrap(), ["b:8080", "a:81"]);

@@ -222,7 +222,6 @@ mod tests {
         assert_eq!(append(&mut s.body, &one, 2, now).unwrap_err().code, Code::InvalidRequest);
     }
 
-    // accepts: 002-35
     #[test]
     fn the_list_is_in_evaluation_order() {
         let (mut s, now) = (service(), UnixTime::from_secs(2));

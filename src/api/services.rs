@@ -380,7 +380,6 @@ mod tests {
         Wish::read(body.as_bytes()).map_err(|e| (e.code, e.text))
     }
 
-    // accepts: 002-04
     #[test]
     fn a_target_alone_is_enough() {
         let w = wish(r#"{"target_peer_id":"x"}"#).unwrap();
@@ -412,7 +411,6 @@ mod tests {
         }
     }
 
-    // accepts: 002-17
     #[test]
     fn the_five_fields_go_together() {
         let w = wish(

@@ -146,7 +146,7 @@ pub enum Command {
     License(LicenseCommand),
     /// Whether the agent works (exit 4 when unreachable, 6 when not ready)
     Health(HealthArgs),
-    /// Versions of CLI and agent
+    /// Versions of CLI and agent; with -v the license keys that this build embeds
     Version,
     /// The agent itself
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use super::{
     session::{self, Session, print},
     values::agent_url,
 };
-use crate::model::VERSION;
+use crate::{license::TrustRoots, model::VERSION};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ fn health_text(body: &Value) -> String {
 pub async fn version(globals: &Globals) -> Result<(), CliError> {
     let globals = Globals { timeout: Some(globals.timeout.unwrap_or(VERSION_TIMEOUT)), ..globals.clone() };
     let (view, log) = session::output_of(&globals, &Preferences::default())?;
-    let (text, object) = match agent_version(&globals).await {
+    let (mut text, mut object) = match agent_version(&globals).await {
         Ok((version, url)) => {
             if version != VERSION {
                 log.warn(&format!("the agent is {version}, this CLI is {VERSION}"));
@@ -83,6 +83,13 @@ pub async fn version(globals: &Globals) -> Result<(), CliError> {
             (text, json!({ "cli": VERSION, "agent": null, "url": null }))
         }
     };
+    if globals.verbose {
+        let keys = TrustRoots::embedded().key_ids();
+        let listed =
+            if keys.is_empty() { "none: this build rejects every license".to_owned() } else { keys.join(", ") };
+        text = format!("{text}\nKeys   {listed}");
+        object["license_keys"] = json!(keys);
+    }
     session::print_result(&view, &text, object)
 }
 

@@ -226,7 +226,7 @@ impl Gossip {
 
     /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
     pub(super) fn settle_revocations(&mut self, now: Mono) {
-        self.revocations = Revocations::read(&self.index);
+        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &entry.record));
         let mut revoked = BTreeSet::new();
         for (peer, link) in &self.links {
             if self.revocations.standing(*peer, Some(&link.key)) != Standing::Clear {

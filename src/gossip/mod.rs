@@ -19,6 +19,7 @@ mod tests;
 pub use admit::Drops;
 pub use index::RegistryState;
 pub use link::Heard;
+pub use revocation::{Revocations, Standing};
 
 use crate::{
     model::{Endpoint, Mono, PeerId, PeerStatus, PublicKey, Rng, UnixTime},
@@ -29,7 +30,6 @@ use crate::{
 };
 use index::{Entry, Index};
 use link::Link;
-use revocation::{Revocations, Standing};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,

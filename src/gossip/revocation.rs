@@ -1,12 +1,10 @@
-//! Who is revoked (cluster.md §8), as a function of the records held and of nothing else, so that all peers agree.
+//! Who is revoked (cluster.md §8), as a function of the records held and of nothing else, so that all peers agree, and
+//! within one peer the machine and the store.
 
-use super::index::{Entry, Index};
+use super::index::Entry;
 use crate::{
     model::{PeerId, PublicKey},
-    wire::{
-        gossip::Registry,
-        record::{AnsweredRevocation, ReadmissionBody, RecordKey, RevocationBody, RevocationReason, kind},
-    },
+    wire::record::{AnsweredRevocation, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
 };
 
 #[derive(Debug, Clone)]
@@ -27,14 +25,14 @@ struct Readmission {
 
 /// The revocations of peers, and the readmissions that answer them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Revocations {
+pub struct Revocations {
     revocations: Vec<Revocation>,
     readmissions: Vec<Readmission>,
 }
 
 /// What stands against a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub enum Standing {
     Clear,
     /// It left by itself and nobody removed it: its services stay listed until they are deleted by hand.
     Left,
@@ -53,9 +51,10 @@ impl Standing {
 }
 
 impl Revocations {
-    pub fn read(index: &Index) -> Self {
+    /// Reads revocations of peers and readmissions; records of other kinds say nothing.
+    pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut all = Self::default();
-        for Entry { record, .. } in index.of_registry(Registry::Revocations) {
+        for record in records {
             if let Ok(RevocationBody { peer_id: Some(subject), public_key: Some(key), reason, .. }) = record.body_as()
                 && record.key.kind == kind::REVOCATION
             {
@@ -93,6 +92,18 @@ impl Revocations {
             standing = Standing::Left;
         }
         standing
+    }
+
+    /// Every revocation that names the id or the key, answered or not: what a readmission has to answer, because it
+    /// takes the place of its issuer's earlier one.
+    pub fn against(&self, id: PeerId, key: &PublicKey) -> Vec<AnsweredRevocation> {
+        let about = self.revocations.iter().filter(|r| r.subject == id || r.key == *key);
+        about.map(|r| r.this.clone()).collect()
+    }
+
+    /// The identities that revocations name, answered or not.
+    pub fn subjects(&self) -> impl Iterator<Item = (PeerId, PublicKey)> {
+        self.revocations.iter().map(|r| (r.subject, r.key))
     }
 
     fn is_answered(&self, revocation: &Revocation, id: PeerId, key: Option<&PublicKey>) -> bool {

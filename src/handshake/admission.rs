@@ -6,7 +6,10 @@ use crate::model::{ClusterId, CustomerId, Endpoint, LicenseId, PeerId, PublicKey
 use crate::wire::handshake::InitiatorPart;
 use crate::wire::record::{PeerBody, Record, kind};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU16,
+};
 
 /// What a verified license document says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct Local {
     pub cluster_id: ClusterId,
     /// Own endpoints in order; empty if none is known.
     pub endpoints: Vec<Endpoint>,
+    /// Port of the own API, for peers that call back to the address they saw.
+    pub api_port: NonZeroU16,
     /// Own `peer` record, signed.
     pub record: Record,
     /// Everyone trusted here; the own id may be left out.

@@ -104,6 +104,11 @@ impl Reason {
         }
     }
 
+    /// The text without the words that all of them begin with, for lists of reasons.
+    pub fn short(self) -> &'static str {
+        self.text().trim_start_matches("handshake failed: ")
+    }
+
     /// The code of the API (api.md §1, §4).
     pub fn code(self) -> Code {
         match self {
@@ -351,7 +356,7 @@ impl Failure {
         details["tried"] = self
             .tried
             .iter()
-            .map(|t| json!({"endpoint": t.endpoint, "direction": t.direction.text(), "error": t.reason.text()}))
+            .map(|t| json!({"endpoint": t.endpoint, "direction": t.direction.text(), "error": t.reason.short()}))
             .collect();
         details
     }
@@ -373,7 +378,6 @@ mod tests {
         s.parse().unwrap()
     }
 
-    // accepts: 000-32, 000-33, 000-35, 000-36, 001-39, 001-40, 001-41, 001-45, 001-46, 001-48
     #[test]
     fn texts_and_codes_are_the_documented_ones() {
         let shown = |r: Reason| (r.to_string(), r.code().text(), r.code().http_status());
@@ -449,6 +453,8 @@ mod tests {
         assert_eq!((failure.reason, failure.endpoint.clone()), (Reason::Busy, Some(endpoint("c"))));
         assert_eq!(failure.details()["tried"].as_array().unwrap().len(), 4);
         assert_eq!(failure.details()["direction"], "forward");
+        let first = json!({"endpoint": "a:8080", "direction": "forward", "error": "connection refused"});
+        assert_eq!(failure.details()["tried"][0], first, "the common beginning is in the error text already");
         assert_eq!(Failure::of_attempt(3, all[..2].to_vec()).reason, Reason::ConnectionRefused);
     }
 }

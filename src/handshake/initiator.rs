@@ -18,6 +18,8 @@ use std::time::Duration;
 pub const ATTEMPT_OFFSETS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3)];
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// No endpoint is called later than this after the start: with the last call, `peers add` stays below its 60 s (api.md §2).
+const LAST_CALL_AFTER: Duration = Duration::from_secs(50);
 
 /// Why the handshake is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,15 +258,15 @@ impl Initiator {
 
     /// Next endpoint, next attempt, or the end.
     fn fail(&mut self, tried: Tried, now: Mono) {
-        let definite = tried.reason.is_definite();
+        let ends = tried.reason.is_definite() || now >= self.started + LAST_CALL_AFTER;
         self.tried.push(tried);
         self.endpoint += 1;
-        if !definite && self.endpoint < self.target.endpoints.len() {
+        if !ends && self.endpoint < self.target.endpoints.len() {
             return self.begin_endpoint();
         }
         self.attempt += 1;
         match ATTEMPT_OFFSETS.get(self.attempt) {
-            Some(offset) if !definite => {
+            Some(offset) if !ends => {
                 self.endpoint = 0;
                 self.tried.clear();
                 self.step = Step::Waiting { due: self.started + *offset };
@@ -310,6 +312,7 @@ impl Initiator {
             cluster_id: local.cluster_id,
             endpoints: bounded_endpoints(&local.endpoints),
             target_endpoints: self.target.endpoints.clone(),
+            api_port: local.api_port,
         });
         let opening = Opening { ephemeral, identity: known, init: init.clone() };
         self.call(Step::Init(Box::new(opening)), Request::Init(init));

@@ -5,7 +5,7 @@ use super::failure::{DialFailure, Reason, Refusal, Rejection};
 use super::seal::{self, DirectionKey, Ephemeral, SessionKeys};
 use super::sessions::{Session, Sessions, SourcePrefix};
 use super::{Accepted, Here, voucher};
-use crate::model::{DEFAULT_API_PORT, Endpoint, Mono, PeerId, PublicKey, Rng, Signature, UnixTime};
+use crate::model::{Endpoint, Mono, PeerId, PublicKey, Rng, Signature, UnixTime};
 use crate::wire::handshake::{
     Challenge, Finish, FinishResponse, Identity, Init, InitResponse, InitiatorPart, Message, ResponderPart, SessionId,
     initiator_transcript, responder_transcript,
@@ -151,7 +151,7 @@ impl Responder {
             session: finish.session,
             peer_id: init.peer_id,
             public_key: init.public_key,
-            endpoints: dial_back(&init.endpoints, session.content.source)?,
+            endpoints: dial_back(init, session.content.source)?,
         };
         session.content.phase = Phase::Reversing { reply_key: keys.to_initiator, initiator: Box::new(initiator) };
         session.proven = true;
@@ -181,7 +181,7 @@ impl Responder {
         let standing = admission::identity(here, &init.peer_id, &init.public_key, false).map_err(Refusal::forward)?;
         initiator.node_limit(here, standing).map_err(Refusal::forward)?;
 
-        let endpoints = dial_back(&init.endpoints, source)?;
+        let endpoints = dial_back(&init, source)?;
         let voucher = voucher::issue(here.local, init.peer_id, init.public_key, endpoints.clone(), wall);
         let part = ResponderPart { common: here.local.sealed_part(), voucher: voucher.clone() };
         let sealed = reply_key.seal(&part, &session.0, rng).map_err(Refusal::forward)?;
@@ -230,14 +230,15 @@ fn check_answer(init: &Init, answer: &ReverseAnswer) -> Result<(), Reason> {
     if identity.public_key != Some(init.public_key) { Err(Reason::KeyChanged) } else { Ok(()) }
 }
 
-/// Where to call back: the initiator's own list without what cannot be a host, else the address it called from.
-fn dial_back(endpoints: &[Endpoint], source: IpAddr) -> Result<Vec<Endpoint>, Refusal> {
+/// Where to call back: the initiator's own list without what cannot be a host, else the address it called from with
+/// the port of its API (cluster.md §2).
+fn dial_back(init: &Init, source: IpAddr) -> Result<Vec<Endpoint>, Refusal> {
     let is_host = |e: &&Endpoint| !e.ip().is_some_and(|ip| ip.is_unspecified() || ip.is_multicast());
-    let named: Vec<Endpoint> = endpoints.iter().filter(is_host).cloned().collect();
+    let named: Vec<Endpoint> = init.endpoints.iter().filter(is_host).cloned().collect();
     if !named.is_empty() {
         return Ok(named);
     }
-    let seen = Endpoint::new(&source.to_string(), DEFAULT_API_PORT);
+    let seen = Endpoint::new(&source.to_canonical().to_string(), init.api_port.get());
     seen.map(|e| vec![e]).map_err(|_| Refusal::forward(Reason::MalformedMessage))
 }
 

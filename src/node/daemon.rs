@@ -1,6 +1,6 @@
 //! `arctic agent run`: the node on the real operating system.
 
-use super::{Config, ConfigError, LogFormat, Node, RunError, StartError, recovery};
+use super::{Config, ConfigError, DataDirError, LogFormat, Node, RunError, StartError, data_dir, recovery};
 use crate::{
     dataplane::LinuxEngines,
     env::{Env, SystemClock, system_seed},
@@ -26,6 +26,8 @@ pub enum DaemonError {
     Claim(#[source] std::io::Error),
     #[error("kernel access: run as root, or with CAP_NET_ADMIN")]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -56,6 +58,8 @@ pub async fn run() -> Result<(), DaemonError> {
         Arc::new(LinuxEngines),
         system_seed().map_err(DaemonError::Randomness)?,
     );
+    data_dir::create(&config.data_dir)?;
+    let _held = data_dir::lock(&config.data_dir)?;
     let token = recovery::write_token(&config.recovery_token_path, &mut env.rng("recovery"))?;
     let node = Node::start(env, config, TrustRoots::embedded()).await?;
     let stop = CancellationToken::new();

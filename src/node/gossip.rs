@@ -2,7 +2,7 @@
 
 use super::{Call, Node, PeerAnswer};
 use crate::{
-    gossip::{self, CallFailed, Event, Gossip, Transmit},
+    gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
     model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::{
@@ -11,6 +11,7 @@ use crate::{
         request::OnBehalf,
     },
 };
+use serde_json::json;
 use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,10 @@ const IDLE_WAIT: Duration = Duration::from_secs(3600);
 /// How long a forced round may take, and how often it is looked at.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 const SYNC_POLL: Duration = Duration::from_millis(20);
+/// Handshakes of the agent's own accord at one time; others wait their turn.
+const JOINS_AT_ONCE_MAX: usize = 16;
+/// Pause after the store refused what the machine decided.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// Where a peer answered last.
 #[derive(Debug, Clone)]
@@ -42,13 +47,12 @@ pub struct SyncOutcome {
 impl Node {
     /// `POST /v1/gossip/…`; `from` is proven by the signature of the request.
     pub async fn gossip_message(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
-        let malformed = |e: &dyn std::error::Error| Refused::new(Code::InvalidRequest, e.to_string());
-        let request = Request::decode(op, body).map_err(|e| malformed(&e))?;
+        let request = Request::decode(op, body).map_err(|e| Refused::new(Code::InvalidRequest, e.to_string()))?;
         let now = self.env().clock.mono();
         let reply = {
             let mut gossip = self.gossip();
             let machine = gossip.as_mut().ok_or_else(not_bootstrapped)?;
-            machine.handle_request(from, &request, now).map_err(|e| malformed(&e))?
+            machine.handle_request(from, &request, now).map_err(refused)?
         };
         self.commit_events().await?;
         self.inner.gossip_wake.notify_one();
@@ -137,9 +141,14 @@ impl Node {
         let clock = self.env().clock.clone();
         loop {
             if let Err(e) = self.commit_events().await {
-                tracing::error!(error = %e, "gossip was not committed");
+                tracing::error!(error = %e, "gossip was not committed; it is tried again");
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(COMMIT_RETRY) => continue,
+                }
             }
-            for (peer, endpoints) in self.take_discovered() {
+            for (peer, endpoints) in self.take_discovered(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -174,8 +183,11 @@ impl Node {
     /// Starts the machine from the store; gives the version up to which own records are known to it.
     fn begin_gossip(&self) -> Result<u64, StoreError> {
         let Some(identity) = self.identity() else { return Ok(0) };
-        let (records, own_version) =
-            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?)))?;
+        // Held from before the store is read, so that no change of trust falls between the two.
+        let mut gossip = self.gossip();
+        let (records, own_version, peers) =
+            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?, v.peers()?)))?;
+        self.resume_attempts(&peers);
         let machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
             self.facts()?,
@@ -184,7 +196,7 @@ impl Node {
             self.env().rng("gossip"),
             self.env().clock.mono(),
         );
-        *self.gossip() = Some(machine);
+        *gossip = Some(machine);
         Ok(own_version)
     }
 
@@ -226,11 +238,15 @@ impl Node {
 
     /// Tells the machine whom the store trusts now, and what else came with it.
     pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
+        let now = self.env().clock.mono();
+        // The lock comes first: of two changes at once, the one told last has read the later state.
+        let mut gossip = self.gossip();
         let trusted = self.trusted_keys()?;
-        self.with_gossip(|machine, now| {
+        if let Some(machine) = gossip.as_mut() {
             machine.handle_trust(&trusted, now);
             machine.handle_local_change(brought, now);
-        });
+        }
+        drop(gossip);
         self.inner.gossip_wake.notify_one();
         Ok(())
     }
@@ -254,7 +270,12 @@ impl Node {
         let call = Call::post(op.path(), request.encode());
         let reply = match self.call_member(to, &call, None).await {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
-            Ok(answer) => Err(format!("status {}", answer.status)),
+            Ok(answer) => {
+                if answer.status == Code::Unauthorized.http_status() {
+                    self.renew_trust(to);
+                }
+                Err(format!("status {}", answer.status))
+            }
             Err(refused) => Err(refused.text),
         };
         let reply = reply.map_err(|reason| {
@@ -274,20 +295,25 @@ impl Node {
 
     /// Brings what the machine decided into the store.
     async fn commit_events(&self) -> Result<(), Refused> {
-        // An answer must not leave while another task still commits what it rests on.
-        let _turn = self.inner.commit_turn.lock().await;
-        let events: Vec<Event> = match self.gossip().as_mut() {
-            Some(machine) => std::iter::from_fn(|| machine.poll_event()).collect(),
-            None => return Ok(()),
-        };
-        for event in events {
-            match event {
-                Event::Merge(records) => self.merge(records).await?,
-                Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
-                Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
-                Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
-                Event::Discovered(discovery) => self.discovered(*discovery).await?,
-            }
+        // An answer must not leave while another task still commits what it rests on. What fails stays first in line:
+        // the machine holds it already and would never ask for it again.
+        let mut uncommitted = self.inner.commit_turn.lock().await;
+        loop {
+            let next = uncommitted.take().or_else(|| self.gossip().as_mut()?.poll_event());
+            let Some(event) = next else { return Ok(()) };
+            *uncommitted = Some(event.clone());
+            self.commit_event(event).await?;
+            *uncommitted = None;
+        }
+    }
+
+    async fn commit_event(&self, event: Event) -> Result<(), Refused> {
+        match event {
+            Event::Merge(records) => self.merge(records).await?,
+            Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
+            Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
+            Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+            Event::Discovered(discovery) => self.discovered(*discovery).await?,
         }
         Ok(())
     }
@@ -323,6 +349,29 @@ impl Node {
     }
 }
 
+fn refused(reject: Reject) -> Refused {
+    let code = match reject {
+        Reject::NotTrusted => Code::Unauthorized,
+        Reject::Busy => Code::RateLimited,
+        Reject::Malformed(_) | Reject::Unexpected => Code::InvalidRequest,
+    };
+    let refused = Refused::new(code, reject.to_string());
+    if code == Code::RateLimited { refused.with_details(json!({"retry_after_s": 1})) } else { refused }
+}
+
 fn not_bootstrapped() -> Refused {
     Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_learns_why_its_gossip_is_refused() {
+        let code = |reject| (refused(reject).code.http_status(), refused(reject).code);
+        assert_eq!(code(Reject::NotTrusted), (401, Code::Unauthorized));
+        assert_eq!(code(Reject::Busy), (429, Code::RateLimited));
+        assert_eq!(code(Reject::Unexpected), (400, Code::InvalidRequest));
+    }
 }

@@ -8,10 +8,10 @@ use crate::{
         PendingReverse, Purpose, REVERSE_BUDGET, Reply, Request, ReverseAnswer, Target,
     },
     license::{Entitlement, LicenseDocument, State, TrustRoots},
-    model::{Code, Endpoint, PeerId, PeerStatus, PublicKey, Refused},
+    model::{Code, Endpoint, Mono, PeerId, PeerStatus, PublicKey, Refused},
     store::{ClusterFacts, PeerRow, StoreError, Tx, View},
     wire::{
-        handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode},
+        handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
         record::{PeerBody, ReadmissionBody, RecordKey, kind},
     },
 };
@@ -20,6 +20,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, MutexGuard},
+    time::Duration,
 };
 
 /// An operator's wish to join another agent to the cluster.
@@ -47,10 +48,21 @@ impl LicenseCheck for TrustRoots {
 /// A handshake with a discovered peer.
 pub(super) enum Attempt {
     Due(Vec<Endpoint>),
-    Running,
-    /// Three attempts failed; until something changes.
-    Failed,
+    /// One at a time; `then` are endpoints that became known meanwhile, tried if these fail.
+    Running {
+        called: Vec<Endpoint>,
+        then: Option<Vec<Endpoint>>,
+    },
+    /// Of no avail, until something changes, or done.
+    Ended {
+        failed: bool,
+        at: Mono,
+    },
 }
+
+/// After a handshake of its own accord with a trusted peer, the agent lets so long pass before the next: a 401 may have
+/// other reasons than a lost database.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
 
 /// This side of a handshake, as of one moment.
 struct Side {
@@ -92,19 +104,66 @@ impl Node {
         endpoints.extend(voucher.subject_endpoints);
         endpoints.dedup();
         let row = PeerRow { trusted: false, ..PeerRow::trusted(peer, key, endpoints.clone(), now) };
-        self.store().write(move |tx| tx.put_peer(&row)).await?;
-        self.attempts().insert(peer, Attempt::Due(endpoints));
-        self.inner.gossip_wake.notify_one();
+        let is_news = self.store().write(move |tx| -> Result<bool, StoreError> {
+            // A handshake may have succeeded since the look above.
+            let is_news = tx.peer(peer)?.is_none_or(|known| !known.trusted);
+            if is_news {
+                tx.put_peer(&row)?;
+            }
+            Ok(is_news)
+        });
+        if is_news.await? {
+            self.make_due(peer, endpoints);
+        }
         Ok(())
     }
 
-    /// Discovered peers whose handshake has not begun.
-    pub(super) fn take_discovered(&self) -> Vec<(PeerId, Vec<Endpoint>)> {
+    fn make_due(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
+        let mut attempts = self.attempts();
+        match attempts.get_mut(&peer) {
+            Some(Attempt::Running { called, then }) => {
+                let more = endpoints.iter().any(|e| !called.contains(e));
+                *then = more.then_some(endpoints).or(then.take());
+            }
+            _ => drop(attempts.insert(peer, Attempt::Due(endpoints))),
+        }
+        self.inner.gossip_wake.notify_one();
+    }
+
+    /// After a start every handshake that has not succeeded is made anew.
+    pub(super) fn resume_attempts(&self, peers: &[PeerRow]) {
+        let due = peers.iter().filter(|p| !p.trusted).map(|p| (p.peer_id, Attempt::Due(p.all_endpoints())));
+        self.attempts().extend(due);
+    }
+
+    /// A trusted peer answers that it does not know this one: it has lost its database (cluster.md §4).
+    pub(super) fn renew_trust(&self, peer: PeerId) {
+        let Ok(Some(row)) = self.store().read(|v| v.peer(peer)) else { return };
+        let now = self.env().clock.mono();
+        let mut attempts = self.attempts();
+        let is_time = match attempts.get(&peer) {
+            None => true,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => false,
+            Some(Attempt::Ended { at, .. }) => now - *at >= RENEWAL_PAUSE,
+        };
+        if row.trusted && is_time {
+            tracing::info!(%peer, "peer no longer knows this agent: handshake begins");
+            attempts.insert(peer, Attempt::Due(row.all_endpoints()));
+            self.inner.gossip_wake.notify_one();
+        }
+    }
+
+    /// At most `room` peers whose handshake has not begun; it is taken to begin now.
+    pub(super) fn take_discovered(&self, room: usize) -> Vec<(PeerId, Vec<Endpoint>)> {
         let mut due = Vec::new();
         for (peer, attempt) in self.attempts().iter_mut() {
+            if due.len() == room {
+                break;
+            }
             if let Attempt::Due(endpoints) = attempt {
-                due.push((*peer, std::mem::take(endpoints)));
-                *attempt = Attempt::Running;
+                let called = std::mem::take(endpoints);
+                due.push((*peer, called.clone()));
+                *attempt = Attempt::Running { called, then: None };
             }
         }
         due
@@ -113,18 +172,20 @@ impl Node {
     /// A handshake of the agent's own accord with a peer whose key is held from a voucher.
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
-        match self.handshake(target, None).await {
-            Ok(_) => drop(self.attempts().remove(&peer)),
-            Err(_) => drop(self.attempts().insert(peer, Attempt::Failed)),
+        let failed = self.handshake(target, None).await.is_err();
+        let ended = Attempt::Ended { failed, at: self.env().clock.mono() };
+        let before = self.attempts().insert(peer, ended);
+        if failed && let Some(Attempt::Running { then: Some(endpoints), .. }) = before {
+            self.make_due(peer, endpoints);
         }
     }
 
     /// Where the handshake with a peer that is not trusted stands.
     pub(super) fn attempt_status(&self, peer: PeerId) -> PeerStatus {
         match self.attempts().get(&peer) {
-            None => PeerStatus::Discovered,
-            Some(Attempt::Due(_) | Attempt::Running) => PeerStatus::Handshaking,
-            Some(Attempt::Failed) => PeerStatus::Unreachable,
+            None | Some(Attempt::Ended { failed: false, .. }) => PeerStatus::Discovered,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => PeerStatus::Handshaking,
+            Some(Attempt::Ended { failed: true, .. }) => PeerStatus::Unreachable,
         }
     }
 
@@ -233,6 +294,7 @@ impl Node {
                 max_nodes: entitlement.document.max_nodes(),
                 cluster_id: cluster.cluster_id,
                 endpoints: own.map(PeerRow::all_endpoints).unwrap_or_default(),
+                api_port: self.config().api_bind.port().try_into().unwrap_or(default_api_port()),
                 record,
                 members: peers.iter().filter(|p| p.trusted).map(|p| p.peer_id).collect(),
                 gate: gate(&entitlement),
@@ -277,7 +339,7 @@ impl Node {
                     let readmission = ReadmissionBody {
                         peer_id: accepted.peer_id,
                         public_key: accepted.public_key,
-                        answers: tx.standing_revocations(accepted.peer_id, &accepted.public_key)?,
+                        answers: tx.revocations()?.against(accepted.peer_id, &accepted.public_key),
                         readmitted_at: now,
                     };
                     tx.put_own(&identity, kind::READMISSION, &accepted.peer_id.to_string(), &readmission)?;
@@ -295,8 +357,11 @@ impl Node {
     }
 }
 
-/// The limit once more: two handshakes may have passed it at the same time.
+/// The limit once more: two handshakes may have passed it at the same time. A renewal adds nobody.
 fn check_room(tx: &Tx<'_>, newcomer: PeerId, max_nodes: u32) -> Result<(), Refused> {
+    if tx.peer(newcomer)?.is_some_and(|known| known.trusted) {
+        return Ok(());
+    }
     let others = tx.trusted_peers()?.iter().filter(|p| p.peer_id != newcomer).count();
     if others < max_nodes as usize {
         return Ok(());
@@ -389,4 +454,34 @@ fn dial_failure(e: CallError) -> DialFailure {
 
 fn malformed(e: MessageError) -> Refused {
     handshake::Refusal::from(e).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Rng, SigningKey, UnixTime},
+        store::Store,
+    };
+
+    #[tokio::test]
+    async fn a_full_cluster_renews_with_its_members_and_takes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("arctic.db")).unwrap();
+        let (now, mut rng) = (UnixTime::from_secs(1_800_000_000), Rng::from_seed([1; 32]));
+        let ids: Vec<PeerId> = (0..4).map(|_| PeerId::mint(now, &mut rng)).collect();
+        let rows: Vec<PeerRow> = (0..3u8)
+            .map(|n| {
+                let key = SigningKey::from_seed([n; 32]).public();
+                PeerRow::trusted(ids[usize::from(n)], key, Vec::new(), now)
+            })
+            .collect();
+        let checked = store.write(move |tx| -> Result<_, StoreError> {
+            rows.iter().try_for_each(|row| tx.put_peer(row))?;
+            Ok([check_room(tx, ids[1], 2), check_room(tx, ids[3], 3), check_room(tx, ids[3], 4)])
+        });
+        let [renewal, over, within] = checked.await.unwrap();
+        assert_eq!((renewal, within), (Ok(()), Ok(())), "a license that shrank keeps its members");
+        assert_eq!(over.unwrap_err().code, Code::NodeLimitExceeded);
+    }
 }

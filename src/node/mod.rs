@@ -4,6 +4,7 @@
 mod bootstrap;
 mod config;
 pub mod daemon;
+mod data_dir;
 mod gossip;
 mod identity;
 mod join;
@@ -17,7 +18,10 @@ mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
+pub use data_dir::DataDirError;
 pub use gossip::SyncOutcome;
+#[cfg(test)]
+pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
 pub use peer_client::{Call, CallError, PeerAnswer};
@@ -30,17 +34,16 @@ use crate::{
     gossip::Gossip,
     handshake::Responder,
     license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
-    model::{PeerId, Rng},
+    model::{LicenseId, PeerId, Rng},
     reconcile,
-    store::{Store, StoreError},
+    store::{PeerRow, Store, StoreError, Tx},
+    wire::record::{PeerBody, kind},
 };
 use licensing::Licensed;
 use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
@@ -63,7 +66,8 @@ struct Inner {
     client: PeerClient,
     ids: Mutex<Rng>,
     bootstrap_turn: tokio::sync::Mutex<()>,
-    commit_turn: tokio::sync::Mutex<()>,
+    /// What the gossip machine decided and the store does not have yet.
+    commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
@@ -78,8 +82,8 @@ struct Inner {
 /// Why a node does not start. The agent exits with status 1 after logging it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("data directory {path} cannot be created")]
-    DataDir { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -88,8 +92,12 @@ pub enum StartError {
         "the database belongs to a cluster, but peer.key is missing: restore it from a backup, or remove the database"
     )]
     IdentityMissing,
-    #[error("the stored license {license_id} (key {key_id}) is refused: {source}")]
-    License { license_id: String, key_id: String, source: LicenseError },
+    #[error(
+        "peer.key is of {peer_id}, which is not the peer that the database belongs to: put the two of one backup together, or remove the database"
+    )]
+    IdentityOfAnother { peer_id: PeerId },
+    #[error("the stored license {license_id} (key {key_id}) is refused: {reason}")]
+    License { license_id: String, key_id: String, reason: String },
     #[error("the database belongs to a cluster, but holds no license")]
     LicenseMissing,
 }
@@ -97,11 +105,7 @@ pub enum StartError {
 impl Node {
     /// Opens the data directory, reads the identity, and verifies the stored license before anything else happens.
     pub async fn start(env: Env, config: Config, trust_roots: TrustRoots) -> Result<Self, StartError> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.data_dir)
-            .map_err(|source| StartError::DataDir { path: config.data_dir.clone(), source })?;
+        data_dir::create(&config.data_dir)?;
         let identity = identity::load(&config.data_dir)?;
         let store = Store::open(&config.data_dir.join("arctic.db"))?;
         let node = Self {
@@ -115,7 +119,7 @@ impl Node {
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
                 bootstrap_turn: tokio::sync::Mutex::new(()),
-                commit_turn: tokio::sync::Mutex::new(()),
+                commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
@@ -144,14 +148,26 @@ impl Node {
             Some(snapshot) => EffectiveClock::resume(&snapshot, now, mono),
             None => EffectiveClock::start(now, mono),
         };
-        self.store().write(|tx| tx.count_start()).await?;
+        let (author, settings, license_id) = (identity.clone(), self.config().clone(), license.license_id());
+        self.store()
+            .write(move |tx| {
+                let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
+                let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
+                tx.count_start()?;
+                publish_settings(tx, &author, own, &settings, license_id)
+            })
+            .await?;
         self.begin_membership(identity, license, clock);
         Ok(())
     }
 
     fn verified_license(&self, document: &Value) -> Result<Arc<LicenseDocument>, StartError> {
         let field = |name: &str| document[name].as_str().unwrap_or("unknown").to_owned();
-        let refused = |source| StartError::License { license_id: field("license_id"), key_id: field("key_id"), source };
+        let refused = |error: LicenseError| {
+            let (license_id, key_id, reason) = (field("license_id"), field("key_id"), error.reason());
+            tracing::error!(license = license_id, key = key_id, reason, "the stored license is refused: no start");
+            StartError::License { license_id, key_id, reason }
+        };
         let license = LicenseDocument::from_value(document).map_err(refused)?;
         license.verify(self.trust_roots()).map_err(refused)?;
         Ok(Arc::new(license))
@@ -192,4 +208,31 @@ impl Node {
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
     }
+}
+
+/// Brings the own `peer` record up to what this start was configured with.
+fn publish_settings(
+    tx: &Tx<'_>,
+    author: &Identity,
+    mut own: PeerRow,
+    config: &Config,
+    license_id: LicenseId,
+) -> Result<(), StartError> {
+    let Some(body) = own.body.take() else { return Ok(()) };
+    let mut current = PeerBody {
+        data_ports: config.data_ports,
+        api_access: config.api_access,
+        version: crate::model::VERSION.to_owned(),
+        license_id,
+        ..body.clone()
+    };
+    if !config.advertise_endpoints.is_empty() {
+        current.endpoints.clone_from(&config.advertise_endpoints);
+        own.endpoints.clone_from(&config.advertise_endpoints);
+        tx.put_peer(&own)?;
+    }
+    if current != body {
+        tx.put_own(author, kind::PEER, &author.peer_id.to_string(), &current)?;
+    }
+    Ok(())
 }

@@ -8,7 +8,10 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, header};
+use hyper::{
+    Method, Request,
+    header::{self, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use std::{io, sync::Mutex, time::Duration};
 
@@ -16,6 +19,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer read from a peer: a gossip message.
 pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Largest answer read from whoever an address leads to, before anything is proven (security.md row 17).
+const UNPROVEN_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -60,14 +65,28 @@ pub struct Call {
     pub path: String,
     pub body: Bytes,
     pub answer_timeout: Duration,
+    /// The condition of a write, passed on to the owner of the object.
+    pub if_match: Option<HeaderValue>,
 }
 
 impl Call {
     pub fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), body: Bytes::new(), answer_timeout: ANSWER_TIMEOUT }
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: Bytes::new(),
+            answer_timeout: ANSWER_TIMEOUT,
+            if_match: None,
+        }
     }
     pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
-        Self { method: Method::POST, path: path.into(), body: body.into(), answer_timeout: ANSWER_TIMEOUT }
+        Self {
+            method: Method::POST,
+            path: path.into(),
+            body: body.into(),
+            answer_timeout: ANSWER_TIMEOUT,
+            if_match: None,
+        }
     }
 }
 
@@ -85,7 +104,7 @@ impl PeerClient {
 
     /// An unsigned call: identity and handshake.
     pub async fn call(&self, endpoint: &Endpoint, call: &Call) -> Result<PeerAnswer, CallError> {
-        self.exchange(endpoint, call, Vec::new()).await
+        self.exchange(endpoint, call, Vec::new(), UNPROVEN_ANSWER_MAX_BYTES).await
     }
 
     /// A peer-signed call to `target` at `endpoint`.
@@ -108,7 +127,7 @@ impl PeerClient {
             target,
             on_behalf,
         };
-        self.exchange(endpoint, call, signed.headers(&author.key)).await
+        self.exchange(endpoint, call, signed.headers(&author.key), ANSWER_MAX_BYTES).await
     }
 
     async fn exchange(
@@ -116,6 +135,7 @@ impl PeerClient {
         endpoint: &Endpoint,
         call: &Call,
         headers: Vec<(&'static str, String)>,
+        answer_max_bytes: usize,
     ) -> Result<PeerAnswer, CallError> {
         let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.env.net.connect(endpoint));
         let stream = connect.await.map_err(|_| CallError::Timeout)?.map_err(connect_error)?;
@@ -130,6 +150,9 @@ impl PeerClient {
             for (name, value) in headers {
                 request = request.header(name, value);
             }
+            if let Some(version) = &call.if_match {
+                request = request.header(header::IF_MATCH, version);
+            }
             let request = request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))?;
             let clock = &self.env.clock;
             let exchange = async {
@@ -137,7 +160,7 @@ impl PeerClient {
                 let response = sender.send_request(request).await.map_err(protocol)?;
                 let round_trip = clock.mono() - sent_at;
                 let status = response.status().as_u16();
-                let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
+                let body = Limited::new(response.into_body(), answer_max_bytes)
                     .collect()
                     .await
                     .map_err(|e| CallError::Protocol(e.to_string()))?

@@ -2,6 +2,7 @@
 
 use super::{Identity, Node};
 use crate::{
+    gossip::Standing,
     model::{Code, PeerId, Refused},
     store::{StoreError, Tx},
     wire::record::{RecordKey, RevocationBody, RevocationReason, kind},
@@ -43,12 +44,18 @@ impl Node {
         }
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
-                void.iter().try_for_each(|key| tx.forget_record(key))?;
-                if peer != identity.peer_id {
-                    return drop_peer(tx, &identity, peer);
+                if peer == identity.peer_id {
+                    let others = tx.peers()?.into_iter().map(|p| p.peer_id).filter(|id| *id != peer);
+                    void.iter().try_for_each(|key| tx.forget_record(key))?;
+                    return others.into_iter().try_for_each(|id| tx.forget_peer(id));
                 }
-                let others = tx.peers()?.into_iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id);
-                others.into_iter().try_for_each(|id| tx.forget_peer(id))
+                // An operator may have taken it back since the machine spoke.
+                let key = tx.peer(peer)?.map(|row| row.public_key);
+                if tx.revocations()?.standing(peer, key.as_ref()) == Standing::Clear {
+                    return Ok(());
+                }
+                void.iter().try_for_each(|key| tx.forget_record(key))?;
+                drop_peer(tx, &identity, peer)
             })
             .await?;
         self.trust_changed(&[])?;

@@ -54,7 +54,8 @@ impl Node {
         };
         ending.cancel();
         let outcome = first.map_or(Ok(()), |ended| ended?);
-        if tokio::time::timeout(STOP_TIMEOUT, drivers.join_all()).await.is_err() {
+        let all_ended = async { while drivers.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, all_ended).await.is_err() {
             tracing::warn!("drivers did not end in {} s", STOP_TIMEOUT.as_secs());
         }
         tracing::info!("agent stopped");

@@ -26,6 +26,15 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// A second connection to an open database, that cannot write.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |action| move |source| StoreError::Open { path: path.to_owned(), action, source };
+    let connection = Connection::open(path).map_err(failed("cannot be opened for reading"))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("cannot be configured"))?;
+    connection.execute_batch("PRAGMA query_only = ON;").map_err(failed("cannot be configured"))?;
+    Ok(connection)
+}
+
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |action| move |source| StoreError::Open { path: path.to_owned(), action, source };
     let found: u32 = connection

@@ -2,6 +2,7 @@
 //! gives a new [`Revision`]; whoever watches it reads again. No clock and no randomness: times and ids are arguments.
 
 mod credentials;
+mod group_commit;
 mod meta;
 mod migrate;
 mod peers;
@@ -13,11 +14,12 @@ pub use peers::PeerRow;
 pub use records::{Author, Put};
 
 use crate::model::Refused;
-use rusqlite::{Connection, TransactionBehavior};
+use group_commit::GroupCommit;
+use rusqlite::Connection;
 use std::{
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 use tokio::sync::watch;
 
@@ -35,6 +37,8 @@ pub enum StoreError {
     NewerSchema { path: PathBuf, found: u32, known: u32 },
     #[error("database files of {path}")]
     Files { path: PathBuf, source: std::io::Error },
+    #[error("database commit: {0}")]
+    Commit(String),
     #[error("database query")]
     Sql(#[from] rusqlite::Error),
     #[error("database holds a {what} that cannot be read: {text}")]
@@ -55,14 +59,15 @@ impl From<StoreError> for Refused {
     }
 }
 
-/// A handle; clones share one connection.
+/// A handle; clones share one pair of connections.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    connection: Mutex<Connection>,
+    writer: GroupCommit,
+    reader: Mutex<Connection>,
     revision: watch::Sender<Revision>,
 }
 
@@ -86,8 +91,9 @@ impl<'a> Deref for Tx<'a> {
 impl Store {
     /// Opens or creates the database at `path` and brings it to the newest schema.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = migrate::open(path)?;
-        Ok(Self { inner: Arc::new(Inner { connection: Mutex::new(connection), revision: watch::Sender::default() }) })
+        let writer = GroupCommit::new(migrate::open(path)?);
+        let reader = Mutex::new(migrate::open_reader(path)?);
+        Ok(Self { inner: Arc::new(Inner { writer, reader, revision: watch::Sender::default() }) })
     }
 
     /// Changes whenever a commit changed something.
@@ -95,31 +101,29 @@ impl Store {
         self.inner.revision.subscribe()
     }
 
-    /// Runs `f` in one transaction and commits it before returning; an error rolls everything back.
+    /// Runs `f` in a transaction that is on disk when this returns; an error undoes what `f` did. Writes that come while
+    /// another one is on its way to the disk share the next commit.
     pub async fn write<T, E, F>(&self, f: F) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
         F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
     {
-        let mut connection = self.lock();
-        let changes_before = connection.total_changes();
-        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
-        let out = f(&Tx { view: View { connection: &tx } })?;
-        tx.commit().map_err(StoreError::from)?;
-        if connection.total_changes() != changes_before {
+        let told = self.inner.writer.submit(f);
+        if self.inner.writer.commit_submitted() {
             self.inner.revision.send_modify(|r| r.0 += 1);
         }
-        Ok(out)
+        told.await.expect("a write that panicked has no result")
     }
 
     /// Runs `f` on the last committed state.
     pub fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&View<'_>) -> Result<T, E>) -> Result<T, E> {
-        f(&View { connection: &self.lock() })
-    }
-
-    /// A panic inside a transaction rolled it back, so the connection stays usable.
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.inner.connection.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        let connection = self.inner.reader.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // One transaction, so that all that `f` reads is of one state.
+        let state = connection.unchecked_transaction().map_err(StoreError::from)?;
+        f(&View { connection: &state })
     }
 }
+
+#[cfg(test)]
+mod tests;

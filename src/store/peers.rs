@@ -2,8 +2,9 @@
 
 use super::{StoreError, Tx, View};
 use crate::{
+    gossip::{Revocations, Standing},
     model::{Endpoint, LicenseId, PeerId, PublicKey, UnixTime},
-    wire::record::{AnsweredRevocation, PeerBody, ReadmissionBody, RecordKey, RevocationBody, kind},
+    wire::record::{PeerBody, RecordKey, kind},
 };
 use rusqlite::{OptionalExtension, Row, params};
 use std::collections::BTreeSet;
@@ -92,41 +93,17 @@ impl View<'_> {
         Ok(row)
     }
 
-    /// Identities with a standing revocation.
-    pub fn revoked_identities(&self) -> Result<BTreeSet<(PeerId, PublicKey)>, StoreError> {
-        let mut revoked = BTreeSet::new();
-        for record in self.records_of(kind::REVOCATION)? {
-            let Ok(RevocationBody { peer_id: Some(id), public_key: Some(key), .. }) = record.body_as() else {
-                continue;
-            };
-            if !self.standing_revocations(id, &key)?.is_empty() {
-                revoked.insert((id, key));
-            }
-        }
-        Ok(revoked)
+    /// What the held records say of who is revoked.
+    pub fn revocations(&self) -> Result<Revocations, StoreError> {
+        let (revocations, readmissions) = (self.records_of(kind::REVOCATION)?, self.records_of(kind::READMISSION)?);
+        Ok(Revocations::of(revocations.iter().chain(&readmissions)))
     }
 
-    /// Revocations of a peer that no readmission answers. Either the id or the key is enough (cluster.md §8).
-    pub fn standing_revocations(&self, id: PeerId, key: &PublicKey) -> Result<Vec<AnsweredRevocation>, StoreError> {
-        let mut answered = BTreeSet::new();
-        for record in self.records_of(kind::READMISSION)? {
-            if let Ok(body) = record.body_as::<ReadmissionBody>()
-                && body.peer_id == id
-                && body.public_key == *key
-            {
-                answered.extend(body.answers);
-            }
-        }
-        let mut standing = Vec::new();
-        for record in self.records_of(kind::REVOCATION)? {
-            let Ok(body) = record.body_as::<RevocationBody>() else { continue };
-            let about = body.peer_id == Some(id) || body.public_key.as_ref() == Some(key);
-            let this = AnsweredRevocation { issuer: record.key.owner, version: record.version };
-            if about && !answered.contains(&this) {
-                standing.push(this);
-            }
-        }
-        Ok(standing)
+    /// Identities with a standing revocation.
+    pub fn revoked_identities(&self) -> Result<BTreeSet<(PeerId, PublicKey)>, StoreError> {
+        let revocations = self.revocations()?;
+        let stands = |(id, key): &(PeerId, PublicKey)| revocations.standing(*id, Some(key)) != Standing::Clear;
+        Ok(revocations.subjects().filter(stands).collect())
     }
 }
 
@@ -187,4 +164,86 @@ fn read_peer(row: &Row<'_>) -> Result<PeerRow, StoreError> {
         created_at: UnixTime::from_ms(row.get::<_, i64>(7)?.unsigned_abs()),
         body: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Rng, SigningKey},
+        store::{Author, Store},
+        wire::record::{AnsweredRevocation, ReadmissionBody, Record, RevocationBody, RevocationReason},
+    };
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn author(seed: u8) -> Author {
+        let key = SigningKey::from_seed([seed; 32]);
+        Author { peer_id: PeerId::mint(NOW, &mut Rng::from_seed([seed; 32])), key }
+    }
+
+    fn revocation(by: &Author, of: &Author, version: u64) -> Record {
+        let body = RevocationBody {
+            peer_id: Some(of.peer_id),
+            public_key: Some(of.key.public()),
+            client_id: None,
+            reason: RevocationReason::Deleted,
+            revoked_at: NOW,
+        };
+        record(by, kind::REVOCATION, of, version, &body)
+    }
+
+    fn readmission(by: &Author, of: &Author, version: u64, answers: &[&Record]) -> Record {
+        let answer = |r: &&Record| AnsweredRevocation { issuer: r.key.owner, version: r.version };
+        let body = ReadmissionBody {
+            peer_id: of.peer_id,
+            public_key: of.key.public(),
+            answers: answers.iter().map(answer).collect(),
+            readmitted_at: NOW,
+        };
+        record(by, kind::READMISSION, of, version, &body)
+    }
+
+    fn record(by: &Author, kind: &str, of: &Author, version: u64, body: &impl serde::Serialize) -> Record {
+        let body = serde_json::to_value(body).unwrap();
+        Record::sign(&by.key, by.peer_id, kind, &of.peer_id.to_string(), version, body).unwrap()
+    }
+
+    async fn revoked(records: Vec<Record>) -> BTreeSet<(PeerId, PublicKey)> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("arctic.db")).unwrap();
+        let write = store.write(move |tx| records.iter().try_for_each(|r| tx.put_verified(r).map(drop)));
+        write.await.map_err(|e: StoreError| e).unwrap();
+        store.read(|v| v.revoked_identities()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn nobody_readmits_itself_and_no_removed_peer_readmits_another() {
+        let (a, b, c) = (author(1), author(2), author(3));
+        let identity = |who: &Author| (who.peer_id, who.key.public());
+        let of_c = revocation(&a, &c, 1);
+        assert_eq!(revoked(vec![of_c.clone()]).await, BTreeSet::from([identity(&c)]));
+        let by_itself = readmission(&c, &c, 1, &[&of_c]);
+        assert_eq!(revoked(vec![of_c.clone(), by_itself]).await, BTreeSet::from([identity(&c)]));
+        let by_b = readmission(&b, &c, 1, &[&of_c]);
+        assert_eq!(revoked(vec![of_c.clone(), by_b.clone()]).await, BTreeSet::new());
+        let of_b = revocation(&a, &b, 2);
+        assert_eq!(revoked(vec![of_c, by_b, of_b]).await, BTreeSet::from([identity(&b), identity(&c)]));
+    }
+
+    #[test]
+    fn a_readmission_answers_what_an_earlier_one_answered() {
+        let (a, b, c) = (author(1), author(2), author(3));
+        let of_c = revocation(&b, &c, 3);
+        let first = readmission(&a, &c, 5, &[&of_c]);
+        let again = revocation(&a, &c, 7);
+        let held = Revocations::of([&of_c, &first, &again]);
+        let against = held.against(c.peer_id, &c.key.public());
+        assert_eq!(against.len(), 2);
+        // It takes the place of the first, which has the same kind, id and owner.
+        let second = readmission(&a, &c, 8, &[&of_c, &again]);
+        assert_eq!((&second.key, second.body_as::<ReadmissionBody>().unwrap().answers), (&first.key, against));
+        let held = Revocations::of([&of_c, &again, &second]);
+        assert_eq!(held.standing(c.peer_id, Some(&c.key.public())), Standing::Clear);
+    }
 }

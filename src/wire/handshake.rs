@@ -3,12 +3,12 @@
 use super::canonical;
 use super::record::{Record, Voucher};
 use super::sign::{Domain, Transcript};
-use crate::model::{ClusterId, Endpoint, LicenseId, PeerId, PublicKey, Signature, X25519Public};
+use crate::model::{ClusterId, DEFAULT_API_PORT, Endpoint, LicenseId, PeerId, PublicKey, Signature, X25519Public};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU16, str::FromStr};
 
 /// The only protocol there is: nothing is negotiated, so nothing can be downgraded.
 pub const PROTOCOL: u32 = 1;
@@ -178,6 +178,14 @@ pub struct Init {
     /// Where the initiator believes the responder to be reachable, in order.
     #[serde(default)]
     pub target_endpoints: Vec<Endpoint>,
+    /// Port of the initiator's API, for the call back to the address it is seen at when it knows no endpoint.
+    #[serde(default = "default_api_port")]
+    pub api_port: NonZeroU16,
+}
+
+/// 8080.
+pub fn default_api_port() -> NonZeroU16 {
+    const { NonZeroU16::new(DEFAULT_API_PORT).expect("8080 is not 0") }
 }
 
 /// Step 1r.
@@ -384,6 +392,7 @@ mod tests {
             cluster_id: ClusterId::mint(t, &mut rng),
             endpoints: vec!["n1".parse().unwrap()],
             target_endpoints: vec!["n2:81".parse().unwrap()],
+            api_port: default_api_port(),
         }
     }
 
@@ -396,6 +405,12 @@ mod tests {
         value["endpoints"] = json!(vec!["n1:1"; ENDPOINTS_MAX + 1]);
         assert!(matches!(decode::<Init>(value.to_string().as_bytes()), Err(MessageError::FieldTooLarge("endpoints"))));
         value["endpoints"] = json!([]);
+        for bad in [json!(0), json!(65_536), json!(-1), json!("8080")] {
+            value["api_port"] = bad;
+            assert!(matches!(decode::<Init>(value.to_string().as_bytes()), Err(MessageError::Form(_))));
+        }
+        value.as_object_mut().unwrap().remove("api_port");
+        assert_eq!(decode::<Init>(value.to_string().as_bytes()).unwrap().api_port.get(), 8080);
         value["protocol"] = json!(2);
         assert!(matches!(decode::<Init>(value.to_string().as_bytes()), Err(MessageError::Protocol(2))));
         value["pad"] = json!("x".repeat(INIT_MAX_BYTES));

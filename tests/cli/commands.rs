@@ -288,6 +288,15 @@ fn health_tells_live_ready_and_not_ready_apart() {
 }
 
 #[test]
+fn version_lists_the_license_keys_that_the_build_embeds() {
+    let keys = arctic::license::TrustRoots::embedded().key_ids();
+    let listed = Workstation::new().run("version -v --url http://127.0.0.1:1").ok().out;
+    assert!(keys.iter().all(|id| listed.contains(id)) && listed.contains("Keys "), "{listed}");
+    let object = Workstation::new().run("version -v -j --url http://127.0.0.1:1").ok().json();
+    assert_eq!(object["license_keys"], serde_json::json!(keys));
+}
+
+#[test]
 fn version_is_known_with_and_without_an_agent() {
     let (_agent, station) = lab();
     let ran = station.run("version").ok();

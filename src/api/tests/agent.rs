@@ -6,7 +6,7 @@ use crate::{
     kernel::FakeKernel,
     license::{Features, LicenseDocument, Terms, TrustRoots},
     model::{ClientId, CustomerId, LicenseId, Mono, Rng, SigningKey, UnixTime},
-    node::{Config, Node, RecoveryToken},
+    node::{Config, Node, RecoveryToken, StartError},
     os::net::TokioNet,
     routing::Forwarding,
 };
@@ -64,6 +64,12 @@ impl TestClock {
         let mut now = self.0.lock().unwrap();
         *now = (now.0 + by, now.1.plus(by));
     }
+
+    /// Somebody sets the wall clock ahead.
+    pub(super) fn jump(&self, by: Duration) {
+        let mut now = self.0.lock().unwrap();
+        now.1 = now.1.plus(by);
+    }
 }
 
 impl Clock for TestClock {
@@ -97,11 +103,21 @@ impl RunningEngines for Idle {
 }
 
 async fn start_node(clock: Arc<dyn Clock>, dir: &Path, seed: u8, change: impl FnOnce(&mut Config)) -> Node {
+    try_start(clock, dir, seed, &vendor(), change).await.unwrap()
+}
+
+async fn try_start(
+    clock: Arc<dyn Clock>,
+    dir: &Path,
+    seed: u8,
+    vendor: &SigningKey,
+    change: impl FnOnce(&mut Config),
+) -> Result<Node, StartError> {
     let env =
         Env::new(Arc::new(TokioNet::new(None)), Arc::new(FakeKernel::default()), clock, Arc::new(Idle), [seed; 32]);
     let mut config = Config { data_dir: dir.to_owned(), default_name: "london".into(), ..Config::default() };
     change(&mut config);
-    Node::start(env, config, TrustRoots::from_keys([vendor().public()])).await.unwrap()
+    Node::start(env, config, TrustRoots::from_keys([vendor.public()])).await
 }
 
 pub(super) struct Agent {
@@ -127,6 +143,15 @@ impl Agent {
     pub(super) async fn restarted(self, change: impl FnOnce(&mut Config)) -> Self {
         self.stop.cancel();
         Self::on(self.clock.clone(), self.dir.clone(), change).await
+    }
+
+    /// Why a restart with a build that trusts `vendor` fails.
+    pub(super) async fn refused_restart(&self, vendor: &SigningKey) -> StartError {
+        try_start(self.clock.clone(), self.dir.path(), 1, vendor, |_| {}).await.err().expect("no start")
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        self.dir.path()
     }
 
     async fn on(clock: Arc<TestClock>, dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {

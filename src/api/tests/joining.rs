@@ -32,7 +32,7 @@ async fn before_bootstrap_only_the_listed_endpoints_answer() {
     }
 }
 
-// accepts: 000-06, 000-08, 000-14, 001-54
+// accepts: 000-06, 000-08, 000-14, 000-38, 001-54
 #[tokio::test]
 async fn bootstrap_gives_the_secret_once_and_only_one_call_wins() {
     let agent = Agent::new().await;

@@ -5,3 +5,4 @@ mod agent;
 mod joining;
 mod objects;
 mod peers_only;
+mod starting;

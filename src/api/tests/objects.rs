@@ -22,7 +22,7 @@ async fn know_peer(agent: &Agent, seed: u8, trusted: bool) -> PeerId {
     id
 }
 
-// accepts: 000-23, 000-24, 000-38, 000-48
+// accepts: 000-23, 000-24, 000-48
 #[tokio::test]
 async fn peers_are_listed_and_the_local_one_stays() {
     let agent = Agent::bootstrapped().await;
@@ -79,7 +79,7 @@ async fn service(agent: &Agent, body: Value) -> Reply {
     agent.caller.post("/v1/services", body).await
 }
 
-// accepts: 002-03, 002-04, 002-18, 002-20, 002-21, 002-22, 002-23, 002-66, 002-69
+// accepts: 002-03, 002-04, 002-18, 002-20, 002-21, 002-23, 002-65, 002-66, 002-69
 #[tokio::test]
 async fn services_live_and_die() {
     let agent = Agent::bootstrapped().await;
@@ -145,6 +145,7 @@ async fn services_live_and_die() {
     service(&agent, json!({ "target_peer_id": target })).await.expect(201);
 }
 
+// accepts: 002-17
 #[tokio::test]
 async fn features_are_those_of_the_license() {
     let agent = Agent::bootstrapped().await;
@@ -162,11 +163,18 @@ async fn features_are_those_of_the_license() {
     assert_eq!(know_peer(&agent, 9, true).await, target);
     let made = service(&agent, transparent).await.expect(201);
     assert_eq!(made["fully_transparent"], true);
+    agent.caller.delete(&format!("/v1/services/{}", made["id"].as_str().unwrap())).await;
+    let five = json!({"target_peer_id": target, "transport_type": "tcp", "requires_interface": true,
+                      "desired_ipv4_cidr": "192.168.100.10/24", "bandwidth_limit_mbps": 1000});
+    let made = service(&agent, five.clone()).await.expect(201);
+    for (field, value) in five.as_object().unwrap() {
+        assert_eq!(&made[field], value, "{field}");
+    }
     let kcp = json!({"target_peer_id": target, "transport_type": "kcp", "bandwidth_limit_mbps": 1000});
     assert_eq!(service(&agent, kcp).await.expect(201)["bandwidth_limit_mbps"], 1000);
 }
 
-// accepts: 002-27, 002-28, 002-29, 002-40, 002-42, 002-45, 002-46, 002-47, 002-58
+// accepts: 002-27, 002-40, 002-42, 002-45, 002-46, 002-47, 002-58
 #[tokio::test]
 async fn routes_are_added_all_or_none_and_deleted_one_by_one() {
     let agent = Agent::bootstrapped().await;

@@ -10,6 +10,7 @@ use crate::{
 use hyper::Method;
 use serde_json::json;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A peer that exists only as a key, trusted by `agent`.
 struct Peer {
@@ -88,6 +89,34 @@ async fn gossip_is_for_trusted_peers_with_a_fresh_signature_for_us() {
     refused(&peer.headers((path, body), own_id, now, Some(&who)), path).await;
 }
 
+/// security.md row 15: ids of peers are public, so a claim to be one may not cost much memory.
+#[tokio::test]
+async fn large_bodies_of_unproven_senders_are_few() {
+    let agent = Agent::bootstrapped().await;
+    let mut peer = Peer::trusted_by(&agent).await;
+    let own_id = agent.node.identity().unwrap().peer_id;
+    let (path, now) = ("/v1/gossip/push", agent.clock.unix());
+    let claim = peer.headers((path, "other"), own_id, now, None);
+    let claim: String = claim.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n{claim}\r\n");
+    let addr = agent.caller.addr;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let head = head.clone();
+        calls.spawn(async move {
+            let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            let read = tokio::time::timeout(Duration::from_secs(2), stream.read_exact(&mut answer)).await;
+            read.is_ok().then(|| String::from_utf8_lossy(&answer).into_owned())
+        });
+    }
+    let answers: Vec<String> = calls.join_all().await.into_iter().flatten().collect();
+    assert_eq!(answers, ["HTTP/1.1 429"; 4]);
+    let small = peer.headers((path, "{}"), own_id, now, None);
+    assert_ne!(post(&agent.caller, path, &small, "{}").await.status, 429);
+}
+
 #[tokio::test]
 async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may() {
     let agent = Agent::bootstrapped().await;
@@ -108,7 +137,7 @@ async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may(
     assert_eq!(call(known, "admin", "/v1/peers").await.refusal(), (401, "UNAUTHORIZED"));
 }
 
-// accepts: 000-15, 000-32, 000-33, 000-35
+// accepts: 000-03, 000-15, 000-32, 000-33
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
     let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
@@ -118,6 +147,7 @@ async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
         async move { caller.post("/v1/peers", json!({"endpoints": [addr], "name": "new-agent"})).await }
     };
     let closed = tokio::spawn(add("127.0.0.1:1".into()));
+    let talkative = tokio::spawn(add(talkative().await.to_string()));
     let added = add(b.caller.addr.to_string()).await.expect(201);
     assert_eq!((&added["name"], &added["is_local"]), (&json!("new-agent"), &json!(false)));
     assert_eq!(added["id"], b.node.identity().unwrap().peer_id.to_string());
@@ -129,8 +159,25 @@ async fn peers_are_added_over_http_and_refused_with_the_fixed_texts() {
         ((422, "LICENSE_MISMATCH"), "handshake failed: license mismatch")
     );
     assert_eq!(add(a.caller.addr.to_string()).await.refusal(), (400, "INVALID_REQUEST"));
+    let talkative = talkative.await.unwrap();
+    assert_eq!(talkative.error(), "handshake failed: connection failed", "no more than 64 KiB are read");
     let closed = closed.await.unwrap();
     assert_eq!((closed.refusal(), closed.error()), ((422, "HANDSHAKE_FAILED"), "handshake failed: connection refused"));
+}
+
+/// Answers every connection with a hundred KiB.
+async fn talkative() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            drop(stream.read(&mut request).await);
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 102400\r\n\r\n{}", " ".repeat(102_400));
+            drop(stream.write_all(answer.as_bytes()).await);
+        }
+    });
+    addr
 }
 
 // accepts: 002-15
@@ -155,6 +202,10 @@ async fn writes_for_another_source_go_to_that_peer() {
     let added = a.caller.post(&routes, json!({"routes": [{"dest_cidr": "10.0.0.0/8"}]})).await.expect(201);
     assert_eq!(added, json!({"route_ids": [1], "count": 1}));
     until(|| !a.node.store().read(|v| v.service(id)).unwrap().unwrap().body.routes.is_empty()).await;
+    let bearer = format!("Bearer {}", a.caller.token.clone().unwrap());
+    let stale = [("if-match", "99999"), ("authorization", bearer.as_str())];
+    let refused = a.caller.send(Method::DELETE, &format!("/v1/services/{id}"), &stale, "").await;
+    assert_eq!(refused.refusal(), (409, "CONFLICT"), "the owner sees the condition");
     assert_eq!(a.caller.delete(&format!("{routes}/1")).await.status, 204);
 
     let b_addr = b.caller.addr;
@@ -163,6 +214,36 @@ async fn writes_for_another_source_go_to_that_peer() {
     let refused = a.caller.delete(&format!("/v1/services/{id}")).await;
     assert_eq!(refused.refusal(), (422, "PEER_UNREACHABLE"));
     a.caller.get(&format!("/v1/services/{id}")).await.expect(200);
+}
+
+/// The machine holds what it was pushed; the store has to come to it too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_store_refused_is_committed_later() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    a.caller.post("/v1/peers", json!({"endpoints": [b.caller.addr.to_string()]})).await.expect(201);
+    let disk = rusqlite::Connection::open(a.node.config().data_dir.join("arctic.db")).unwrap();
+    disk.busy_timeout(Duration::from_secs(5)).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON records WHEN new.kind = 'service' \
+                BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    disk.execute_batch(full).unwrap();
+    let target = a.node.identity().unwrap().peer_id;
+    let made = b.caller.post("/v1/services", json!({ "target_peer_id": target })).await.expect(201);
+    let id: crate::model::ServiceId = made["id"].as_str().unwrap().parse().unwrap();
+    let services = || a.node.cluster_view().registries["services"].0;
+    until(|| services() == 1).await;
+    assert!(a.node.store().read(|v| v.service(id)).unwrap().is_none());
+    disk.execute_batch("DROP TRIGGER full").unwrap();
+    until(|| a.node.store().read(|v| v.service(id)).unwrap().is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_forgot_us_is_called_again() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    a.caller.post("/v1/peers", json!({"endpoints": [b.caller.addr.to_string()]})).await.expect(201);
+    let a_id = a.node.identity().unwrap().peer_id;
+    b.node.store().write(move |tx| tx.forget_peer(a_id)).await.map_err(|e: StoreError| e).unwrap();
+    a.node.sync().await;
+    until(|| b.node.store().read(|v| v.peer(a_id)).unwrap().is_some_and(|p| p.trusted)).await;
 }
 
 /// Polls for 20 s at most.

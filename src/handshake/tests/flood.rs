@@ -18,6 +18,7 @@ fn stranger_init(world: &World, rng: &mut Rng) -> Init {
         cluster_id: world.agents[0].local.cluster_id,
         endpoints: Vec::new(),
         target_endpoints: Vec::new(),
+        api_port: handshake::default_api_port(),
     }
 }
 

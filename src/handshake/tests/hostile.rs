@@ -89,6 +89,7 @@ const FIELDS: [(Leg, &[&str]); 6] = [
             "cluster_id",
             "endpoints",
             "target_endpoints",
+            "api_port",
         ],
     ),
     (
@@ -183,9 +184,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1200))]
 
     #[test]
-    fn every_changed_field_is_refused(pick in 0usize..27, how in any::<u32>()) {
+    fn every_changed_field_is_refused(pick in 0usize..28, how in any::<u32>()) {
         let all: Vec<_> = FIELDS.iter().flat_map(|(leg, fields)| fields.iter().map(move |f| (*leg, *f))).collect();
-        prop_assert_eq!(all.len(), 27);
+        prop_assert_eq!(all.len(), 28);
         let (leg, field) = all[pick];
         run_mutated(leg, field, move |value| mutate(&mut value[field], how)).map_err(TestCaseError::fail)?;
     }
@@ -405,6 +406,7 @@ fn stranger(world: &mut World, claim: impl Fn(&mut Init)) -> Stranger {
         cluster_id: world.agents[0].local.cluster_id,
         endpoints: vec![endpoint("n0")],
         target_endpoints: Vec::new(),
+        api_port: handshake::default_api_port(),
     };
     claim(&mut init);
     let response = init_reason(world, &init).unwrap();

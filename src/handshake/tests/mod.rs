@@ -377,6 +377,8 @@ fn agent(n: usize, name: Endpoint, license: LicenseId, customer: CustomerId, rng
         max_nodes: 10,
         cluster_id: ClusterId::mint(WALL, rng),
         endpoints: vec![name],
+        // Not the default, so that its absence shows.
+        api_port: 9443.try_into().unwrap(),
         record,
         members: BTreeSet::from([peer_id]),
         gate: LicenseGate::Open,
