@@ -122,6 +122,7 @@ fn holds(table: &Table, m: &Match, packet: &Packet, host: &HostView) -> bool {
         Match::EnteredBy(name) => matches!(&packet.arrival, Arrival::Entered { interface } if interface == name),
         Match::Reply => packet.reply,
         Match::NotOpening => !packet.opening,
+        Match::Captured { mask } => packet.connection_mark & mask != 0,
         Match::NotCaptured { mask } => packet.connection_mark & mask == 0,
         Match::TransparentSocket => packet.transparent_socket,
         Match::NotAlive => !host.alive,

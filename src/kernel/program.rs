@@ -102,6 +102,10 @@ pub enum Match {
     NotCaptured {
         mask: u32,
     },
+    /// Of a connection that was captured when it was opened.
+    Captured {
+        mask: u32,
+    },
     /// Belongs to an established transparent socket.
     TransparentSocket,
     /// The liveness element has expired.

@@ -129,6 +129,9 @@ impl Ruleset {
             prerouting.extend(Family::BOTH.into_iter().filter_map(|family| self.intercept(capture, family)));
             output.extend(Family::BOTH.into_iter().filter_map(|family| self.mark_output(capture, family)));
         }
+        if !self.captures.is_empty() {
+            prerouting.push(self.ended());
+        }
         Table {
             name: TABLE_TCP,
             sets: self.sets(TCP),
@@ -201,6 +204,12 @@ impl Ruleset {
     fn open_before(&self) -> Rule {
         let matches = [Match::Protocol(TCP), Match::NotOpening, Match::NotCaptured { mask: self.mask.bits() }];
         Rule::new(matches, Action::Accept, "connection that was not captured")
+    }
+
+    /// The engine that carried it is gone, without the client knowing yet: its bytes do not travel in clear instead.
+    fn ended(&self) -> Rule {
+        let matches = [Match::Protocol(TCP), Match::NotOpening, Match::Captured { mask: self.mask.bits() }];
+        Rule::new(matches, Action::Drop, "captured connection without its engine")
     }
 
     fn divert(&self) -> Rule {

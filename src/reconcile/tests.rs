@@ -282,6 +282,9 @@ fn without_a_listener_a_forwarded_packet_is_plain() {
     let packet = Packet { arrival: Arrival::Entered { interface: "lan0".into() }, ..packet("192.168.0.1", "10.0.0.1") };
     let verdict = classify(&tables, &packet, &HostView { listener_v4: false, ..view() });
     assert_eq!(verdict, Verdict::Plain);
+    let later = Packet { opening: false, connection_mark: MarkMask::default().service(1), ..packet };
+    let verdict = classify(&tables, &later, &HostView { listener_v4: false, ..view() });
+    assert_eq!(verdict, Verdict::Dropped, "what was captured does not go on in clear");
 }
 
 #[test]

@@ -91,6 +91,13 @@ impl Expressions {
         });
     }
 
+    /// Compares our bits of the mark of the connection with none.
+    fn connection_bits(&mut self, op: u32, mask: u32) {
+        self.connection(CT_MARK);
+        self.mask(&mask.to_ne_bytes(), &[0; 4]);
+        self.compare(op, &[0; 4]);
+    }
+
     fn compare(&mut self, op: u32, value: &[u8]) {
         self.expression("cmp", |w| {
             w.be32(1, REG_1);
@@ -215,11 +222,8 @@ impl Expressions {
                 self.mask(&[TCP_FIN_SYN_RST_ACK], &[0]);
                 self.compare(CMP_NEQ, &[TCP_SYN]);
             }
-            Match::NotCaptured { mask } => {
-                self.connection(CT_MARK);
-                self.mask(&mask.to_ne_bytes(), &[0; 4]);
-                self.compare(CMP_EQ, &[0; 4]);
-            }
+            Match::Captured { mask } => self.connection_bits(CMP_NEQ, *mask),
+            Match::NotCaptured { mask } => self.connection_bits(CMP_EQ, *mask),
             Match::TransparentSocket => {
                 self.expression("socket", |w| {
                     w.be32(1, 0 /* transparent */);
