@@ -66,19 +66,9 @@ fn publish(a: &Side, b: &Side) {
     let all = "0.0.0.0/0".parse().ok();
     let now = UnixTime::from_ms(0);
     let body = ServiceBody {
-        name: "bench".into(),
-        source_peer_id: a.id,
-        target_peer_id: b.id,
-        transport_type: Transport::Tcp,
-        requires_interface: false,
-        desired_ipv4_cidr: None,
-        desired_ipv6_cidr: None,
-        bandwidth_limit_mbps: 0,
-        fully_transparent: false,
         routes: vec![Route { id: 1, source_cidr: None, dest_cidr: all, priority: 100, version: 1, created_at: now }],
         next_route_id: 2,
-        created_at: now,
-        updated_at: now,
+        ..ServiceBody::plain("bench", a.id, b.id, now)
     };
     let forwarded = ForwardedService {
         source: a.id,

@@ -107,15 +107,6 @@ fn forwarding(ids: [PeerId; 2], keys: &[SigningKey; 2], rng: &mut Rng) -> Forwar
     ]);
     let routes = ROUTED.map(|net| (None, Some(net.parse().unwrap())));
     let body = ServiceBody {
-        name: "servers".into(),
-        source_peer_id: ids[0],
-        target_peer_id: ids[1],
-        transport_type: Transport::Tcp,
-        requires_interface: false,
-        desired_ipv4_cidr: None,
-        desired_ipv6_cidr: None,
-        bandwidth_limit_mbps: 0,
-        fully_transparent: false,
         routes: (1..)
             .zip(routes)
             .map(|(id, (source_cidr, dest_cidr))| Route {
@@ -128,8 +119,7 @@ fn forwarding(ids: [PeerId; 2], keys: &[SigningKey; 2], rng: &mut Rng) -> Forwar
             })
             .collect(),
         next_route_id: 3,
-        created_at: now,
-        updated_at: now,
+        ..ServiceBody::plain("servers", ids[0], ids[1], now)
     };
     let service = Service { id: ServiceId::mint(now, rng), version: 1, body };
     let forwarded = ForwardedService {

@@ -5,9 +5,7 @@ mod support;
 use arctic::{
     env::SystemClock,
     kernel::{BoxFuture, Intercept, Kernel, MarkMask, Owned},
-    model::{
-        DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
-    },
+    model::{DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, UnixTime},
     os::LinuxKernel,
     reconcile::{Change, Desired, EngineState, Reconcile, Settings, Source, Status},
     routing::PeerPath,
@@ -59,21 +57,7 @@ fn desired(revision: u64, count: u64) -> Desired {
             created_at: at,
         };
         let routes = vec![route(1, format!("10.{}.{}.0/24", n / 256, n % 256)), route(2, format!("fd00:{n:x}::/32"))];
-        let body = ServiceBody {
-            name: format!("s{n}"),
-            source_peer_id: here,
-            target_peer_id: there,
-            transport_type: Transport::Tcp,
-            requires_interface: false,
-            desired_ipv4_cidr: None,
-            desired_ipv6_cidr: None,
-            bandwidth_limit_mbps: 0,
-            fully_transparent: false,
-            routes,
-            next_route_id: 3,
-            created_at: at,
-            updated_at: at,
-        };
+        let body = ServiceBody { routes, next_route_id: 3, ..ServiceBody::plain(&format!("s{n}"), here, there, at) };
         Service { id: ServiceId::mint(at, &mut rng), version: 1, body }
     };
     let services = (0..count).map(&mut service).collect();

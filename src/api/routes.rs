@@ -150,7 +150,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PeerId, Rng, ServiceId, Transport};
+    use crate::model::{PeerId, Rng, ServiceId};
 
     fn code(route: &str) -> Code {
         Wish::read_all(format!(r#"{{"routes":[{route}]}}"#).as_bytes()).unwrap_err().code
@@ -159,21 +159,7 @@ mod tests {
     fn service() -> Service {
         let (now, mut rng) = (UnixTime::from_secs(1), Rng::from_seed([1; 32]));
         let peer = PeerId::mint(now, &mut rng);
-        let body = ServiceBody {
-            name: "s".into(),
-            source_peer_id: peer,
-            target_peer_id: peer,
-            transport_type: Transport::Tcp,
-            requires_interface: false,
-            desired_ipv4_cidr: None,
-            desired_ipv6_cidr: None,
-            bandwidth_limit_mbps: 0,
-            fully_transparent: false,
-            routes: Vec::new(),
-            next_route_id: 1,
-            created_at: now,
-            updated_at: now,
-        };
+        let body = ServiceBody::plain("s", peer, peer, now);
         Service { id: ServiceId::mint(now, &mut rng), version: 1, body }
     }
 

@@ -428,21 +428,7 @@ mod tests {
         let mut services: Vec<Service> = Vec::new();
         for _ in 0..100 {
             let id = mint_id(&services, now, &mut rng).unwrap();
-            let body = ServiceBody {
-                name: id.to_string(),
-                source_peer_id: peer,
-                target_peer_id: peer,
-                transport_type: Transport::Tcp,
-                requires_interface: false,
-                desired_ipv4_cidr: None,
-                desired_ipv6_cidr: None,
-                bandwidth_limit_mbps: 0,
-                fully_transparent: false,
-                routes: Vec::new(),
-                next_route_id: 1,
-                created_at: now,
-                updated_at: now,
-            };
+            let body = ServiceBody::plain(&id.to_string(), peer, peer, now);
             services.push(Service { id, version: 1, body });
         }
         let names: std::collections::BTreeSet<_> = services.iter().map(|s| interface_name(s.id)).collect();

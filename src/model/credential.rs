@@ -1,8 +1,9 @@
 //! Scopes and secrets of API clients (api.md §2).
 
 use super::Rng;
+use super::text::json_as_text;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, fmt, str::FromStr};
 use subtle::ConstantTimeEq;
@@ -79,18 +80,7 @@ impl FromStr for Scope {
     }
 }
 
-impl Serialize for Scope {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Scope {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let s = std::borrow::Cow::<str>::deserialize(d)?;
-        s.parse().map_err(serde::de::Error::custom)
-    }
-}
+json_as_text!(Scope);
 
 /// A set of scopes; as text, space-separated urns (RFC 6749 §3.3).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! `host:port` where an agent can be reached.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use super::text::as_text;
 use std::{fmt, net::IpAddr, str::FromStr};
 
 /// The API port where none is given (spec README).
@@ -97,24 +97,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for Endpoint {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Endpoint {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let s = std::borrow::Cow::<str>::deserialize(d)?;
-        s.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(Endpoint);
 
 #[cfg(test)]
 mod tests {

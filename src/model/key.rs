@@ -1,8 +1,8 @@
 //! Ed25519 identities and signatures over `domain || 0x00 || lp(f1) || lp(f2) …` live in `wire::sign`; here are the keys.
 
+use super::text::as_text;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use ed25519_dalek::Signer;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -30,22 +30,7 @@ macro_rules! base64_json {
                 f.write_str(&BASE64.encode(self.as_bytes()))
             }
         }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
-            }
-        }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let s = std::borrow::Cow::<str>::deserialize(d)?;
-                s.parse().map_err(serde::de::Error::custom)
-            }
-        }
+        as_text!($name);
     };
 }
 

@@ -9,6 +9,7 @@ mod key;
 mod peer;
 mod random;
 mod service;
+mod text;
 mod time;
 
 pub use cidr::{CidrError, parse_host_cidr, parse_route_cidr};

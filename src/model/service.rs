@@ -75,6 +75,27 @@ pub struct ServiceBody {
     pub updated_at: UnixTime,
 }
 
+impl ServiceBody {
+    /// A `tcp` service with every default and no routes.
+    pub fn plain(name: &str, source: PeerId, target: PeerId, now: UnixTime) -> Self {
+        Self {
+            name: name.to_owned(),
+            source_peer_id: source,
+            target_peer_id: target,
+            transport_type: Transport::default(),
+            requires_interface: false,
+            desired_ipv4_cidr: None,
+            desired_ipv6_cidr: None,
+            bandwidth_limit_mbps: 0,
+            fully_transparent: false,
+            routes: Vec::new(),
+            next_route_id: 1,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 /// A live service as the store gives it: its id, the version of its record, its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {

@@ -1,6 +1,6 @@
 //! Time as values. Neither type can read a clock: drivers pass `now` in.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use super::text::as_text;
 use std::{
     fmt,
     ops::{Add, Sub},
@@ -91,24 +91,14 @@ impl fmt::Display for UnixTime {
     }
 }
 
-impl fmt::Debug for UnixTime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+impl std::str::FromStr for UnixTime {
+    type Err = TimeError;
+    fn from_str(s: &str) -> Result<Self, TimeError> {
+        Self::parse_rfc3339(s)
     }
 }
 
-impl Serialize for UnixTime {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for UnixTime {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let s = std::borrow::Cow::<str>::deserialize(d)?;
-        Self::parse_rfc3339(&s).map_err(serde::de::Error::custom)
-    }
-}
+as_text!(UnixTime);
 
 #[cfg(test)]
 mod tests {

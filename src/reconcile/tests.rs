@@ -61,19 +61,9 @@ fn route(id: u32, source: Option<IpNet>, dest: Option<IpNet>, priority: u16) -> 
 
 fn service(seed: u8, source: PeerId, target: PeerId, routes: Vec<Route>) -> Service {
     let body = ServiceBody {
-        name: format!("s{seed}"),
-        source_peer_id: source,
-        target_peer_id: target,
-        transport_type: Transport::Tcp,
-        requires_interface: false,
-        desired_ipv4_cidr: None,
-        desired_ipv6_cidr: None,
-        bandwidth_limit_mbps: 0,
-        fully_transparent: false,
         routes,
         next_route_id: 100,
-        created_at: UnixTime::from_secs(1),
-        updated_at: UnixTime::from_secs(1),
+        ..ServiceBody::plain(&format!("s{seed}"), source, target, UnixTime::from_secs(1))
     };
     Service { id: service_id(seed), version: 1, body }
 }
