@@ -71,6 +71,25 @@ fn a_service_written_on_one_agent_acts_on_another() {
 }
 
 // accepts: 000-35
+// accepts: 002-15
+#[test]
+fn a_service_of_another_peer_can_be_read_where_it_was_written() {
+    twin_run("a_service_of_another_peer_can_be_read_where_it_was_written", SEEDS, |seed| {
+        let mut cluster = three_joined(seed);
+        cluster.act(|op| async move {
+            let [source, target] = [peer_id(&op, "n2").await, peer_id(&op, "n3").await];
+            let wish = json!({"source_peer_id": source, "target_peer_id": target});
+            let service = op.post("n1", "/v1/services", wish).await.expect(201);
+            assert_eq!(service["source_peer_id"], source.as_str());
+            let path = format!("/v1/services/{}/routes", service["id"].as_str().expect("an id"));
+            op.post("n1", &path, json!({"routes": [{"dest_cidr": "10.7.0.0/16"}]})).await.expect(201);
+            let routes = op.get("n1", &path).await.expect(200);
+            assert_eq!(routes["routes"][0]["dest_cidr"], "10.7.0.0/16");
+        });
+        assert!(cluster.captures("n2", "10.7.1.1") && !cluster.captures("n1", "10.7.1.1"));
+    });
+}
+
 #[test]
 fn all_three_come_to_trust_each_other_through_one_introducer() {
     twin_run("all_three_come_to_trust_each_other_through_one_introducer", SEEDS, |seed| {

@@ -4,15 +4,23 @@ use super::{
     admission::Request,
     answer::{Answer, Outcome},
 };
-use crate::{model::PeerId, node::Call};
+use crate::{
+    model::{PeerId, Refused},
+    node::Call,
+};
 use hyper::header::IF_MATCH;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// Below the deadline of our own answer.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an answer waits for gossip to bring the change here, so that its caller can read what it wrote.
+const COPY_WAIT: Duration = Duration::from_secs(2);
+
 /// The owner's answer, unchanged. PEER_UNREACHABLE when it gives none; nothing has changed then.
 pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
+    let before = r.node().store().read::<_, Refused>(|view| Ok(view.newest_version(owner)?))?;
     let client = r.caller.on_behalf()?;
     let call = Call {
         method: r.method.clone(),
@@ -22,5 +30,22 @@ pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
         if_match: r.headers.get(IF_MATCH).cloned(),
     };
     let answer = r.node().call_peer(owner, &call, Some(&client)).await?;
+    if (200..300).contains(&answer.status) && !r.query.flag("dry_run")?.unwrap_or(false) {
+        drop(timeout(COPY_WAIT, newer_copy(r, owner, before)).await);
+    }
     Answer::relayed(answer.status, answer.body)
+}
+
+/// Returns once a record of `owner` above `version` is held here.
+async fn newer_copy(r: &Request, owner: PeerId, version: u64) -> Result<(), Refused> {
+    let mut revision = r.node().store().revision();
+    loop {
+        revision.borrow_and_update();
+        if r.node().store().read::<_, Refused>(|view| Ok(view.newest_version(owner)?))? > version {
+            return Ok(());
+        }
+        if revision.changed().await.is_err() {
+            return Ok(());
+        }
+    }
 }

@@ -236,15 +236,16 @@ impl Node {
         Ok(peers.into_iter().map(|p| (p.peer_id, p.public_key)).collect())
     }
 
-    /// Tells the machine whom the store trusts now, and what else came with it.
+    /// Tells the machine what was just committed, and whom the store trusts since: a readmission before the trust that
+    /// rests on it.
     pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
         let now = self.env().clock.mono();
         // The lock comes first: of two changes at once, the one told last has read the later state.
         let mut gossip = self.gossip();
         let trusted = self.trusted_keys()?;
         if let Some(machine) = gossip.as_mut() {
-            machine.handle_trust(&trusted, now);
             machine.handle_local_change(brought, now);
+            machine.handle_trust(&trusted, now);
         }
         drop(gossip);
         self.inner.gossip_wake.notify_one();

@@ -12,7 +12,7 @@ use crate::{
     store::{ClusterFacts, PeerRow, StoreError, Tx, View},
     wire::{
         handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
-        record::{PeerBody, ReadmissionBody, RecordKey, kind},
+        record::{PeerBody, ReadmissionBody, Record, RecordKey, kind},
     },
 };
 use serde_json::Value;
@@ -331,10 +331,11 @@ impl Node {
         let mut row = PeerRow::trusted(accepted.peer_id, accepted.public_key, accepted.endpoints.clone(), now);
         row.license_id = Some(accepted.license_id);
         row.local_name = name;
-        let record = accepted.record.clone();
         let max_nodes = side.local.max_nodes;
-        self.store()
-            .write(move |tx| -> Result<(), Refused> {
+        let brought = self
+            .store()
+            .write(move |tx| -> Result<Vec<Record>, Refused> {
+                let mut brought = vec![accepted.record.clone()];
                 if accepted.readmitted {
                     let readmission = ReadmissionBody {
                         peer_id: accepted.peer_id,
@@ -342,17 +343,19 @@ impl Node {
                         answers: tx.revocations()?.against(accepted.peer_id, &accepted.public_key),
                         readmitted_at: now,
                     };
-                    tx.put_own(&identity, kind::READMISSION, &accepted.peer_id.to_string(), &readmission)?;
+                    let id = accepted.peer_id.to_string();
+                    brought.push(tx.put_own(&identity, kind::READMISSION, &id, &readmission)?);
                 }
                 check_room(tx, accepted.peer_id, max_nodes)?;
                 tx.put_peer(&row)?;
                 tx.put_verified(&accepted.record)?;
                 tx.put_own(&identity, kind::VOUCHER, &accepted.peer_id.to_string(), &voucher)?;
                 merge_cluster(tx, &accepted)?;
-                Ok(learn_own_endpoints(tx, &identity, &accepted.own_endpoints)?)
+                learn_own_endpoints(tx, &identity, &accepted.own_endpoints)?;
+                Ok(brought)
             })
             .await?;
-        self.trust_changed(&[record])?;
+        self.trust_changed(&brought)?;
         Ok(())
     }
 }
