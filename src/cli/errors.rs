@@ -173,16 +173,22 @@ fn code_of_status(status: u16) -> &'static str {
 }
 
 fn facts_of(details: Option<&Value>) -> Vec<(String, String)> {
-    let text = |v: &Value| match v {
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
-    };
     match details {
         Some(Value::Object(map)) => {
-            map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), text(v))).collect()
+            map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), in_words(v))).collect()
         }
         Some(Value::Null) | None => Vec::new(),
-        Some(other) => vec![("details".to_owned(), text(other))],
+        Some(other) => vec![("details".to_owned(), in_words(other))],
+    }
+}
+
+/// A value for people: items apart by semicolons, the values of an object by commas.
+fn in_words(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Array(items) => items.iter().map(in_words).collect::<Vec<_>>().join("; "),
+        Value::Object(map) => map.values().map(in_words).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
     }
 }
 
@@ -228,6 +234,15 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn details_are_told_in_words() {
+        let tried = json!({"tried": [{"direction": "forward", "endpoint": "a:1", "error": "connection refused"},
+            {"direction": "forward", "endpoint": "b:1", "error": "connection timeout"}], "attempts": 3, "none": null});
+        let facts = facts_of(Some(&tried));
+        let told = "forward, a:1, connection refused; forward, b:1, connection timeout";
+        assert_eq!(facts, [("attempts".to_owned(), "3".to_owned()), ("tried".to_owned(), told.to_owned())]);
+    }
 
     #[test]
     fn an_api_error_keeps_its_text_and_shows_facts_hint_code_and_request() {
