@@ -37,7 +37,7 @@ use tokio::sync::watch;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The liveness element expires this long after it was last fed (dataplane.md §7).
-pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(10);
+pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(9);
 /// How often the reconciler feeds it.
 pub const LIVENESS_REFRESH: Duration = Duration::from_secs(3);
 
