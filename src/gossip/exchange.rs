@@ -186,7 +186,7 @@ impl Gossip {
 
     pub(super) fn take_reply(&mut self, from: PeerId, reply: &Reply, now: Mono) {
         match reply {
-            Reply::Heartbeat(heartbeat) => self.take_heartbeat_reply(from, heartbeat, now),
+            Reply::Heartbeat(heartbeat) => self.take_heartbeat_reply(from, heartbeat),
             Reply::Reconcile(reply) => self.take_page_reply(from, reply, now),
             Reply::Push(reply) => {
                 if let Some(link) = self.links.get_mut(&from) {
@@ -198,12 +198,11 @@ impl Gossip {
         }
     }
 
-    fn take_heartbeat_reply(&mut self, from: PeerId, heartbeat: &Heartbeat, now: Mono) {
+    fn take_heartbeat_reply(&mut self, from: PeerId, heartbeat: &Heartbeat) {
         self.hear(from, heartbeat);
         let ours = self.index.digests();
         let Some(link) = self.links.get_mut(&from) else { return };
         if let Some(call) = link.heartbeat.take() {
-            link.rtt = Some(now - call.sent_at);
             link.acks_sent.extend(call.what);
         }
         let differing = ours.differing(&heartbeat.digests);

@@ -80,7 +80,6 @@ pub(super) struct Link {
     pub key: PublicKey,
     pub last_seen: Option<Mono>,
     pub healthy: bool,
-    pub rtt: Option<Duration>,
     pub heard: Option<Heard>,
     pub digests: Option<Digests>,
     /// Owner to the highest version that the peer says it holds.
@@ -104,7 +103,6 @@ impl Link {
             key,
             last_seen,
             healthy: last_seen.is_some(),
-            rtt: None,
             heard: None,
             digests: None,
             acknowledged: BTreeMap::new(),

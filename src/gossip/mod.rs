@@ -114,7 +114,6 @@ pub enum Event {
         peer: PeerId,
         status: PeerStatus,
         last_seen: Option<Mono>,
-        rtt: Option<Duration>,
     },
     /// An own record came back with a version above ours (a lost database): continue from it.
     AdoptOwnVersion(u64),
@@ -138,7 +137,6 @@ pub enum Reject {
 pub struct PeerView {
     pub status: PeerStatus,
     pub last_seen: Option<Mono>,
-    pub rtt: Option<Duration>,
     /// As it reported last.
     pub registries: Option<Digests>,
     pub heard: Option<Heard>,
@@ -352,7 +350,6 @@ impl Gossip {
         self.links.get(&peer).map(|link| PeerView {
             status: status_of(link),
             last_seen: link.last_seen,
-            rtt: link.rtt,
             registries: link.digests,
             heard: link.heard.clone(),
             acknowledged: link.acknowledged.clone(),
@@ -458,7 +455,6 @@ impl Gossip {
             peer,
             status: link.map_or(PeerStatus::Unhealthy, status_of),
             last_seen: link.and_then(|link| link.last_seen),
-            rtt: link.and_then(|link| link.rtt),
         }
     }
 }
