@@ -4,14 +4,14 @@ use super::{
     strict_json::{self, JsonError},
 };
 use crate::{
-    model::{Code, CustomerId, KeyError, LicenseId, Refused, Signature, SigningKey, UnixTime},
+    model::{self, Code, CustomerId, KeyError, LicenseId, Refused, Signature, SigningKey, UnixTime},
     wire::{
         canonical::{self, CanonicalError},
         sign::{Domain, Transcript},
     },
 };
 use serde_json::{Map, Value, json};
-use std::{error::Error, str::FromStr};
+use std::str::FromStr;
 
 /// Largest license document, in bytes (licensing.md §1).
 pub const LICENSE_MAX_BYTES: usize = 64 * 1024;
@@ -54,10 +54,7 @@ impl LicenseError {
 
     /// The reason with its cause, for readers who see only one line.
     pub fn reason(&self) -> String {
-        match self.source() {
-            Some(cause) => format!("{self}: {cause}"),
-            None => self.to_string(),
-        }
+        model::with_causes(self)
     }
 }
 

@@ -78,13 +78,7 @@ impl Refused {
     }
     /// An error of our own: logged whole, told to the caller only as INTERNAL.
     pub fn internal(e: impl std::error::Error) -> Self {
-        let mut text = e.to_string();
-        let mut source = e.source();
-        while let Some(inner) = source {
-            text = format!("{text}: {inner}");
-            source = inner.source();
-        }
-        tracing::error!(error = %text, "request failed inside the agent");
+        tracing::error!(error = %with_causes(&e), "request failed inside the agent");
         Self::new(Code::Internal, "internal error; the agent's log has the reason")
     }
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -95,4 +89,10 @@ impl Refused {
         self.details = Some(details);
         self
     }
+}
+
+/// An error with its causes, outermost first.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

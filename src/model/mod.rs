@@ -13,7 +13,7 @@ mod text;
 mod time;
 
 pub use cidr::{CidrError, parse_host_cidr, parse_route_cidr};
-pub use code::{Code, Refused};
+pub use code::{Code, Refused, with_causes};
 pub use credential::{Scope, ScopeSet, Secret, UnknownScope};
 pub use endpoint::{DEFAULT_API_PORT, Endpoint, EndpointError};
 pub use id::{ClientId, ClusterId, CustomerId, IdError, LicenseId, PeerId, RequestId, ServiceId, looks_like_id};

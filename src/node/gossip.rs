@@ -32,7 +32,7 @@ const COMMIT_RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct Reached {
     endpoint: Endpoint,
-    /// When the first endpoint of the list failed last.
+    /// Since when it is this one; after `RETURN_TO_FIRST` the list is tried from its start.
     since: Mono,
     round_trip: Duration,
 }

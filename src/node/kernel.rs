@@ -4,7 +4,7 @@ use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
     env::{EngineSetup, InterceptPorts, RunningEngines},
     kernel::{Intercept, MarkMask},
-    model::PeerId,
+    model::{PeerId, with_causes},
     reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
     routing::Forwarding,
 };
@@ -143,11 +143,6 @@ fn intercept(ports: InterceptPorts) -> Intercept {
         v4: Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.v4)),
         v6: ports.v6.map(|port| SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0)),
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
