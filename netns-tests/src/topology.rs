@@ -131,6 +131,35 @@ impl TwoSites {
     }
 }
 
+/// Three sites at one exchange; the agents' hosts only, each in a network of its own.
+pub struct ThreeSites {
+    pub london: Host,
+    pub tokyo: Host,
+    pub oslo: Host,
+    pub exchange: Host,
+    // Last, so that left-over processes are looked for when all else is gone.
+    pub lab: Lab,
+}
+
+impl ThreeSites {
+    pub const LONDON: IpAddr = v4(11, 2);
+    pub const TOKYO: IpAddr = v4(12, 2);
+    pub const OSLO: IpAddr = v4(13, 2);
+
+    pub fn build(mut lab: Lab) -> Result<ThreeSites> {
+        let exchange = lab.host("exchange")?;
+        let mut site = |name: &str, net: u8| -> Result<Host> {
+            let host = lab.host(name)?;
+            lab.veth(&host, &exchange, &[&format!("10.71.{net}.2/24")], &[&format!("10.71.{net}.1/24")])?;
+            host.route("default", &format!("10.71.{net}.1"))?;
+            Ok(host)
+        };
+        let (london, tokyo, oslo) = (site("london", 11)?, site("tokyo", 12)?, site("oslo", 13)?);
+        exchange.forward()?;
+        Ok(ThreeSites { london, tokyo, oslo, exchange, lab })
+    }
+}
+
 /// An address with a port.
 pub const fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
