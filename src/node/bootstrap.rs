@@ -1,6 +1,6 @@
 //! First start of a peer: license stored, identity and credential made (cluster.md §2).
 
-use super::{Identity, Node, identity};
+use super::{Identity, Node, identity, licensing::Licensed};
 use crate::{
     license::{EffectiveClock, LicenseDocument, check_admission},
     model::{
@@ -48,7 +48,7 @@ struct Newborn {
 impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        let _turn = self.inner.bootstrap_turn.lock().await;
+        let _turn = self.inner.license_turn.lock().await;
         if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }
@@ -72,15 +72,16 @@ impl Node {
             max_nodes: license.max_nodes(),
             max_services: license.max_services(),
         };
-        let snapshot = clock.snapshot();
+        let licensed = Licensed::new(license, clock);
+        let kept = licensed.kept();
         self.store()
             .write(move |tx| {
                 newborn.write(tx, now)?;
-                tx.set_license_clock(&snapshot)
+                tx.set_license_clock(&kept)
             })
             .await
             .map_err(Refused::internal)?;
-        self.begin_membership(identity, license, clock);
+        self.begin_membership(identity, licensed);
         tracing::info!(peer = %answer.peer_id, cluster = %answer.cluster_id, license = %answer.license_id, "bootstrapped");
         Ok(answer)
     }

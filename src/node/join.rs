@@ -136,6 +136,17 @@ impl Node {
         self.attempts().extend(due);
     }
 
+    /// The license changed, or permits again what it did not: handshakes of no avail are made anew (cluster.md §4).
+    pub(super) fn retry_handshakes(&self) {
+        let Ok(peers) = self.store().read(|v| v.peers()) else { return };
+        for peer in peers.iter().filter(|p| !p.trusted) {
+            let ended = matches!(self.attempts().get(&peer.peer_id), Some(Attempt::Ended { failed: true, .. }));
+            if ended {
+                self.make_due(peer.peer_id, peer.all_endpoints());
+            }
+        }
+    }
+
     /// A trusted peer answers that it does not know this one: it has lost its database (cluster.md §4).
     pub(super) fn renew_trust(&self, peer: PeerId) {
         let Ok(Some(row)) = self.store().read(|v| v.peer(peer)) else { return };
