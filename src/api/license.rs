@@ -56,5 +56,6 @@ fn shown(r: &Request, e: &Entitlement) -> Outcome {
 
 /// Limits may have been lowered by an update.
 fn over_limit(noun: &str, used: usize, max: u32) -> Option<String> {
-    (used > max as usize).then(|| format!("{used} {noun} exist and the license allows {max}: they stay, no more can be added"))
+    (used > max as usize)
+        .then(|| format!("{used} {noun} exist and the license allows {max}: they stay, no more can be added"))
 }

@@ -329,8 +329,7 @@ impl Surroundings {
         let Self { names, entitlement, reconciled } = self;
         let body = &service.body;
         let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
-        let licensed =
-            entitlement.data_plane_runs() && entitlement.document.features().missing_for(body).is_none();
+        let licensed = entitlement.data_plane_runs() && entitlement.document.features().missing_for(body).is_none();
         let active = ends_trusted && licensed;
         let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
         json!({

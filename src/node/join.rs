@@ -181,7 +181,7 @@ impl Node {
     }
 
     /// A handshake of the agent's own accord with a peer whose key is held from a voucher.
-    pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
+    pub(crate) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let failed = self.handshake(target, None).await.is_err();
         let ended = Attempt::Ended { failed, at: self.env().clock.mono() };

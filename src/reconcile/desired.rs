@@ -227,7 +227,8 @@ pub fn compile(desired: &Desired, mask: MarkMask, intercept: Intercept, marks: &
         }
     }
     if !desired.features.allows(IP_TUNNEL) {
-        let tcp_only = || lacks_feature(format!("the license does not include the feature {IP_TUNNEL}: only TCP is carried"));
+        let tcp_only =
+            || lacks_feature(format!("the license does not include the feature {IP_TUNNEL}: only TCP is carried"));
         let without = carried.iter().filter(|s| outgoing.contains(&s.id));
         skipped.extend(without.map(|s| ((s.id, Reconciler::Iptun), tcp_only())));
     }
