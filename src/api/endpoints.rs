@@ -107,6 +107,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
+    let put = |path, group, access, handler| Endpoint::new(Method::PUT, path, group, access, handler);
     let delete = |path, group, access, handler| Endpoint::new(Method::DELETE, path, group, access, handler);
     let service_routes = "/v1/services/{sid}/routes";
     vec![
@@ -164,6 +165,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
             .patient(),
         get("/v1/license", Group::License, Client, handler!(license::get)),
+        put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]
 }
 
