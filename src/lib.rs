@@ -63,6 +63,7 @@ pub mod license;
 pub mod model;
 pub mod node;
 pub mod os;
+pub mod planted;
 pub mod reconcile;
 pub mod routing;
 pub mod store;
