@@ -3,15 +3,14 @@
 
 mod credentials;
 mod group_commit;
+mod ledger;
 mod meta;
 mod migrate;
 mod peers;
 mod records;
 mod services;
 
-pub use meta::ClusterFacts;
-pub use peers::PeerRow;
-pub use records::{Author, Put};
+pub use crate::membership::{Author, ClusterFacts, PeerRow, Put};
 
 use crate::model::Refused;
 use group_commit::GroupCommit;
