@@ -17,8 +17,8 @@ use sha2::{Digest, Sha512};
 pub const CASES: usize = 208;
 /// The group order, little-endian.
 const L: [u8; 32] = [
-    0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 0x10,
+    0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
 ];
 /// What a signer tries until a condition modulo 8 holds.
 const GRIND_MAX: usize = 2000;
@@ -54,6 +54,7 @@ pub struct Case {
     pub name: String,
     /// The public key as it is sent.
     pub key: [u8; 32],
+    pub key_is_canonical: bool,
     /// What every place must say.
     pub valid: bool,
     scalar: Scalar,
@@ -103,8 +104,7 @@ impl Torsion {
             y[31] |= 0x80;
             y
         };
-        let others =
-            [p_and(0, 0), p_and(0, 0x80), p_and(1, 0), p_and(1, 0x80), negative(one), negative(minus_one)];
+        let others = [p_and(0, 0), p_and(0, 0x80), p_and(1, 0), p_and(1, 0x80), negative(one), negative(minus_one)];
         canonical.chain(others).collect()
     }
 }
@@ -147,7 +147,9 @@ impl Signer {
     }
 
     fn case(self, name: String, valid: bool, forge: Forge) -> Case {
-        Case { name, key: self.key, valid, scalar: self.scalar, torsion: self.torsion, forge }
+        let point = CompressedEdwardsY(self.key).decompress();
+        let key_is_canonical = point.is_none_or(|point| point.compress().0 == self.key);
+        Case { name, key: self.key, key_is_canonical, valid, scalar: self.scalar, torsion: self.torsion, forge }
     }
 }
 
@@ -311,7 +313,8 @@ mod tests {
         let (torsion, cases) = cases(&mut rng);
         for case in cases.iter().filter(|c| c.name.contains("mixed order")) {
             let signature = case.sign(&torsion, b"d\0m", &mut rng);
-            let (r, s): ([u8; 32], [u8; 32]) = (signature[..32].try_into().unwrap(), signature[32..].try_into().unwrap());
+            let (r, s): ([u8; 32], [u8; 32]) =
+                (signature[..32].try_into().unwrap(), signature[32..].try_into().unwrap());
             let k = challenge(&r, &case.key, b"d\0m");
             let point = |bytes| CompressedEdwardsY(bytes).decompress().unwrap();
             let rest = point(r) + point(case.key) * k - B * Scalar::from_canonical_bytes(s).unwrap();
