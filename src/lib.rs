@@ -65,6 +65,7 @@ pub mod membership;
 pub mod model;
 pub mod node;
 pub mod os;
+pub mod planted;
 pub mod reconcile;
 pub mod routing;
 pub mod store;
