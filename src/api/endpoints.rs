@@ -73,6 +73,14 @@ impl Endpoint {
             handler,
         }
     }
+    /// Whether an operator may name another peer that is to serve it (api.md §2).
+    pub(super) fn is_proxied(&self) -> bool {
+        match self.access {
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => true,
+            Access::Public => self.group == EndpointGroup::Probe,
+            Access::Login | Access::Peer => false,
+        }
+    }
     fn before_bootstrap(self) -> Self {
         Self { before_bootstrap: true, ..self }
     }

@@ -1,10 +1,11 @@
 //! Keeps the license and its effective time, takes renewals, and publishes what the agent is entitled to
 //! (licensing.md §3-5).
 
-use super::{Identity, Node, publish_settings};
+use super::{Identity, Node};
 use crate::{
     license::{ClockSnapshot, EffectiveClock, Entitlement, LicenseDocument, MARK_PERSIST_INTERVAL, TICK_INTERVAL},
     license::{State, check_admission},
+    membership,
     model::{Code, Refused, UnixTime},
     store::StoreError,
 };
@@ -46,6 +47,10 @@ impl Licensed {
 
     fn entitlement(&self) -> Arc<Entitlement> {
         Arc::new(Entitlement::new(self.document.clone(), &self.clock))
+    }
+
+    pub(super) fn document(&self) -> Arc<LicenseDocument> {
+        self.document.clone()
     }
 
     pub(super) fn kept(&self) -> KeptLicensing {
@@ -119,13 +124,12 @@ impl Node {
                 let Some(mut own) = tx.peer(identity.peer_id)? else { return Ok(()) };
                 own.license_id = Some(license.license_id());
                 tx.put_peer(&own)?;
-                publish_settings(tx, &identity, own, node.config(), license.license_id())
+                membership::publish_settings(tx, &identity, own, &node.own_settings(), license.license_id())
             })
             .await?;
         let entitlement = self.adopt(offered)?;
         tracing::info!(license = %entitlement.document.license_id(), state = %entitlement.state,
             expires_at = %entitlement.document.expires_at(), "license updated");
-        self.retry_handshakes();
         Ok(entitlement)
     }
 
@@ -143,20 +147,17 @@ impl Node {
     /// Brings the effective time and the entitlement up to date. What a restart must not forget is persisted at once:
     /// a new state, a clock that fell into doubt or came out of it, and the day of the last warning.
     pub(crate) async fn tick_license(&self) {
-        let Some(Ticked { persist, eased }) = self.tick_clock() else { return };
-        if eased {
-            self.retry_handshakes();
-        }
-        if persist {
+        if self.tick_clock() {
             self.persist_license_clock().await;
         }
     }
 
-    fn tick_clock(&self) -> Option<Ticked> {
+    /// Says whether anything has to be persisted.
+    fn tick_clock(&self) -> bool {
         let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
         let median = self.median_peer_time();
         let mut licensed = self.licensed();
-        let licensed = licensed.as_mut()?;
+        let Some(licensed) = licensed.as_mut() else { return false };
         let (was_suspect, warned_at) = (licensed.clock.is_suspect(), licensed.warned_at);
         licensed.clock.handle_tick(now, mono, median);
         let entitlement = licensed.entitlement();
@@ -168,10 +169,7 @@ impl Node {
                 since = %entitlement.state_since, "license state");
         }
         licensed.warn(&entitlement, changed);
-        Some(Ticked {
-            persist: changed || was_suspect != entitlement.clock_suspect || warned_at != licensed.warned_at,
-            eased: entitlement.state < before,
-        })
+        changed || was_suspect != entitlement.clock_suspect || warned_at != licensed.warned_at
     }
 
     pub(crate) async fn persist_license_clock(&self) {
@@ -208,10 +206,4 @@ impl Node {
         }
         self.persist_license_clock().await;
     }
-}
-
-struct Ticked {
-    persist: bool,
-    /// The license permits what it did not.
-    eased: bool,
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     env::Clock,
     license::{ClockSnapshot, Features, LicenseDocument, State, Terms},
-    model::{LicenseId, Rng, SigningKey},
+    model::{LicenseId, PeerStatus, Rng, SigningKey},
     store::{PeerRow, StoreError},
 };
 use hyper::Method;
@@ -251,30 +251,44 @@ async fn an_update_is_gossiped_and_a_lost_feature_makes_its_services_inactive() 
 }
 
 /// A handshake that failed is of no avail until something changes: a license is such a thing (cluster.md §4).
-#[tokio::test]
-async fn a_renewal_tries_failed_handshakes_again() {
-    let agent = Agent::bootstrapped().await;
-    let id = target(&agent, 9).await.parse().unwrap();
-    let endpoints = vec!["127.0.0.1:1".parse().unwrap()];
-    let called = endpoints.clone();
-    let distrust = agent.node.store().write(move |tx| {
-        let row = tx.peer(id)?.unwrap();
-        tx.put_peer(&PeerRow { trusted: false, endpoints, ..row })
-    });
-    distrust.await.map_err(|e: StoreError| e).unwrap();
-    let status = async || agent.caller.get(&format!("/v1/peers/{id}")).await.expect(200)["status"].clone();
-    let node = agent.node.clone();
-    let attempt = tokio::spawn(async move { node.join_once(id, called).await });
-    until(|| {
-        agent.clock.advance(Duration::from_secs(1));
-        attempt.is_finished()
-    })
-    .await;
-    assert_eq!(status().await, "unreachable");
-    agent.node.tick_license().await;
-    assert_eq!(status().await, "unreachable", "nothing has changed");
-    agent.caller.put("/v1/license", license(renewal(&agent))).await.expect(200);
-    assert_eq!(status().await, "handshaking");
+// accepts: 001-49, 003-18
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bigger_license_lets_the_peer_in_that_was_one_too_many() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    let c = LiveAgent::bootstrapped(3, 1).await;
+    let allow = async |max_nodes: u32, seed: u8| {
+        let now = a.node.env().clock.unix();
+        let license_id = LicenseId::mint(now, &mut Rng::from_seed([seed; 32]));
+        a.caller.put("/v1/license", license(Terms { license_id, max_nodes, ..terms_at(now, 1) })).await.expect(200);
+    };
+    allow(2, 78).await;
+    b.caller.post("/v1/peers", json!({"endpoints": [a.caller.addr.to_string()]})).await.expect(201);
+    b.caller.post("/v1/peers", json!({"endpoints": [c.caller.addr.to_string()]})).await.expect(201);
+    let status = || a.node.peer_health(c.id()).status;
+    until(|| status() == PeerStatus::Unreachable).await;
+    assert!(!a.node.store().read(|v| v.peer(c.id())).unwrap().unwrap().trusted);
+    allow(3, 79).await;
+    until(|| a.node.store().read(|v| v.peer(c.id())).unwrap().is_some_and(|p| p.trusted)).await;
+}
+
+/// As `license update --all` does it (api.md §2).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_is_renewed_through_another() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    a.caller.post("/v1/peers", json!({"endpoints": [b.caller.addr.to_string()]})).await.expect(201);
+    let client = super::agent::client_of(a.caller.token.as_deref().unwrap());
+    until(|| b.node.store().read(|v| v.credential(client)).unwrap().is_some()).await;
+    let now = a.node.env().clock.unix();
+    let renewed = Terms { license_id: LicenseId::mint(now, &mut Rng::from_seed([78; 32])), ..terms_at(now, 1) };
+    let before = a.node.entitlement().unwrap().document.license_id();
+    let (bearer, target) = (format!("Bearer {}", a.caller.token.clone().unwrap()), b.id().to_string());
+    let headers =
+        [("authorization", bearer.as_str()), ("x-arctic-target-peer", &target), ("content-type", "application/json")];
+    let body = license(renewed.clone()).to_string();
+    let answer = a.caller.send(Method::PUT, "/v1/license", &headers, body).await.expect(200);
+    assert_eq!(answer["license"]["license_id"], renewed.license_id.to_string());
+    assert_eq!(b.node.entitlement().unwrap().document.license_id(), renewed.license_id);
+    assert_eq!(a.node.entitlement().unwrap().document.license_id(), before, "each agent is updated for itself");
 }
 
 // accepts: 003-09

@@ -7,4 +7,5 @@ mod license_table;
 mod license_update;
 mod objects;
 mod peers_only;
+mod proxying;
 mod starting;
