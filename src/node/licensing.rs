@@ -39,6 +39,7 @@ impl Node {
         let licensed = Licensed::new(document, clock);
         self.inner.entitlement.send_replace(Some(licensed.entitlement()));
         *self.licensed() = Some(licensed);
+        self.begin_lock(identity.peer_id);
         self.inner.identity.send_replace(Some(identity));
     }
 
