@@ -28,6 +28,7 @@
 //! |---|---|---|
 //! | `model`, `wire` | the nouns; signing, records, messages: bounded, versioned | values |
 //! | `gossip`, `handshake`, `license`, `lock`, `routing` | machines and rules | sans-IO: time and randomness are arguments |
+//! | `membership` | what a change of membership means, over a `Ledger` | decisions; sans-IO |
 //! | `kernel`, `env` | what is outside the process, as traits: kernel, network, clock, engines, randomness | dyn, few verbs |
 //! | `store` | SQLite: signed records and facts of this host; every commit gives a `Revision` | transactions |
 //! | `reconcile` | from the store to kernel and engines: `compile` and `plan` are pure, `apply` is thin | level-triggered |
@@ -61,9 +62,11 @@ pub mod handshake;
 pub mod kernel;
 pub mod license;
 pub mod lock;
+pub mod membership;
 pub mod model;
 pub mod node;
 pub mod os;
+pub mod planted;
 pub mod reconcile;
 pub mod routing;
 pub mod store;

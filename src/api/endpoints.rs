@@ -113,6 +113,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
+    let put = |path, group, access, handler| Endpoint::new(Method::PUT, path, group, access, handler);
     let delete = |path, group, access, handler| Endpoint::new(Method::DELETE, path, group, access, handler);
     let service_routes = "/v1/services/{sid}/routes";
     vec![
@@ -175,6 +176,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)),
         delete("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::clear)),
         get("/v1/license", Group::License, Client, handler!(license::get)),
+        put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]
 }
 
