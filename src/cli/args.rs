@@ -374,6 +374,28 @@ pub enum ClusterCommand {
     Status,
     /// Run a gossip round with every peer now and wake all reconcilers
     Sync,
+    /// Make the agent a cluster of its own
+    Init {
+        /// Although it belongs to one: a new cluster id, and everything of other peers goes
+        #[arg(long)]
+        force: bool,
+    },
+    /// The cluster lock, which keeps single writes out while somebody changes many things
+    #[command(subcommand)]
+    Lock(LockCommand),
+}
+
+#[derive(Subcommand)]
+pub enum LockCommand {
+    /// Who holds the lock, what for, and until when
+    #[command(visible_alias = "show")]
+    Status,
+    /// Release your own lock
+    Clear {
+        /// End the lock of anyone (needs admin scope or the recovery token)
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Subcommand)]

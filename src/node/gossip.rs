@@ -388,7 +388,7 @@ fn refused(reject: Reject) -> Refused {
     if code == Code::RateLimited { refused.with_details(json!({"retry_after_s": 1})) } else { refused }
 }
 
-fn not_bootstrapped() -> Refused {
+pub(super) fn not_bootstrapped() -> Refused {
     Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
 }
 

@@ -91,6 +91,7 @@ impl Node {
             since = %entitlement.state_since, "license state");
         self.inner.entitlement.send_replace(Some(entitlement));
         *self.licensed() = Some(licensed);
+        self.begin_lock(identity.peer_id);
         self.inner.identity.send_replace(Some(identity));
     }
 

@@ -10,6 +10,7 @@ mod identity;
 mod join;
 mod kernel;
 mod licensing;
+mod lock;
 mod peer_client;
 mod recovery;
 mod removal;
@@ -24,6 +25,7 @@ pub use gossip::SyncOutcome;
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
 pub use join::AddPeer;
+pub use lock::{LockView, LockWish};
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
 pub use run::RunError;
@@ -34,6 +36,7 @@ use crate::{
     gossip::Gossip,
     handshake::Responder,
     license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    lock::Lock,
     membership::{self, Attempts, OwnSettings},
     model::{PeerId, Rng},
     reconcile,
@@ -72,6 +75,7 @@ struct Inner {
     responder: Mutex<Responder>,
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
+    lock: Mutex<Option<Lock>>,
     reconcile_wake: Notify,
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
@@ -124,6 +128,7 @@ impl Node {
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
+                lock: Mutex::new(None),
                 reconcile_wake: Notify::new(),
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
