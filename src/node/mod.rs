@@ -23,7 +23,7 @@ pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
-pub use join::AddPeer;
+pub use join::{AddPeer, Added};
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
 pub use run::RunError;
@@ -44,9 +44,10 @@ use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
 };
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -75,6 +76,10 @@ struct Inner {
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<Attempts>,
+    /// This peer has begun to leave its cluster.
+    leaving: AtomicBool,
+    /// It has left, and the agent is to end.
+    departed: CancellationToken,
     /// Random at each start; tells two live copies of one identity apart.
     instance: String,
 }
@@ -127,12 +132,24 @@ impl Node {
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
+                leaving: AtomicBool::new(false),
+                departed: CancellationToken::new(),
                 instance: format!("{:032x}", env.rng("instance").u128()),
                 env,
             }),
         };
+        node.finish_leaving().await?;
         node.resume_membership(identity).await?;
         Ok(node)
+    }
+
+    /// A peer that was stopped while it left has left.
+    async fn finish_leaving(&self) -> Result<(), StoreError> {
+        if self.store().read(|v| v.is_leaving())? {
+            tracing::warn!("this peer was leaving its cluster when it was stopped; it has left");
+            self.store().write(|tx| tx.clear_membership()).await?;
+        }
+        Ok(())
     }
 
     async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {
