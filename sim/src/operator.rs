@@ -43,7 +43,8 @@ impl Operator {
         answer
     }
 
-    async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
+    /// A token from `host` for the credential that the bootstrap of `issued_by` gave.
+    pub async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
         let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
         let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         let answer = self
@@ -55,6 +56,11 @@ impl Operator {
     pub async fn get(&self, host: &str, path: &str) -> Answer {
         let token = self.token(host, host).await;
         self.call(host, Method::GET, path, None, token).await
+    }
+
+    /// With a token that was got earlier, maybe from another agent.
+    pub async fn get_with(&self, host: &str, path: &str, token: &str) -> Answer {
+        self.call(host, Method::GET, path, None, Some(token.to_owned())).await
     }
 
     pub async fn post(&self, host: &str, path: &str, body: Value) -> Answer {

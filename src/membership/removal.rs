@@ -1,6 +1,6 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger};
+use super::{Author, Ledger, Put};
 use crate::{
     gossip::Standing,
     model::{PeerId, ServiceId, UnixTime},
@@ -109,6 +109,28 @@ fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) ->
         }
     }
     Ok(())
+}
+
+/// Stores those of the records that are genuine revocations of this peer by peers that it trusts, and news; gives them.
+pub fn take_own_revocations<L: Ledger>(
+    ledger: &L,
+    author: &Author,
+    records: &[Record],
+) -> Result<Vec<Record>, L::Error> {
+    let mut taken = Vec::new();
+    for record in records.iter().filter(|record| record.key.kind == kind::REVOCATION && !record.deleted) {
+        let issuer = ledger.peer(record.key.owner)?.filter(|row| row.trusted && row.peer_id != author.peer_id);
+        let subject = record.body_as::<RevocationBody>().ok().filter(|body| {
+            body.peer_id == Some(author.peer_id)
+                && body.public_key == Some(author.key.public())
+                && record.key.id == author.peer_id.to_string()
+        });
+        let genuine = subject.is_some() && issuer.is_some_and(|row| record.verify(&row.public_key).is_ok());
+        if genuine && ledger.put_verified(record)? == Put::Stored {
+            taken.push(record.clone());
+        }
+    }
+    Ok(taken)
 }
 
 /// Own records came back newer than this ledger (a lost database): versions go on from there.

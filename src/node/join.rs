@@ -273,6 +273,7 @@ fn dial_failure(e: CallError) -> DialFailure {
         CallError::Refused => DialFailure::Refused,
         CallError::Timeout | CallError::NoAnswer => DialFailure::Timeout,
         CallError::NoSuchHost => DialFailure::NameNotFound,
+        CallError::NotAnotherHost => DialFailure::NotAnotherHost,
         CallError::Io(_) | CallError::Protocol(_) | CallError::OtherPeer => DialFailure::Failed,
     }
 }
