@@ -91,6 +91,18 @@ pub(crate) fn unordered(f: impl FnOnce()) {
     });
 }
 
+/// Runs `f` and takes the time off the lines that it causes: the clock of a host whose software
+/// has ended, or ends here, is not simulated.
+pub(crate) fn untimed(f: impl FnOnce()) {
+    let before = CURRENT.with_borrow(|trace| trace.as_ref().map_or(0, |t| t.lines.len()));
+    f();
+    CURRENT.with_borrow_mut(|trace| {
+        for line in trace.iter_mut().flat_map(|trace| &mut trace.lines[before..]) {
+            *line = format!("{:>12} {}", "", line.trim_start().split_once(' ').map_or("", |(_, rest)| rest));
+        }
+    });
+}
+
 fn push(line: String) {
     let at = turmoil::sim_elapsed().map_or(0, |t| t.as_micros());
     CURRENT.with_borrow_mut(|trace| {

@@ -18,7 +18,7 @@ use crate::{
     model::{ApiAccess, ClientId, Code, PeerId, PublicKey, Refused, RequestId, Scope, ScopeSet, UnixTime},
     node::{Identity, Node},
     store::ClusterFacts,
-    wire::record::CredentialBody,
+    wire::{record::CredentialBody, request::REVOCATIONS},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -309,7 +309,7 @@ impl Head<'_> {
     async fn signed(&self, body: Body) -> Result<(Claim, Bytes), Refused> {
         let claim = Claim::read(self.headers)?;
         let key = self.trusted_key(claim.sender)?;
-        let key = key.ok_or_else(|| unauthorized(format!("{} is not a trusted peer here", claim.sender)))?;
+        let Some(key) = key else { return Err(self.not_trusted(claim.sender)?) };
         claim.check_clock(self.node().env().clock.unix())?;
         let own_id = self.node().identity().ok_or_else(not_bootstrapped)?.peer_id;
         let _place = self.place_for_body()?;
@@ -317,6 +317,13 @@ impl Head<'_> {
         claim.check_signature((self.method.as_str(), self.path_and_query, &body), own_id, &key)?;
         lock(&self.api.nonces).take(&claim, self.node().env().clock.mono())?;
         Ok((claim, body))
+    }
+
+    /// A removed peer that does not know it yet is told by whom it was removed.
+    fn not_trusted(&self, peer: PeerId) -> Result<Refused, Refused> {
+        let refused = unauthorized(format!("{peer} is not a trusted peer here"));
+        let revocations = self.node().revocations_of(peer)?;
+        Ok(if revocations.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: revocations })) })
     }
 
     fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {

@@ -145,6 +145,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         get("/v1/peers", Group::Read, Scoped(Scope::PeersRead), handler!(peers::list)),
         post("/v1/peers", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::add)).patient(),
         get("/v1/peers/{id}", Group::Read, Scoped(Scope::PeersRead), handler!(peers::get)),
+        delete("/v1/peers/self", Group::LeaveCluster, Scoped(Scope::Admin), handler!(peers::remove_self)),
         delete("/v1/peers/{id}", Group::Administer, Scoped(Scope::PeersWrite), handler!(peers::delete)),
         get("/v1/services", Group::Read, Scoped(Scope::ServicesRead), handler!(services::list)),
         post(

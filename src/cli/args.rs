@@ -144,6 +144,8 @@ pub enum Command {
     /// License of the agent
     #[command(subcommand)]
     License(LicenseCommand),
+    /// Take the called agent out of its cluster for good; same as peers remove-self
+    RemoveSelf,
     /// Whether the agent works (exit 4 when unreachable, 6 when not ready)
     Health(HealthArgs),
     /// Versions of CLI and agent; with -v the license keys that this build embeds
@@ -179,6 +181,8 @@ pub enum PeersCommand {
     /// Remove a peer with its services and routes
     #[command(visible_alias = "rm")]
     Delete(PeerArgument),
+    /// Take the called agent out of its cluster for good
+    RemoveSelf,
 }
 
 #[derive(Args)]

@@ -50,6 +50,7 @@ impl Node {
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => None,
+            () = self.inner.departed.cancelled() => None,
             ended = drivers.join_next() => ended,
         };
         ending.cancel();
