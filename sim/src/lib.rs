@@ -8,6 +8,7 @@ mod net;
 mod operator;
 mod processes;
 mod streams;
+pub mod tickless;
 mod trace;
 
 pub use clock::{EPOCH, SimClock, Skew};

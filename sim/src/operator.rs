@@ -117,14 +117,7 @@ impl Operator {
         self.call(host, method, path, body, token).await
     }
 
-    async fn call(
-        &self,
-        host: &str,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-        token: Option<String>,
-    ) -> Answer {
+    async fn call(&self, host: &str, method: Method, path: &str, body: Option<Value>, token: Option<String>) -> Answer {
         let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         self.send(host, method, path, "application/json", bytes, token).await
     }

@@ -3,7 +3,9 @@
 use super::{Call, Node, PeerAnswer};
 use crate::{
     gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
-    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
+    license::{Entitlement, State},
+    membership,
+    model::{Code, Endpoint, LicenseId, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::{
         gossip::{Op, Reply, Request},
@@ -135,9 +137,11 @@ impl Node {
     pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
+        let mut licensed = entitlement.borrow_and_update().as_deref().map(terms);
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
         let mut pushed = self.begin_gossip()?;
+        let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
         loop {
             if let Err(e) = self.commit_events().await {
@@ -148,7 +152,7 @@ impl Node {
                     () = tokio::time::sleep(COMMIT_RETRY) => continue,
                 }
             }
-            for (peer, endpoints) in self.take_discovered(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
+            for (peer, endpoints) in self.attempts().take_due(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -173,7 +177,17 @@ impl Node {
                     pushed = self.push_local_changes(pushed)?;
                     self.refresh_facts()?;
                 }
-                _ = entitlement.changed() => self.refresh_facts()?,
+                _ = entitlement.changed() => {
+                    self.refresh_facts()?;
+                    let now = entitlement.borrow_and_update().as_deref().map(terms);
+                    if std::mem::replace(&mut licensed, now) != now {
+                        self.attempts().handle_license_change();
+                    }
+                    let silent = self.is_silent();
+                    if std::mem::replace(&mut was_silent, silent) && !silent {
+                        self.with_gossip(|machine, now| machine.handle_sync(now));
+                    }
+                }
                 () = self.inner.gossip_wake.notified() => {}
                 () = tokio::time::sleep(wait) => self.with_gossip(|machine, now| machine.handle_timeout(now)),
             }
@@ -187,7 +201,7 @@ impl Node {
         let mut gossip = self.gossip();
         let (records, own_version, peers) =
             self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?, v.peers()?)))?;
-        self.resume_attempts(&peers);
+        self.attempts().resume(&peers);
         let machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
             self.facts()?,
@@ -268,6 +282,9 @@ impl Node {
 
     async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
         let op = request.op();
+        if self.is_silent() {
+            return (to, Err(CallFailed { op }));
+        }
         let call = Call::post(op.path(), request.encode());
         let reply = match self.call_member(to, &call, None).await {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
@@ -284,6 +301,11 @@ impl Node {
             CallFailed { op }
         });
         (to, reply)
+    }
+
+    /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
+    fn is_silent(&self) -> bool {
+        self.entitlement().is_some_and(|e| e.state == State::Suspended)
     }
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
@@ -320,12 +342,13 @@ impl Node {
     }
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        self.store().write(move |tx| records.iter().try_for_each(|record| tx.put_verified(record).map(drop))).await
+        let Some(identity) = self.identity() else { return Ok(()) };
+        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
         tracing::warn!(version, "an own record came back newer than this database: continuing from it");
-        self.store().write(move |tx| tx.set_own_version(version.max(tx.own_version()?))).await
+        self.store().write(move |tx| membership::adopt_own_version(tx, version)).await
     }
 
     /// A round with every trusted peer now; wakes all reconcilers.
@@ -348,6 +371,11 @@ impl Node {
         }
         SyncOutcome { peers: peers.len(), reached: reached() }
     }
+}
+
+/// What a refused handshake may have been refused for.
+fn terms(entitlement: &Entitlement) -> (LicenseId, State) {
+    (entitlement.document.license_id(), entitlement.state)
 }
 
 fn refused(reject: Reject) -> Refused {

@@ -33,11 +33,11 @@ use crate::{
     env::Env,
     gossip::Gossip,
     handshake::Responder,
-    license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
-    model::{LicenseId, PeerId, Rng},
+    license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    membership::{self, Attempts, OwnSettings},
+    model::{PeerId, Rng},
     reconcile,
-    store::{PeerRow, Store, StoreError, Tx},
-    wire::record::{PeerBody, kind},
+    store::{Store, StoreError},
 };
 use licensing::Licensed;
 use peer_client::PeerClient;
@@ -65,7 +65,8 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    bootstrap_turn: tokio::sync::Mutex<()>,
+    /// One bootstrap or update of the license at a time.
+    license_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
@@ -74,7 +75,7 @@ struct Inner {
     reconcile_wake: Notify,
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
-    attempts: Mutex<BTreeMap<PeerId, join::Attempt>>,
+    attempts: Mutex<Attempts>,
     /// Random at each start; tells two live copies of one identity apart.
     instance: String,
 }
@@ -118,7 +119,7 @@ impl Node {
                 identity: watch::Sender::new(None),
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
-                bootstrap_turn: tokio::sync::Mutex::new(()),
+                license_turn: tokio::sync::Mutex::new(()),
                 commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
@@ -136,28 +137,24 @@ impl Node {
     }
 
     async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {
-        let (cluster, license, clock) =
+        let (cluster, license, kept) =
             self.store().read::<_, StoreError>(|v| Ok((v.cluster()?, v.license()?, v.license_clock()?)))?;
         if cluster.is_none() {
             return Ok(());
         }
         let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
         let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
-        let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
-        let clock = match clock {
-            Some(snapshot) => EffectiveClock::resume(&snapshot, now, mono),
-            None => EffectiveClock::start(now, mono),
-        };
-        let (author, settings, license_id) = (identity.clone(), self.config().clone(), license.license_id());
+        let (author, settings, license_id) = (identity.clone(), self.own_settings(), license.license_id());
         self.store()
             .write(move |tx| {
                 let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
                 let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
                 tx.count_start()?;
-                publish_settings(tx, &author, own, &settings, license_id)
+                membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;
-        self.begin_membership(identity, license, clock);
+        let licensed = self.resumed(license, kept);
+        self.begin_membership(identity, licensed);
         Ok(())
     }
 
@@ -202,37 +199,19 @@ impl Node {
         self.inner.ids.lock().unwrap_or_else(|p| p.into_inner()).fork()
     }
 
+    /// What the configuration lets this peer say of itself.
+    fn own_settings(&self) -> OwnSettings {
+        OwnSettings {
+            endpoints: self.config().advertise_endpoints.clone(),
+            data_ports: self.config().data_ports,
+            api_access: self.config().api_access,
+        }
+    }
+
     fn client(&self) -> &PeerClient {
         &self.inner.client
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())
     }
-}
-
-/// Brings the own `peer` record up to what this start was configured with.
-fn publish_settings(
-    tx: &Tx<'_>,
-    author: &Identity,
-    mut own: PeerRow,
-    config: &Config,
-    license_id: LicenseId,
-) -> Result<(), StartError> {
-    let Some(body) = own.body.take() else { return Ok(()) };
-    let mut current = PeerBody {
-        data_ports: config.data_ports,
-        api_access: config.api_access,
-        version: crate::model::VERSION.to_owned(),
-        license_id,
-        ..body.clone()
-    };
-    if !config.advertise_endpoints.is_empty() {
-        current.endpoints.clone_from(&config.advertise_endpoints);
-        own.endpoints.clone_from(&config.advertise_endpoints);
-        tx.put_peer(&own)?;
-    }
-    if current != body {
-        tx.put_own(author, kind::PEER, &author.peer_id.to_string(), &current)?;
-    }
-    Ok(())
 }

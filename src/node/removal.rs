@@ -1,11 +1,10 @@
 //! Taking peers out of the cluster (cluster.md §8).
 
-use super::{Identity, Node};
+use super::Node;
 use crate::{
-    gossip::Standing,
+    membership,
     model::{Code, PeerId, Refused},
-    store::{StoreError, Tx},
-    wire::record::{RecordKey, RevocationBody, RevocationReason, kind},
+    wire::record::RecordKey,
 };
 
 impl Node {
@@ -17,21 +16,11 @@ impl Node {
             let text = "cannot delete local peer (use 'arctic peers remove-self' instead)";
             return Err(Refused::new(Code::InvalidRequest, text));
         }
-        let row = self.store().read(|v| v.peer(peer))?.ok_or_else(not_found)?;
-        let body = RevocationBody {
-            peer_id: Some(peer),
-            public_key: Some(row.public_key),
-            client_id: None,
-            reason: RevocationReason::Deleted,
-            revoked_at: self.env().clock.unix(),
-        };
-        self.store()
-            .write(move |tx| -> Result<(), StoreError> {
-                tx.put_own(&identity, kind::REVOCATION, &peer.to_string(), &body)?;
-                drop_peer(tx, &identity, peer)
-            })
-            .await?;
+        let now = self.env().clock.unix();
+        let revocation = self.store().write(move |tx| membership::remove_peer(tx, &identity, peer, now)).await?;
+        revocation.ok_or_else(not_found)?;
         tracing::info!(%peer, "peer removed from the cluster");
+        self.prune_attempts()?;
         self.trust_changed(&[])?;
         Ok(())
     }
@@ -39,38 +28,13 @@ impl Node {
     /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        if self.store().read(|v| v.peer(peer))?.is_some() {
-            tracing::warn!(%peer, local = peer == identity.peer_id, "peer was removed from the cluster");
+        let local = peer == identity.peer_id;
+        let was_known = self.store().write(move |tx| membership::peer_was_revoked(tx, &identity, peer, &void)).await?;
+        if was_known {
+            tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
-        self.store()
-            .write(move |tx| -> Result<(), StoreError> {
-                if peer == identity.peer_id {
-                    let others = tx.peers()?.into_iter().map(|p| p.peer_id).filter(|id| *id != peer);
-                    void.iter().try_for_each(|key| tx.forget_record(key))?;
-                    return others.into_iter().try_for_each(|id| tx.forget_peer(id));
-                }
-                // An operator may have taken it back since the machine spoke.
-                let key = tx.peer(peer)?.map(|row| row.public_key);
-                if tx.revocations()?.standing(peer, key.as_ref()) == Standing::Clear {
-                    return Ok(());
-                }
-                void.iter().try_for_each(|key| tx.forget_record(key))?;
-                drop_peer(tx, &identity, peer)
-            })
-            .await?;
+        self.prune_attempts()?;
         self.trust_changed(&[])?;
         Ok(())
     }
-}
-
-/// Drops trust and key of a peer, and deletes own services that target it. Which of its records are void, the gossip
-/// machine says.
-fn drop_peer(tx: &Tx<'_>, identity: &Identity, peer: PeerId) -> Result<(), StoreError> {
-    for service in tx.services()? {
-        let own = service.body.source_peer_id == identity.peer_id;
-        if own && service.body.target_peer_id == peer {
-            tx.delete_service(identity, service.id)?;
-        }
-    }
-    tx.forget_peer(peer)
 }

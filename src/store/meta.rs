@@ -1,9 +1,9 @@
 //! Facts of this host: cluster, license, counters.
 
 use super::{StoreError, Tx, View};
-use crate::model::{ClusterId, UnixTime};
+use crate::membership::ClusterFacts;
 use rusqlite::OptionalExtension;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 const CLUSTER: &str = "cluster";
@@ -11,15 +11,6 @@ const LICENSE: &str = "license";
 const LICENSE_CLOCK: &str = "license_clock";
 const OWN_VERSION: &str = "own_version";
 const START_COUNTER: &str = "start_counter";
-
-/// The cluster this peer belongs to. Present exactly when the peer is bootstrapped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterFacts {
-    pub cluster_id: ClusterId,
-    pub created_at: UnixTime,
-    /// Ids of clusters that were merged into this one; tokens issued under them still work.
-    pub aliases: Vec<ClusterId>,
-}
 
 impl View<'_> {
     fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {

@@ -5,15 +5,14 @@ mod credentials;
 mod files;
 mod group_commit;
 mod integrity;
+mod ledger;
 mod meta;
 mod migrate;
 mod peers;
 mod records;
 mod services;
 
-pub use meta::ClusterFacts;
-pub use peers::PeerRow;
-pub use records::{Author, Put};
+pub use crate::membership::{Author, ClusterFacts, PeerRow, Put};
 
 use crate::model::{Code, Refused};
 use group_commit::GroupCommit;

@@ -9,21 +9,44 @@ const YEAR_MS: i64 = 365 * 24 * 60 * MINUTE_MS;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    Partition { one: Vec<String>, other: Vec<String> },
-    OneWay { from: String, to: String },
+    Partition {
+        one: Vec<String>,
+        other: Vec<String>,
+    },
+    OneWay {
+        from: String,
+        to: String,
+    },
     Isolate(String),
-    Slow { one: String, other: String, latency: Duration },
+    Slow {
+        one: String,
+        other: String,
+        latency: Duration,
+    },
     /// What is sent waits, and comes all at once.
-    Clog { one: String, other: String },
+    Clog {
+        one: String,
+        other: String,
+    },
     Crash(String),
     CrashInWrite(String),
     /// The data directory as it was at the begin comes back at the end.
     OldCopy(String),
     /// The database is gone; `peer.key` stays.
     Wipe(String),
-    Clock { host: String, ahead_ms: i64 },
-    Streams { host: String, fault: StreamFault, count: usize },
-    Kernel { host: String, fault: KernelFault },
+    Clock {
+        host: String,
+        ahead_ms: i64,
+    },
+    Streams {
+        host: String,
+        fault: StreamFault,
+        count: usize,
+    },
+    Kernel {
+        host: String,
+        fault: KernelFault,
+    },
     ForeignEdit(String),
     ForeignFlush(String),
     ForeignPolicyFlush(String),
@@ -189,9 +212,7 @@ fn plan(kind: Kind, ground: &Ground<'_>, rng: &mut Rng) -> Planned {
         Kind::Crash => Fault::Crash(one),
         Kind::CrashInWrite => Fault::CrashInWrite(one),
         Kind::Clock => Fault::Clock { host: one, ahead_ms: clock(rng) },
-        Kind::Streams => {
-            Fault::Streams { host: one, fault: stream_fault(rng), count: 1 + rng.below(20) as usize }
-        }
+        Kind::Streams => Fault::Streams { host: one, fault: stream_fault(rng), count: 1 + rng.below(20) as usize },
         Kind::Kernel => Fault::Kernel { host: one, fault: kernel_fault(rng) },
         Kind::ForeignHand => match rng.below(3) {
             0 => Fault::ForeignEdit(one),

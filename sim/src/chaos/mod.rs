@@ -95,7 +95,10 @@ impl fmt::Display for Outcome {
         if self.violated.is_empty() {
             let (simulated, after) = (self.simulated.as_secs(), self.converged_after.as_secs_f64());
             let (seed, nodes, acknowledged) = (self.seed, self.nodes, self.acknowledged);
-            return write!(f, "seed {seed}: {nodes} nodes, {simulated} s, {acknowledged} writes, well {after:.1} s after");
+            return write!(
+                f,
+                "seed {seed}: {nodes} nodes, {simulated} s, {acknowledged} writes, well {after:.1} s after"
+            );
         }
         writeln!(f, "SIM FAILED  chaos\nseed        {}\nnodes       {}", self.seed, self.nodes)?;
         for (n, fault) in self.faults.iter().enumerate() {

@@ -206,9 +206,7 @@ impl Storm {
         if self.down.contains(from) || self.down.contains(to) {
             return Flow::Cut;
         }
-        let within = |one: &[String], other: &[String]| {
-            one.iter().any(|h| h == from) && other.iter().any(|h| h == to)
-        };
+        let within = |one: &[String], other: &[String]| one.iter().any(|h| h == from) && other.iter().any(|h| h == to);
         let of = |active: &Active| match &active.planned.fault {
             Fault::Partition { one, other } if within(one, other) || within(other, one) => Flow::Cut,
             Fault::OneWay { from: a, to: b } if a == from && b == to => Flow::Cut,

@@ -101,7 +101,8 @@ impl Workload {
             return;
         }
         let name = format!("s{}", self.memory.borrow_mut().next_number());
-        let body = json!({"name": name, "source_peer_id": self.peer_ids[&source], "target_peer_id": self.peer_ids[&target]});
+        let body =
+            json!({"name": name, "source_peer_id": self.peer_ids[&source], "target_peer_id": self.peer_ids[&target]});
         let (ending, answer) = self.send(&called, Method::POST, "/v1/services", Some(body)).await;
         let id = answer.body["id"].as_str().map(str::to_owned).filter(|_| ending == Ending::Acknowledged);
         self.memory.borrow_mut().created(name, source, target, id, ending);
