@@ -50,7 +50,9 @@ fn bare() -> Figures {
     let dir = directory();
     let connection = rusqlite::Connection::open(dir.path().join("bare.db")).expect("a database");
     connection
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT);")
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT);",
+        )
         .expect("a table");
     let (started, mut took, mut n) = (Instant::now(), Vec::new(), 0);
     while started.elapsed() < LASTS {

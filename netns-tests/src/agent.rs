@@ -49,7 +49,7 @@ pub struct AgentSettings {
     pub api_port: u16,
     /// More variables, or other values for the ones set by default.
     pub environment: BTreeMap<String, String>,
-    /// The data directory is a disk of its own, of this size, that ends with the agent.
+    /// The data directory is copied to a disk of its own, of this size, that ends with the agent.
     pub disk_bytes: Option<u64>,
 }
 
@@ -170,7 +170,10 @@ fn agent_command(host: &Host, settings: &AgentSettings) -> Result<Command> {
     };
     // The mount belongs to a namespace of the process, and so ends with it.
     let mut command = host.command("unshare");
-    let script = format!("mount -t tmpfs -o size={bytes} none \"$1\" && exec \"$0\" agent run");
+    let script = format!(
+        "disk=\"$1.disk\" && mkdir -p \"$disk\" && mount -t tmpfs -o size={bytes} none \"$disk\" && \
+         cp -a \"$1/.\" \"$disk\" && mount --bind \"$disk\" \"$1\" && exec \"$0\" agent run"
+    );
     command.args(["--mount", "sh", "-c", &script]).arg(binary).arg(settings.data_dir());
     Ok(command)
 }

@@ -15,11 +15,25 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Made, unless it was there.
-    Open { file: PathBuf },
-    Write { file: PathBuf, offset: usize, bytes: Vec<u8> },
-    Truncate { file: PathBuf, size: usize },
-    Sync { file: PathBuf },
-    Delete { file: PathBuf, forced: bool },
+    Open {
+        file: PathBuf,
+    },
+    Write {
+        file: PathBuf,
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    Truncate {
+        file: PathBuf,
+        size: usize,
+    },
+    Sync {
+        file: PathBuf,
+    },
+    Delete {
+        file: PathBuf,
+        forced: bool,
+    },
     /// Something that whoever records wants to find again.
     Mark(u64),
 }

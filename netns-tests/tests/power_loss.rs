@@ -97,7 +97,10 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
         }
     }
     assert_eq!(acknowledged.len() as u64, WRITERS * WRITES_EACH);
-    println!("{checked} power cuts, {syncs} syncs, {} acknowledged; {unacknowledged} more were found", acknowledged.len());
+    println!(
+        "{checked} power cuts, {syncs} syncs, {} acknowledged; {unacknowledged} more were found",
+        acknowledged.len()
+    );
 }
 
 #[test]
