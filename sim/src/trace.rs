@@ -1,5 +1,6 @@
 //! The trace of a run: every event of every crate at every level, in order, as text.
 
+use sha2::{Digest, Sha256};
 use std::{
     cell::RefCell,
     fmt::{self, Write as _},
@@ -22,6 +23,12 @@ pub struct Trace {
 impl Trace {
     pub fn lines(&self) -> &[String] {
         &self.lines
+    }
+
+    /// SHA-256 over its lines, hex.
+    pub fn digest(&self) -> String {
+        let hash = self.lines.iter().fold(Sha256::new(), |hash, line| hash.chain_update(line).chain_update(b"\n"));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn save(&self, scenario: &str, seed: u64, name: &str) -> PathBuf {
@@ -103,6 +110,10 @@ pub(crate) fn untimed(f: impl FnOnce()) {
     });
 }
 
+fn is_recording() -> bool {
+    CURRENT.with_borrow(Option::is_some)
+}
+
 fn push(line: String) {
     let at = turmoil::sim_elapsed().map_or(0, |t| t.as_micros());
     CURRENT.with_borrow_mut(|trace| {
@@ -133,6 +144,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        if !is_recording() {
+            return;
+        }
         if event.metadata().target().starts_with("turmoil") && event.metadata().name().contains("step") {
             return;
         }
