@@ -5,6 +5,7 @@ mod clock;
 mod cluster;
 mod net;
 mod operator;
+pub mod tickless;
 mod trace;
 
 pub use clock::{EPOCH, SimClock};
