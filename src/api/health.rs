@@ -9,6 +9,7 @@ use crate::{
     model::{Refused, UnixTime},
     node::Node,
     reconcile::ReconcilerStatus,
+    store::IDENTITY_CONFLICT_HINT,
 };
 use hyper::StatusCode;
 use serde::Serialize;
@@ -85,6 +86,9 @@ fn database(node: &Node) -> Result<String, String> {
 }
 
 fn identity(node: &Node) -> Result<String, String> {
+    if node.is_contested() {
+        return Err(format!("another live copy of this identity is heard: {IDENTITY_CONFLICT_HINT}"));
+    }
     match (node.identity(), node.entitlement()) {
         (Some(identity), Some(_)) => Ok(identity.peer_id.to_string()),
         _ => Err("not bootstrapped".into()),

@@ -9,7 +9,7 @@ use crate::{
     model::{Mono, PeerId, Rng},
     wire::{
         gossip::{
-            ACKS_MAX, Digests, ENDPOINTS_MAX, Heartbeat, KeyedHead, Malformed, Op, PAGE_MAX_HEADS, PushReply,
+            Digests, ENDPOINTS_MAX, Heartbeat, KeyedHead, Malformed, Op, PAGE_MAX_HEADS, PushReply,
             PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, ReconcileReply, ReconcileRequest, Reply, Request,
         },
         record::{Record, RecordKey},
@@ -18,14 +18,17 @@ use crate::{
 use std::{collections::BTreeMap, time::Duration};
 
 /// The last word to a peer that was removed: the revocation itself.
-pub(super) fn farewell(to: PeerId, revocation: Record, digests: Digests) -> Transmit {
-    Transmit { to, request: Request::Push(PushRequest { records: vec![revocation].into(), relay: false, digests }) }
+pub(super) fn farewell(to: PeerId, revocation: Record, instance: String, digests: Digests) -> Transmit {
+    let records = vec![revocation].into();
+    Transmit { to, request: Request::Push(PushRequest { instance, records, relay: false, digests }) }
 }
 
 impl Gossip {
     /// Sends what is due and notices who fell silent.
     pub(super) fn drive(&mut self, now: Mono) {
         self.settle_withheld(now);
+        self.tend_collection(now);
+        self.tend_standing_of_copy(now);
         for peer in self.links.keys().copied().collect::<Vec<_>>() {
             while let Some(op) = self.links.get(&peer).and_then(|link| link.lost_call(now)) {
                 self.call_failed(peer, op, now);
@@ -45,9 +48,9 @@ impl Gossip {
         }
     }
 
-    /// What this agent says of itself.
-    pub(super) fn heartbeat(&self, acks: BTreeMap<PeerId, u64>) -> Heartbeat {
-        Heartbeat {
+    /// What this agent says of itself to `to`.
+    pub(super) fn heartbeat(&self, to: PeerId) -> Heartbeat {
+        let mut heartbeat = Heartbeat {
             instance: self.facts.instance.clone(),
             starts: self.facts.starts,
             time: self.facts.unix.plus(self.now - self.facts_at),
@@ -55,18 +58,21 @@ impl Gossip {
             endpoints: self.facts.endpoints.iter().take(ENDPOINTS_MAX).cloned().collect(),
             license_state: self.facts.license_state.clone(),
             digests: self.index.digests(),
-            acks,
-        }
+            own: None,
+            holds: None,
+            behind: Vec::new(),
+            vouches: BTreeMap::new(),
+        };
+        self.tell_holdings(to, &mut heartbeat);
+        heartbeat
     }
 
     fn due_heartbeat(&mut self, peer: PeerId, now: Mono) -> Option<Request> {
         let link = self.links.get_mut(&peer).filter(|link| link.heartbeat.is_none() && now >= link.heartbeat_at)?;
-        let changed = |(owner, highest): &(PeerId, u64)| link.acks_sent.get(owner).is_none_or(|sent| sent < highest);
-        let held = self.index.owners().map(|(owner, owned)| (owner, owned.highest));
-        let acks: BTreeMap<_, _> = held.filter(changed).take(ACKS_MAX).collect();
         link.heartbeat_at = now + jittered(&mut self.rng);
-        link.heartbeat = Some(Call { sent_at: now, what: acks.clone() });
-        Some(Request::Heartbeat(self.heartbeat(acks)))
+        link.heartbeat = Some(Call { sent_at: now, what: () });
+        let behind = self.ask_behind();
+        Some(Request::Heartbeat(Heartbeat { behind, ..self.heartbeat(peer) }))
     }
 
     /// The next page of the comparison under way.
@@ -109,7 +115,8 @@ impl Gossip {
             return None;
         }
         link.push = Some(Call { sent_at: now, what: sent });
-        Some(Request::Push(PushRequest { records: records.into(), relay, digests: self.index.digests() }))
+        let (instance, records) = (self.facts.instance.clone(), self.backed(records));
+        Some(Request::Push(PushRequest { instance, records, relay, digests: self.index.digests() }))
     }
 
     /// Answers a page: sends what is newer here, asks for what is newer there, stops when the answer is full.
@@ -141,11 +148,12 @@ impl Gossip {
             }
             last = Some(key);
         }
+        reply.records = self.backed(reply.records.list);
         reply
     }
 
     pub(super) fn take_push(&mut self, from: PeerId, push: &PushRequest) -> PushReply {
-        let (dropped, news) = self.absorb(&push.records, self.now);
+        let (dropped, news) = self.absorb(from, &push.records, self.now);
         if let Some(link) = self.links.get_mut(&from) {
             link.digests = Some(push.digests);
         }
@@ -186,7 +194,7 @@ impl Gossip {
 
     pub(super) fn take_reply(&mut self, from: PeerId, reply: &Reply, now: Mono) {
         match reply {
-            Reply::Heartbeat(heartbeat) => self.take_heartbeat_reply(from, heartbeat),
+            Reply::Heartbeat(heartbeat) => self.take_heartbeat_reply(from, heartbeat, now),
             Reply::Reconcile(reply) => self.take_page_reply(from, reply, now),
             Reply::Push(reply) => {
                 if let Some(link) = self.links.get_mut(&from) {
@@ -198,13 +206,12 @@ impl Gossip {
         }
     }
 
-    fn take_heartbeat_reply(&mut self, from: PeerId, heartbeat: &Heartbeat) {
+    fn take_heartbeat_reply(&mut self, from: PeerId, heartbeat: &Heartbeat, now: Mono) {
+        let call = self.links.get_mut(&from).and_then(|link| link.heartbeat.take());
+        self.settle_copy(from, heartbeat, call.map(|call| call.sent_at), now);
         self.hear(from, heartbeat);
         let ours = self.index.digests();
         let Some(link) = self.links.get_mut(&from) else { return };
-        if let Some(call) = link.heartbeat.take() {
-            link.acks_sent.extend(call.what);
-        }
         let differing = ours.differing(&heartbeat.digests);
         if link.walk.is_none() && !differing.is_empty() {
             link.walk = Some(Walk { registries: differing.into(), after: None });
@@ -212,7 +219,7 @@ impl Gossip {
     }
 
     fn take_page_reply(&mut self, from: PeerId, reply: &ReconcileReply, now: Mono) {
-        self.absorb(&reply.records, now);
+        self.absorb(from, &reply.records, now);
         let Some(link) = self.links.get_mut(&from) else { return };
         link.digests = Some(reply.digests);
         let page = link.page.take();

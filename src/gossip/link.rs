@@ -1,7 +1,8 @@
 //! What is known of one trusted peer, and what is under way to it.
 
+use super::instance::{Copies, Refusals};
 use crate::{
-    model::{Endpoint, Mono, PeerId, PublicKey, UnixTime},
+    model::{Endpoint, Mono, PublicKey, UnixTime},
     wire::{
         gossip::{Digests, Heartbeat, Op, Registry},
         record::RecordKey,
@@ -75,6 +76,17 @@ pub(super) struct Walk {
     pub after: Option<RecordKey>,
 }
 
+/// What the peer has acknowledged, and which copy of it is believed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Notes {
+    /// Since when the link stands.
+    pub since: Mono,
+    /// Up to where it holds all records of the local peer.
+    pub acknowledged: Option<u64>,
+    pub copies: Copies,
+    pub refusals: Refusals,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     pub key: PublicKey,
@@ -82,11 +94,9 @@ pub(super) struct Link {
     pub healthy: bool,
     pub heard: Option<Heard>,
     pub digests: Option<Digests>,
-    /// Owner to the highest version that the peer says it holds.
-    pub acknowledged: BTreeMap<PeerId, u64>,
-    pub acks_sent: BTreeMap<PeerId, u64>,
+    pub notes: Notes,
     pub heartbeat_at: Mono,
-    pub heartbeat: Option<Call<BTreeMap<PeerId, u64>>>,
+    pub heartbeat: Option<Call<()>>,
     pub walk: Option<Walk>,
     pub page: Option<Call<Page>>,
     /// Key to whether the receiver relays it.
@@ -105,8 +115,7 @@ impl Link {
             healthy: last_seen.is_some(),
             heard: None,
             digests: None,
-            acknowledged: BTreeMap::new(),
-            acks_sent: BTreeMap::new(),
+            notes: Notes::default(),
             heartbeat_at,
             heartbeat: None,
             walk: None,

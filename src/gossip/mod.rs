@@ -9,14 +9,18 @@
 //! record is in the index only if its owner signed it; nothing is ordered by a wall clock.
 
 mod admit;
+mod collect;
 mod exchange;
 mod index;
+mod instance;
 mod link;
+mod quota;
 mod revocation;
 #[cfg(test)]
 mod tests;
 
 pub use admit::Drops;
+pub use collect::{FLOOR_INTERVAL, LAGGARD_AFTER};
 pub use index::RegistryState;
 pub use link::Heard;
 pub use revocation::{Revocations, Standing};
@@ -28,8 +32,10 @@ use crate::{
         record::{Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
+use collect::{Collection, Ledger};
 use index::{Entry, Index};
 use link::Link;
+use quota::Quotas;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -70,6 +76,8 @@ pub struct Facts {
     /// Random at each start.
     pub instance: String,
     pub starts: u64,
+    /// Random once for each database.
+    pub lineage: String,
     pub version: String,
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
@@ -118,6 +126,25 @@ pub enum Event {
     /// An own record came back with a version above ours (a lost database): continue from it.
     AdoptOwnVersion(u64),
     Discovered(Box<Discovery>),
+    /// From now on this peer is complete with `owner` only up to `complete`, until [`Event::CaughtUp`]: to be kept over
+    /// restarts, for [`Gossip::handle_resume`].
+    CatchingUp {
+        owner: PeerId,
+        complete: u64,
+    },
+    CaughtUp(PeerId),
+    /// Collected tombstones, and records that a reset did not confirm: drop them without a trace.
+    Forgotten(Vec<RecordKey>),
+    /// Own records to be written anew under the next versions; a deleted one as a tombstone.
+    Republish(Vec<Record>),
+    /// Write the own `floor` record: every peer holds all own records up to there.
+    PublishFloor {
+        through: u64,
+    },
+    /// Peers refuse this copy of the identity because they hear another one; or no longer do.
+    Contested(bool),
+    /// Two live copies of this peer's identity are heard.
+    TwoCopies(PeerId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -130,6 +157,12 @@ pub enum Reject {
     Unexpected,
     #[error("too much gossip waits to be committed")]
     Busy,
+    #[error("more gossip came from this peer in a short time than is taken")]
+    OverQuota,
+    #[error("another copy of this peer was heard a moment ago; which of them lives is being asked")]
+    Unsettled,
+    #[error("another live copy of this identity is heard; this one changes nothing in the cluster")]
+    IdentityConflict,
 }
 
 /// What is known of a trusted peer.
@@ -140,8 +173,10 @@ pub struct PeerView {
     /// As it reported last.
     pub registries: Option<Digests>,
     pub heard: Option<Heard>,
-    /// Owner to the highest version that it says it holds.
-    pub acknowledged: BTreeMap<PeerId, u64>,
+    /// Up to where it holds all records of the local peer, as it says.
+    pub acknowledged: Option<u64>,
+    /// A second live copy of its identity is heard.
+    pub has_two_copies: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -157,6 +192,12 @@ pub struct Gossip {
     withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
     discovered: BTreeMap<PeerId, RecordHead>,
     own_version: u64,
+    /// The highest version of an own record that the driver gave.
+    told_version: u64,
+    ledger: Ledger,
+    collection: Collection,
+    quotas: Quotas,
+    contested: bool,
     drops: Drops,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -177,7 +218,9 @@ impl Gossip {
         let mut links = BTreeMap::new();
         for (peer, key) in peers.iter().filter(|(peer, _)| **peer != local.peer_id) {
             let first = now + Duration::from_millis(rng.below(START_SPREAD_MS));
-            links.insert(*peer, Link::new(*key, first, None));
+            let mut link = Link::new(*key, first, None);
+            link.notes.since = now;
+            links.insert(*peer, link);
         }
         let mut gossip = Self {
             local,
@@ -190,6 +233,11 @@ impl Gossip {
             withheld: BTreeMap::new(),
             discovered: BTreeMap::new(),
             own_version: 0,
+            told_version: 0,
+            ledger: Ledger::default(),
+            collection: Collection::default(),
+            quotas: Quotas::default(),
+            contested: false,
             drops: Drops::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -199,6 +247,7 @@ impl Gossip {
         for record in records {
             gossip.index_committed(record);
         }
+        gossip.begin_collection();
         gossip.settle_revocations(now);
         gossip
     }
@@ -212,12 +261,18 @@ impl Gossip {
         if self.events.len() >= EVENTS_MAX {
             return Err(Reject::Busy);
         }
+        if let Err(reject) = self.judge_copy(from, request, now) {
+            self.now = now;
+            self.drive(now);
+            return Err(reject);
+        }
         self.now = now;
         self.saw(from, now);
         let reply = match request {
             Request::Heartbeat(heartbeat) => {
                 self.hear(from, heartbeat);
-                Reply::Heartbeat(self.heartbeat(BTreeMap::new()))
+                let vouches = self.vouch(&heartbeat.behind);
+                Reply::Heartbeat(Heartbeat { vouches, ..self.heartbeat(from) })
             }
             Request::Reconcile(request) => Reply::Reconcile(self.compare(request)),
             Request::Push(push) => Reply::Push(self.take_push(from, push)),
@@ -246,6 +301,7 @@ impl Gossip {
         match reply {
             Ok(reply) => {
                 self.saw(from, now);
+                self.was_accepted(from, op, now);
                 self.take_reply(from, reply, now);
             }
             Err(CallFailed { op }) => self.call_failed(from, op, now),
@@ -257,7 +313,15 @@ impl Gossip {
     /// Takes records that were just committed to the store: own ones, or those a handshake brought.
     pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
         self.now = now;
-        let keys: Vec<_> = records.iter().filter_map(|r| self.index_committed(r.clone())).collect();
+        let mut keys = Vec::new();
+        for record in records.iter().filter(|r| !self.is_suspect(r)).cloned().collect::<Vec<_>>() {
+            if let Some(key) = self.index_committed(record.clone()) {
+                self.note_floor(&record);
+                self.note_written(&record);
+                keys.push(key);
+            }
+        }
+        self.collect();
         if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
             self.settle_revocations(now);
         }
@@ -352,7 +416,8 @@ impl Gossip {
             last_seen: link.last_seen,
             registries: link.digests,
             heard: link.heard.clone(),
-            acknowledged: link.acknowledged.clone(),
+            acknowledged: link.notes.acknowledged,
+            has_two_copies: link.notes.copies.are_two(self.now),
         })
     }
 
@@ -365,6 +430,11 @@ impl Gossip {
     /// No call is under way and nothing waits to be sent.
     pub fn is_idle(&self) -> bool {
         self.transmits.is_empty() && self.links.values().all(Link::is_idle)
+    }
+
+    /// Own records of the store up to this version are known here.
+    pub fn told_version(&self) -> u64 {
+        self.told_version
     }
 
     pub fn drops(&self) -> Drops {
@@ -381,12 +451,13 @@ impl Gossip {
         let key = record.key.clone();
         if key.owner == self.local.peer_id {
             self.own_version = self.own_version.max(record.version);
+            self.told_version = self.told_version.max(record.version);
         }
         let Some(entry) = Entry::new(record) else {
             self.drops.malformed += 1;
             return None;
         };
-        self.index.offer(entry).then_some(key)
+        self.shelve(entry).then_some(key)
     }
 
     /// Tells peers that these own records revoke, once and without a retry; nobody else may reach them any more.
@@ -397,14 +468,16 @@ impl Gossip {
             let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
             let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
             if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
-                self.transmits.push_back(exchange::farewell(subject, record, digests));
+                self.transmits.push_back(exchange::farewell(subject, record, self.facts.instance.clone(), digests));
             }
         }
     }
 
     fn link(&mut self, peer: PeerId, key: PublicKey, now: Mono) {
         self.discovered.remove(&peer);
-        self.links.insert(peer, Link::new(key, now, Some(now)));
+        let mut link = Link::new(key, now, Some(now));
+        link.notes.since = now;
+        self.links.insert(peer, link);
         self.events.push_back(self.status_event(peer));
     }
 
@@ -428,11 +501,13 @@ impl Gossip {
     }
 
     fn hear(&mut self, from: PeerId, heartbeat: &Heartbeat) {
-        let known: Vec<_> = heartbeat.acks.iter().filter(|(owner, _)| self.is_known(**owner)).collect();
-        if let Some(link) = self.links.get_mut(&from) {
-            link.hear(heartbeat);
-            link.acknowledged.extend(known);
+        let Some(link) = self.links.get_mut(&from) else { return };
+        if link.heard.as_ref().is_none_or(|heard| heard.instance != heartbeat.instance) {
+            self.ledger.unconfirm(from);
         }
+        link.notes.copies.heard_at = Some(self.now);
+        link.hear(heartbeat);
+        self.take_holdings(from, heartbeat);
     }
 
     fn is_known(&self, peer: PeerId) -> bool {

@@ -73,9 +73,11 @@ impl Node {
             max_services: license.max_services(),
         };
         let snapshot = clock.snapshot();
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| {
                 newborn.write(tx, now)?;
+                tx.set_lineage(&instance)?;
                 tx.set_license_clock(&snapshot)
             })
             .await

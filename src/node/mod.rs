@@ -2,6 +2,7 @@
 //! the daemon and the simulator.
 
 mod bootstrap;
+mod collection;
 mod config;
 pub mod daemon;
 mod data_dir;
@@ -149,11 +150,13 @@ impl Node {
             None => EffectiveClock::start(now, mono),
         };
         let (author, settings, license_id) = (identity.clone(), self.config().clone(), license.license_id());
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| {
                 let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
                 let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
                 tx.count_start()?;
+                tx.set_lineage(&instance)?;
                 publish_settings(tx, &author, own, &settings, license_id)
             })
             .await?;

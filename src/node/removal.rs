@@ -69,7 +69,11 @@ fn drop_peer(tx: &Tx<'_>, identity: &Identity, peer: PeerId) -> Result<(), Store
     for service in tx.services()? {
         let own = service.body.source_peer_id == identity.peer_id;
         if own && service.body.target_peer_id == peer {
-            tx.delete_service(identity, service.id)?;
+            match tx.delete_service(identity, service.id) {
+                // The other copy of this identity deletes it.
+                Err(StoreError::IdentityConflict) => {}
+                deleted => deleted?,
+            }
         }
     }
     tx.forget_peer(peer)

@@ -29,6 +29,8 @@ pub struct Desired {
     pub services: Vec<Service>,
     /// False while the license is suspended or absent.
     pub data_plane_runs: bool,
+    /// Peers refuse this host because another live copy of its identity is heard (cluster.md §7).
+    pub contested: bool,
     /// Peers to which traffic is not shaped (dataplane.md §9).
     pub unshaped: BTreeSet<PeerId>,
     /// Addresses of the host names in endpoints, as far as they are known.
@@ -44,6 +46,7 @@ impl Desired {
             peers: BTreeMap::new(),
             services: vec![],
             data_plane_runs: false,
+            contested: false,
             unshaped: BTreeSet::new(),
             addresses: BTreeMap::new(),
         }
@@ -96,8 +99,9 @@ impl Source for StoreSource {
         if local.is_none() {
             return Ok(Desired { revision, ..Desired::idle(None) });
         }
-        let (services, rows) = self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?)))?;
-        let mut desired = Desired { revision, services, data_plane_runs, addresses, ..Desired::idle(local) };
+        let (services, rows, contested) =
+            self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?, v.is_contested()?)))?;
+        let mut desired = Desired { revision, services, data_plane_runs, contested, addresses, ..Desired::idle(local) };
         for row in rows.into_iter().filter(|row| Some(row.peer_id) != local) {
             if !row.qos_enabled {
                 desired.unshaped.insert(row.peer_id);
@@ -243,6 +247,9 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     let other = if mark.is_some() { body.target_peer_id } else { body.source_peer_id };
     if !desired.data_plane_runs {
         return Some(Skipped::pending("LICENSE_SUSPENDED", "the license does not permit traffic"));
+    }
+    if desired.contested {
+        return Some(Skipped::pending("IDENTITY_CONFLICT", "another live copy of this peer's identity exists"));
     }
     if body.transport_type == Transport::Kcp {
         return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "transport kcp is not available in this version"));

@@ -13,7 +13,7 @@ pub use meta::ClusterFacts;
 pub use peers::PeerRow;
 pub use records::{Author, Put};
 
-use crate::model::Refused;
+use crate::model::{Code, Refused};
 use group_commit::GroupCommit;
 use rusqlite::Connection;
 use std::{
@@ -43,6 +43,8 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
     #[error("database holds a {what} that cannot be read: {text}")]
     Corrupt { what: &'static str, text: String },
+    #[error("another live copy of this identity exists; this one writes nothing to the cluster")]
+    IdentityConflict,
     #[error("record to be stored")]
     Record(#[from] crate::wire::record::RecordError),
 }
@@ -55,9 +57,17 @@ impl StoreError {
 
 impl From<StoreError> for Refused {
     fn from(e: StoreError) -> Self {
-        Refused::internal(e)
+        match e {
+            StoreError::IdentityConflict => {
+                Refused::new(Code::IdentityConflict, e.to_string()).with_hint(IDENTITY_CONFLICT_HINT)
+            }
+            other => Refused::internal(other),
+        }
     }
 }
+
+/// What an operator does about two live copies of one identity (cluster.md §7).
+pub const IDENTITY_CONFLICT_HINT: &str = "stop one of the two; to keep both, remove peer.key and the database of one of them and add it as a new peer";
 
 /// A handle; clones share one pair of connections.
 #[derive(Clone)]

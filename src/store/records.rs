@@ -109,7 +109,7 @@ impl Tx<'_> {
         Ok(Put::Stored)
     }
 
-    /// Drops a record without a trace; only for records of an owner whose revocation is known.
+    /// Drops a record without a trace: one of a removed owner, a collected tombstone, or one that a reset found deleted.
     pub fn forget_record(&self, key: &RecordKey) -> Result<(), StoreError> {
         self.connection
             .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3")?
@@ -118,6 +118,9 @@ impl Tx<'_> {
     }
 
     fn next_own_version(&self) -> Result<u64, StoreError> {
+        if self.is_contested()? {
+            return Err(StoreError::IdentityConflict);
+        }
         let version = self.own_version()? + 1;
         self.set_own_version(version)?;
         Ok(version)

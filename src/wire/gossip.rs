@@ -4,7 +4,7 @@
 use super::record::{ID_MAX_BYTES, KIND_MAX_BYTES, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, kind};
 use crate::model::{Endpoint, PeerId, UnixTime};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt};
 
@@ -20,14 +20,17 @@ pub const RECORDS_MAX_COUNT: usize = 4096;
 pub const ENVELOPE_MAX_BYTES: usize = 1024;
 /// Highest version of a record: the largest integer that every JSON implementation reads exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
-/// Acknowledgements in one heartbeat; further ones follow with the next.
-pub const ACKS_MAX: usize = 256;
+/// Owners that one heartbeat asks about; further ones follow with the next.
+pub const BEHIND_MAX: usize = 64;
+/// Floors that back the records of one message; records of further owners go without.
+pub const BACKINGS_MAX: usize = 512;
 /// Endpoints of one peer that are read.
 pub const ENDPOINTS_MAX: usize = 16;
 const TEXT_MAX_BYTES: usize = 64;
 
 const _: () = assert!(
-    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + PAGE_MAX_HEADS * 704 < MESSAGE_MAX_BYTES,
+    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + PAGE_MAX_HEADS * 704 + BACKINGS_MAX * 768
+        < MESSAGE_MAX_BYTES,
     "the largest answer fits the limit of the API"
 );
 
@@ -192,9 +195,57 @@ pub struct Heartbeat {
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
     pub digests: Digests,
-    /// Owner to the highest version held of its records, where that changed since the last heartbeat to this peer.
+    /// The sender's own records; absent while it does not know whether it holds all that it ever wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Whole>,
+    /// What the sender holds of the receiver's records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Holds>,
+    /// Owners whose records the sender is catching up with; the answer vouches for those it can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<PeerId>,
+    /// In an answer: what the sender, itself complete, holds of the owners that were asked about.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub acks: BTreeMap<PeerId, u64>,
+    pub vouches: BTreeMap<PeerId, Whole>,
+}
+
+/// All records of one owner up to a version (cluster.md §7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    pub through: u64,
+    pub sum: Sum,
+}
+
+/// "I hold all of your records up to `through`", as the copy `of` of the owner itself confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    pub of: String,
+    pub through: u64,
+}
+
+/// The sum, modulo 2^128, of one hash a record: equal sums of one owner's records mean equal records. Hex in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum(pub u128);
+
+impl fmt::Debug for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Serialize for Sum {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&format_args!("{:032x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Sum {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let sum = digits.then(|| u128::from_str_radix(&text, 16).ok()).flatten();
+        sum.map(Self).ok_or_else(|| D::Error::custom("sum is not of 32 hex digits"))
+    }
 }
 
 pub type HeartbeatReply = Heartbeat;
@@ -205,8 +256,12 @@ impl Heartbeat {
             bound(text.len() <= TEXT_MAX_BYTES, "a text of the heartbeat is too long")?;
         }
         bound(self.endpoints.len() <= ENDPOINTS_MAX, "too many endpoints")?;
-        bound(self.acks.len() <= ACKS_MAX, "too many acknowledgements")?;
-        bound(self.acks.values().all(|v| *v <= VERSION_MAX), "an acknowledged version is too high")
+        bound(self.behind.len() <= BEHIND_MAX, "too many owners are asked about")?;
+        bound(self.vouches.len() <= BEHIND_MAX, "too many owners are vouched for")?;
+        bound(self.holds.iter().all(|h| h.of.len() <= TEXT_MAX_BYTES), "a text of the heartbeat is too long")?;
+        let told = self.holds.iter().map(|h| h.through).chain(self.own.iter().map(|w| w.through));
+        let mut told = told.chain(self.vouches.values().map(|w| w.through));
+        bound(told.all(|v| v <= VERSION_MAX), "a version is too high")
     }
 }
 
@@ -284,6 +339,9 @@ impl ReconcileReply {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushRequest {
+    /// Of the sender, as its heartbeats say it.
+    #[serde(default)]
+    pub instance: String,
     pub records: Records,
     /// The receiver passes on what was new to it, once.
     pub relay: bool,
@@ -304,32 +362,65 @@ pub struct PushReply {
 pub struct Records {
     pub list: Vec<Record>,
     pub unreadable: u32,
+    /// For owners of records at or below the owner's floor, if the sender is complete with them.
+    pub backings: Vec<Backing>,
+}
+
+/// What lets a peer that catches up take an owner's old records: the floor they lie under, and up to where the sender
+/// is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backing {
+    pub floor: Record,
+    pub through: u64,
 }
 
 impl Records {
     fn check(&self) -> Result<(), Malformed> {
-        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")
+        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")?;
+        bound(self.backings.len() <= BACKINGS_MAX, "too many floors")?;
+        bound(self.backings.iter().all(|b| b.through <= VERSION_MAX), "a version is too high")
     }
 }
 
 impl From<Vec<Record>> for Records {
     fn from(list: Vec<Record>) -> Self {
-        Self { list, unreadable: 0 }
+        Self { list, ..Self::default() }
     }
 }
 
 impl Serialize for Records {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        self.list.serialize(s)
+        if self.backings.is_empty() {
+            return self.list.serialize(s);
+        }
+        let mut both = s.serialize_struct("Records", 2)?;
+        both.serialize_field("list", &self.list)?;
+        both.serialize_field("backings", &self.backings)?;
+        both.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Records {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        // A bare list, or an object with a list and backings.
+        let (list, backings) = match Value::deserialize(d)? {
+            Value::Array(list) => (list, Vec::new()),
+            Value::Object(mut both) => match (both.remove("list"), both.remove("backings")) {
+                (Some(Value::Array(list)), Some(Value::Array(backings))) => (list, backings),
+                _ => return Err(D::Error::custom("records lack a list or its backings")),
+            },
+            _ => return Err(D::Error::custom("records are not a list")),
+        };
         let mut records = Records::default();
-        for value in Vec::<Value>::deserialize(d)? {
+        for value in list {
             match Record::deserialize(value) {
                 Ok(record) => records.list.push(record),
+                Err(_) => records.unreadable = records.unreadable.saturating_add(1),
+            }
+        }
+        for value in backings {
+            match Backing::deserialize(value) {
+                Ok(backing) => records.backings.push(backing),
                 Err(_) => records.unreadable = records.unreadable.saturating_add(1),
             }
         }
@@ -374,7 +465,10 @@ impl Request {
         match self {
             Request::Heartbeat(m) => m.check(),
             Request::Reconcile(m) => m.check(),
-            Request::Push(m) => m.records.check(),
+            Request::Push(m) => {
+                bound(m.instance.len() <= TEXT_MAX_BYTES, "an instance is too long")?;
+                m.records.check()
+            }
         }
     }
 }

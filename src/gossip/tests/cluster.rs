@@ -52,8 +52,10 @@ fn clusters_converge_in_bound_after_faults_stop() {
         let end = network.now + CONVERGENCE_BOUND;
         assert!(network.run_until(end, Network::is_equal), "seed {seed}: digests differ after the bound");
         network.run_for(3 * HEARTBEAT_INTERVAL);
-        assert!(network.is_equal(), "seed {seed}");
-        assert!(network.nodes.iter().all(|n| n.gossip.converged()), "seed {seed}");
+        // A floor may be on its way at any time.
+        let end = network.now + 2 * HEARTBEAT_INTERVAL;
+        let converged = |n: &Network| n.is_equal() && n.nodes.iter().all(|n| n.gossip.converged());
+        assert!(network.run_until(end, converged), "seed {seed}");
         network.assert_stores_match();
     }
 }
@@ -237,7 +239,7 @@ fn peers_in_sync_exchange_only_small_heartbeats() {
     let now = network.now;
     network.nodes[1].gossip.handle_sync(now);
     let request = std::iter::from_fn(|| network.nodes[1].gossip.poll_transmit()).find(|t| t.to == a).unwrap().request;
-    assert!(matches!(&request, Request::Heartbeat(h) if h.acks.is_empty()));
+    assert!(matches!(&request, Request::Heartbeat(h) if h.behind.is_empty() && h.vouches.is_empty()));
     let from = network.nodes[1].who.id;
     let reply = network.nodes[0].gossip.handle_request(from, &request, now).unwrap();
     assert!(request.encode().len() + reply.encode().len() <= 1600);

@@ -1,6 +1,8 @@
 //! The rules of the machine, one by one and in simulated clusters.
 
 mod cluster;
+mod collection;
+mod copies;
 mod merge;
 mod network;
 mod rules;

@@ -6,7 +6,7 @@ use crate::{
     model::{CustomerId, Endpoint, Mono, Rng, UnixTime},
     wire::{
         gossip::{
-            ACKS_MAX, Digest, KeyedHead, Op, PAGE_MAX_HEADS, PushReply, PushRequest, ReconcileReply, ReconcileRequest,
+            BEHIND_MAX, Digest, Holds, KeyedHead, Op, PAGE_MAX_HEADS, PushReply, PushRequest, ReconcileReply, ReconcileRequest,
             Records, Registry, Reply, Request, VERSION_MAX,
         },
         record::{
@@ -39,7 +39,7 @@ impl Cast {
 }
 
 fn push(gossip: &Gossip, records: impl Into<Records>) -> Request {
-    Request::Push(PushRequest { records: records.into(), relay: false, digests: gossip.digests() })
+    Request::Push(PushRequest { instance: String::new(), records: records.into(), relay: false, digests: gossip.digests() })
 }
 
 /// Pushes over the wire form; gives the number refused and the events.
@@ -382,12 +382,12 @@ fn hostile_request() -> impl Strategy<Value = (bool, Request)> {
         let transmit = gossip.poll_transmit().unwrap();
         if let Request::Heartbeat(h) = transmit.request { h } else { panic!("first comes a heartbeat") }
     };
-    let mut acks = heartbeat.clone();
+    let mut asking = heartbeat.clone();
     let time = UnixTime::from_ms(7);
     let mut rng = Rng::from_seed([3; 32]);
-    acks.acks = (0..=ACKS_MAX).map(|_| (crate::model::PeerId::mint(time, &mut rng), 1)).collect();
+    asking.behind = (0..=BEHIND_MAX).map(|_| crate::model::PeerId::mint(time, &mut rng)).collect();
     let mut far = heartbeat.clone();
-    far.acks = [(c.a.id, u64::MAX)].into();
+    far.holds = Some(Holds { of: "x".into(), through: u64::MAX });
     let mut long = heartbeat.clone();
     long.license_state = "x".repeat(65);
     let mut crowded = heartbeat.clone();
@@ -401,7 +401,7 @@ fn hostile_request() -> impl Strategy<Value = (bool, Request)> {
     outside.after = Some(head("service", "b", 1).key);
     let many = page((0..=PAGE_MAX_HEADS).map(|i| head("service", &format!("{i:05}"), 1)).collect());
     let bad = vec![
-        Request::Heartbeat(acks),
+        Request::Heartbeat(asking),
         Request::Heartbeat(far),
         Request::Heartbeat(long),
         Request::Heartbeat(crowded),
@@ -415,7 +415,7 @@ fn hostile_request() -> impl Strategy<Value = (bool, Request)> {
     ];
     let fair = vec![
         Request::Heartbeat(heartbeat),
-        Request::Push(PushRequest { records: vec![c.a.service("s", 2)].into(), relay: true, digests }),
+        Request::Push(PushRequest { instance: String::new(), records: vec![c.a.service("s", 2)].into(), relay: true, digests }),
     ];
     prop_oneof![
         4 => prop::sample::select(bad).prop_map(|request| (true, request)),
@@ -446,7 +446,7 @@ proptest! {
         // A heartbeat answer that differs in one registry starts a comparison, whose page is then out.
         let Reply::Heartbeat(mut answer) = c.machine().handle_request(
             c.a.id,
-            &Request::Heartbeat(gossip.heartbeat(Default::default())),
+            &Request::Heartbeat(gossip.heartbeat(c.a.id)),
             T,
         ).unwrap() else { panic!() };
         answer.digests.services = Digest([1; 32]);
