@@ -103,14 +103,11 @@ fn a_peer_that_was_away_for_longer_than_thirty_days_is_reset() {
         assert_eq!(network.tombstones(0) + network.tombstones(1) + network.tombstones(2), 0);
         assert!(network.lives(3, &service_key(0, "deleted")));
         network.isolate(3, false);
-        for node in 0..3 {
-            let gone = service_key(0, "deleted");
-            let end = network.now + Duration::from_secs(90);
-            network.run_until(end, |n| {
-                assert!(!n.lives(node, &gone), "nothing comes back on a peer that knew better");
-                n.is_caught_up()
-            });
-        }
+        let (gone, end) = (service_key(0, "deleted"), network.now + Duration::from_secs(90));
+        network.run_until(end, |n| {
+            assert!((0..3).all(|node| !n.lives(node, &gone)), "nothing comes back on a peer that knew better");
+            false
+        });
         network.assert_settles(Duration::from_secs(60));
         for node in 0..4 {
             assert!(!network.lives(node, &service_key(0, "deleted")));

@@ -141,7 +141,7 @@ fn a_copy_that_most_peers_refuse_for_a_while_is_contested_until_it_is_taken_agai
         gossip.handle_identity_refusal(peers[0].id, at(ms));
     }
     gossip.handle_identity_refusal(peers[2].id, at(12_000));
-    assert_eq!(contested(&mut gossip), []);
+    assert!(contested(&mut gossip).is_empty());
     gossip.handle_identity_refusal(peers[2].id, at(22_000));
     assert_eq!(contested(&mut gossip), [true]);
     accept(&mut gossip, &peers[0], at(80_000));
@@ -160,7 +160,7 @@ fn a_clock_years_ahead_changes_nothing_else() {
         let time = scene.gossip.peer_view(scene.peer.id).unwrap().heard.unwrap().time;
         format!("{:?}", scene.gossip).replace(&format!("{time:?}"), "T")
     };
-    assert_eq!(run(1_790_000_000), run(3_500_000_000));
+    assert_eq!(run(1_789_999_000), run(3_500_000_000));
 }
 
 #[test]

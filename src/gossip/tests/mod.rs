@@ -3,6 +3,7 @@
 mod cluster;
 mod collection;
 mod copies;
+mod machine;
 mod merge;
 mod network;
 mod rules;

@@ -1,11 +1,11 @@
 //! Machines, a store each, a lossy network between them, and one event queue in virtual time.
 
 use crate::{
-    gossip::{CallFailed, Event, Facts, Gossip, Local, Transmit},
+    gossip::{CallFailed, Event, Facts, Gossip, LAGGARD_AFTER, Local, Standing, Transmit},
     model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
-        record::{FloorBody, PeerBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
+        record::{FloorBody, PeerBody, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
     },
 };
 use serde_json::{Value, json};
@@ -145,6 +145,8 @@ pub struct Network {
     /// Requests carried, by kind.
     pub carried: BTreeMap<Op, usize>,
     pub trace: Vec<String>,
+    /// Nodes whose disk was lost or replaced.
+    pub lossy: BTreeSet<usize>,
     queue: BTreeMap<(Mono, u64), Arrival>,
     sequence: u64,
     rng: Rng,
@@ -193,6 +195,7 @@ impl Network {
             unreachable: BTreeSet::new(),
             carried: BTreeMap::new(),
             trace: Vec::new(),
+            lossy: BTreeSet::new(),
             queue: BTreeMap::new(),
             sequence: 0,
             rng,
@@ -219,6 +222,35 @@ impl Network {
     }
 
     /// Gives `node` trust in `peer`, as a handshake would.
+    /// Takes a removed peer back on a node, as `peers add` would: both trust each other again.
+    pub fn readmit(&mut self, node: usize, subject: usize) {
+        let who = Identity::numbered(u8::try_from(subject).unwrap());
+        let key = who.key.public();
+        let body = ReadmissionBody {
+            peer_id: who.id,
+            public_key: key,
+            answers: self.nodes[node].gossip.revocations.against(who.id, &key),
+            readmitted_at: UnixTime::from_ms(1),
+        };
+        self.put_own(node, kind::READMISSION, &who.id.to_string(), serde_json::to_value(body).unwrap());
+        self.meet(node, subject);
+    }
+
+    /// A handshake, if neither has removed the other.
+    pub fn meet(&mut self, a: usize, b: usize) {
+        let is_clear = |n: &Self, at: usize, of: usize| {
+            let of = &n.nodes[of].who;
+            let revocations = &n.nodes[at].gossip.revocations;
+            let local = n.nodes[at].who.local();
+            revocations.standing(of.id, Some(&of.key.public())) == Standing::Clear
+                && revocations.standing(local.peer_id, Some(&local.public_key)) == Standing::Clear
+        };
+        if is_clear(self, a, b) && is_clear(self, b, a) {
+            self.trust(a, b);
+            self.trust(b, a);
+        }
+    }
+
     pub fn trust(&mut self, node: usize, peer: usize) {
         let (id, key) = (self.nodes[peer].who.id, self.nodes[peer].who.key.public());
         self.nodes[node].trusted.insert(id, key);
@@ -271,6 +303,7 @@ impl Network {
 
     /// Its database is lost; it was bootstrapped anew and its handshakes were renewed.
     pub fn wipe(&mut self, node: usize) {
+        self.lossy.insert(node);
         let n = &mut self.nodes[node];
         let own = n.who.peer_record(1);
         n.store = BTreeMap::from([(own.key.clone(), own)]);
@@ -293,6 +326,7 @@ impl Network {
     }
 
     pub fn restore(&mut self, node: usize, old: Snapshot) {
+        self.lossy.insert(node);
         let n = &mut self.nodes[node];
         (n.store, n.trusted, n.version) = (old.store, old.trusted, old.version);
         (n.facts, n.catching_up) = (old.facts, old.catching_up);
@@ -414,6 +448,8 @@ impl Network {
             Event::CatchingUp { owner, complete } => drop(n.catching_up.insert(owner, complete)),
             Event::CaughtUp(owner) => drop(n.catching_up.remove(&owner)),
             Event::PublishFloor { through } => {
+                self.assert_everyone_holds(node, through);
+                let n = &mut self.nodes[node];
                 let body = FloorBody { through, lineage: n.facts.lineage.clone() };
                 let id = n.who.id.to_string();
                 self.put_own(node, kind::FLOOR, &id, serde_json::to_value(body).unwrap());
@@ -425,6 +461,20 @@ impl Network {
             }
             Event::Contested(contested) => n.contested = contested,
             Event::PeerStatus { .. } | Event::TwoCopies(_) => {}
+        }
+    }
+
+    /// R2: what goes is known to every peer that is not silent for 30 days. Nodes that lost something are reset.
+    fn assert_everyone_holds(&self, owner: usize, through: u64) {
+        let of = &self.nodes[owner];
+        for tombstone in of.store.values().filter(|r| r.deleted && r.key.owner == of.who.id && r.version <= through) {
+            for (at, other) in self.nodes.iter().enumerate() {
+                let Some(view) = of.gossip.peer_view(other.who.id) else { continue };
+                let is_laggard = view.last_seen.is_none_or(|seen| self.now - seen >= LAGGARD_AFTER);
+                let held = other.store.get(&tombstone.key);
+                let knows = held.is_none_or(|held| held.version >= tombstone.version);
+                assert!(knows || is_laggard || self.lossy.contains(&at), "collected before {at} acknowledged it");
+            }
         }
     }
 
