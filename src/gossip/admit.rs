@@ -12,7 +12,7 @@ use crate::{
         record::{PeerBody, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Records of one owner, tombstones included. A member that goes over it is cut off there, and only its own records suffer.
 const RECORDS_PER_OWNER_MAX: usize = 65_536;
@@ -80,11 +80,11 @@ impl Gossip {
         d.malformed + d.oversize + d.bad_signature + d.untrusted_owner + d.revoked_owner + d.over_owner_limit
     }
 
-    fn admit_all(&mut self, records: &[&Record]) -> Vec<RecordKey> {
+    fn admit_all(&mut self, records: &[&Arc<Record>]) -> Vec<RecordKey> {
         let mut merged = Vec::new();
         for record in records {
             match self.admit(record) {
-                Ok(true) => merged.push((*record).clone()),
+                Ok(true) => merged.push(record.as_ref().clone()),
                 Ok(false) => {}
                 Err(refusal) => self.count(refusal),
             }
@@ -99,7 +99,7 @@ impl Gossip {
     }
 
     /// Says whether the record was news. A head that is not above the held one is never verified again.
-    fn admit(&mut self, record: &Record) -> Result<bool, Refusal> {
+    fn admit(&mut self, record: &Arc<Record>) -> Result<bool, Refusal> {
         if record.version > VERSION_MAX {
             return Err(Refusal::Malformed);
         }
@@ -113,11 +113,17 @@ impl Gossip {
             self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
             return Ok(false);
         }
-        match self.authority(&record.key, Some(record)) {
+        match self.authority(&record.key, record) {
             Authority::Key(key) => verify(record, &[key])?,
             Authority::AnyOf(keys) => verify(record, &keys)?,
-            Authority::Revoked => return Err(Refusal::RevokedOwner),
-            Authority::Stranger => return self.meet_stranger(&entry).map(|()| false),
+            Authority::Revoked => {
+                self.walks.decline(&record.key, entry.head);
+                return Err(Refusal::RevokedOwner);
+            }
+            Authority::Stranger => {
+                self.walks.decline(&record.key, entry.head);
+                return self.meet_stranger(&entry).map(|()| false);
+            }
         }
         let owner = record.key.owner;
         if owner == self.local.peer_id {
@@ -126,6 +132,7 @@ impl Gossip {
                 self.events.push_back(Event::AdoptOwnVersion(record.version));
             }
         } else if held.is_none() && !self.has_room_for(owner) {
+            self.walks.decline(&record.key, entry.head);
             return Err(Refusal::OverOwnerLimit);
         }
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
@@ -140,14 +147,14 @@ impl Gossip {
         records < RECORDS_PER_REMOVED_OWNER_MAX && (records > 0 || self.index.owner_count() < OWNERS_MAX)
     }
 
-    fn authority(&self, key: &RecordKey, record: Option<&Record>) -> Authority {
+    fn authority(&self, key: &RecordKey, record: &Record) -> Authority {
         if key.owner == self.local.peer_id {
             return Authority::Key(self.local.public_key);
         }
         let held = self.links.get(&key.owner).map(|link| link.key);
         match (self.revocations.standing(key.owner, held.as_ref()), held) {
             (Standing::Clear, Some(held)) => Authority::Key(held),
-            (Standing::Clear, None) => match record.and_then(farewell_key) {
+            (Standing::Clear, None) => match farewell_key(record) {
                 Some(own) => Authority::AnyOf(vec![own]),
                 None => Authority::Stranger,
             },
@@ -157,23 +164,6 @@ impl Gossip {
                 Authority::AnyOf(keys)
             }
             _ => Authority::Revoked,
-        }
-    }
-
-    /// Whether a record with this head, offered by a peer, would be taken, as far as that shows without the record.
-    pub(super) fn wants(&self, key: &RecordKey, head: RecordHead) -> bool {
-        if self.index.head(key).is_some_and(|held| held >= head) {
-            return false;
-        }
-        match self.authority(key, None) {
-            Authority::Key(_) | Authority::AnyOf(_) => true,
-            Authority::Revoked => false,
-            Authority::Stranger => match key.kind.as_str() {
-                kind::PEER => self.discovered.get(&key.owner).is_none_or(|seen| *seen < head),
-                // The owner may have revoked itself, and then the record carries its own key.
-                kind::REVOCATION => key.id == key.owner.to_string(),
-                _ => false,
-            },
         }
     }
 
@@ -226,11 +216,12 @@ impl Gossip {
 
     /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
     pub(super) fn settle_revocations(&mut self, now: Mono) {
-        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &entry.record));
+        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &*entry.record));
+        self.walks.reconsider();
         let mut revoked = BTreeSet::new();
-        for (peer, link) in &self.links {
-            if self.revocations.standing(*peer, Some(&link.key)) != Standing::Clear {
-                revoked.insert(*peer);
+        for link in self.links.values() {
+            if self.revocations.standing(link.peer(), Some(&link.key)) != Standing::Clear {
+                revoked.insert(link.peer());
             }
         }
         for (owner, owned) in self.index.owners() {
@@ -265,7 +256,7 @@ impl Gossip {
         self.locally_revoked = standing != Standing::Clear;
         if newly {
             self.now = now;
-            let peers: Vec<_> = self.links.keys().copied().collect();
+            let peers: Vec<_> = self.links.keys().collect();
             peers.into_iter().for_each(|peer| {
                 self.unlink(peer);
             });
