@@ -36,7 +36,9 @@ pub(super) async fn status(r: Request) -> Outcome {
     let peers = r.node().store().read(|v| v.peers())?;
     let mut warnings = entitlement.warnings();
     if r.node().is_contested() {
-        warnings.push(format!("another live copy of this peer's identity is heard, and this one is refused: {IDENTITY_CONFLICT_HINT}"));
+        warnings.push(format!(
+            "another live copy of this peer's identity is heard, and this one is refused: {IDENTITY_CONFLICT_HINT}"
+        ));
     }
     let mut lines = Vec::with_capacity(peers.len());
     for peer in &peers {
@@ -45,7 +47,8 @@ pub(super) async fn status(r: Request) -> Outcome {
             warnings.push(format!("peer {} is {}", peer.display_name(), super::peers::status_text(health.status)));
         }
         if health.has_two_copies {
-            warnings.push(format!("two live copies of peer {} are heard: {IDENTITY_CONFLICT_HINT}", peer.display_name()));
+            warnings
+                .push(format!("two live copies of peer {} are heard: {IDENTITY_CONFLICT_HINT}", peer.display_name()));
         }
         lines.push(json!({
             "id": peer.peer_id,

@@ -13,7 +13,10 @@ use crate::{
         record::{PeerBody, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Records of one owner, tombstones included. A member that goes over it is cut off there, and only its own records suffer.
 const RECORDS_PER_OWNER_MAX: usize = 65_536;
@@ -88,9 +91,10 @@ impl Gossip {
             self.settle_revocations(now);
         }
         let (floors, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|r| r.key.kind == kind::FLOOR);
-        let floors: Vec<_> = records.backings.iter().map(|backing| &backing.floor).chain(floors).collect();
+        let backings = records.backings.iter().filter(|backing| backing.floor.key.kind == kind::FLOOR);
+        let floors: Vec<_> = backings.clone().map(|backing| &backing.floor).chain(floors).collect();
         keys.extend(self.admit_all(&source, &floors));
-        source.backed = records.backings.iter().map(|b| (b.floor.key.owner, b.through)).collect();
+        source.backed = backings.map(|backing| (backing.floor.key.owner, backing.through)).collect();
         keys.extend(self.admit_all(&source, &others));
         self.index.settle_digests();
         (u32::try_from(self.refused() - refused_before).unwrap_or(u32::MAX), keys)
@@ -102,11 +106,11 @@ impl Gossip {
         d.malformed + d.oversize + d.bad_signature + of_owners
     }
 
-    fn admit_all(&mut self, source: &Source, records: &[&Record]) -> Vec<RecordKey> {
+    fn admit_all(&mut self, source: &Source, records: &[&Arc<Record>]) -> Vec<RecordKey> {
         let mut merged = Vec::new();
         for record in records {
             match self.admit(source, record) {
-                Ok(true) => merged.push((*record).clone()),
+                Ok(true) => merged.push(record.as_ref().clone()),
                 Ok(false) => {}
                 Err(refusal) => self.count(refusal),
             }
@@ -122,7 +126,7 @@ impl Gossip {
     }
 
     /// Says whether the record was news. A head that is not above the held one is never verified again.
-    fn admit(&mut self, source: &Source, record: &Record) -> Result<bool, Refusal> {
+    fn admit(&mut self, source: &Source, record: &Arc<Record>) -> Result<bool, Refusal> {
         if record.version > VERSION_MAX {
             return Err(Refusal::Malformed);
         }
@@ -137,10 +141,11 @@ impl Gossip {
             return Ok(false);
         }
         let owner = record.key.owner;
-        let authority = self.authority(&record.key, Some(record));
+        let authority = self.authority(&record.key, record);
         if let Authority::Key(_) | Authority::AnyOf(_) = authority
             && self.is_stale(&record.key, record.version, source.backed.get(&owner).copied())
         {
+            self.decline_stale(&record.key, entry.head);
             return Err(Refusal::Stale);
         }
         if !self.quotas.has_room(source.from, owner, entry.wire_bytes, self.now) {
@@ -149,8 +154,14 @@ impl Gossip {
         let verified = match authority {
             Authority::Key(key) => verify(record, &[key]),
             Authority::AnyOf(keys) => verify(record, &keys),
-            Authority::Revoked => return Err(Refusal::RevokedOwner),
-            Authority::Stranger => return self.meet_stranger(&entry).map(|()| false),
+            Authority::Revoked => {
+                self.walks.decline(&record.key, entry.head);
+                return Err(Refusal::RevokedOwner);
+            }
+            Authority::Stranger => {
+                self.walks.decline(&record.key, entry.head);
+                return self.meet_stranger(&entry).map(|()| false);
+            }
         };
         if let Err(refusal) = verified {
             self.quotas.charge_forgery(source.from, self.now);
@@ -164,20 +175,22 @@ impl Gossip {
             }
         } else {
             if held.is_none() && !self.has_room_for(owner, entry.wire_bytes) {
+                self.walks.decline(&record.key, entry.head);
                 return Err(Refusal::OverOwnerLimit);
             }
             self.quotas.charge(owner, entry.wire_bytes, self.now);
         }
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
         let is_restored = self.is_restored(&entry);
-        let is_taken = self.shelve(entry);
+        let is_taken = self.index.offer(entry);
         self.note_floor(record);
         Ok(is_taken && !is_restored)
     }
 
     fn has_room_for(&self, owner: PeerId, more_bytes: usize) -> bool {
-        let records = self.index.owned(owner).records;
-        if self.ledger.bytes(owner) + more_bytes > BYTES_PER_OWNER_MAX {
+        let owned = self.index.owned(owner);
+        let records = owned.records as usize;
+        if owned.bytes as usize + more_bytes > BYTES_PER_OWNER_MAX {
             return false;
         }
         if self.links.contains_key(&owner) {
@@ -186,14 +199,14 @@ impl Gossip {
         records < RECORDS_PER_REMOVED_OWNER_MAX && (records > 0 || self.index.owner_count() < OWNERS_MAX)
     }
 
-    fn authority(&self, key: &RecordKey, record: Option<&Record>) -> Authority {
+    fn authority(&self, key: &RecordKey, record: &Record) -> Authority {
         if key.owner == self.local.peer_id {
             return Authority::Key(self.local.public_key);
         }
         let held = self.links.get(&key.owner).map(|link| link.key);
         match (self.revocations.standing(key.owner, held.as_ref()), held) {
             (Standing::Clear, Some(held)) => Authority::Key(held),
-            (Standing::Clear, None) => match record.and_then(farewell_key) {
+            (Standing::Clear, None) => match farewell_key(record) {
                 Some(own) => Authority::AnyOf(vec![own]),
                 None => Authority::Stranger,
             },
@@ -203,25 +216,6 @@ impl Gossip {
                 Authority::AnyOf(keys)
             }
             _ => Authority::Revoked,
-        }
-    }
-
-    /// Whether a record with this head, offered by a peer, would be taken, as far as that shows without the record.
-    pub(super) fn wants(&self, key: &RecordKey, head: RecordHead) -> bool {
-        if self.index.head(key).is_some_and(|held| held >= head) {
-            return false;
-        }
-        match self.authority(key, None) {
-            Authority::Key(_) | Authority::AnyOf(_) => {
-                self.may_take(key, head.version) && self.quotas.wants_more(key.owner, self.now)
-            }
-            Authority::Revoked => false,
-            Authority::Stranger => match key.kind.as_str() {
-                kind::PEER => self.discovered.get(&key.owner).is_none_or(|seen| *seen < head),
-                // The owner may have revoked itself, and then the record carries its own key.
-                kind::REVOCATION => key.id == key.owner.to_string(),
-                _ => false,
-            },
         }
     }
 
@@ -274,11 +268,12 @@ impl Gossip {
 
     /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
     pub(super) fn settle_revocations(&mut self, now: Mono) {
-        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &entry.record));
+        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &*entry.record));
+        self.walks.reconsider();
         let mut revoked = BTreeSet::new();
-        for (peer, link) in &self.links {
-            if self.revocations.standing(*peer, Some(&link.key)) != Standing::Clear {
-                revoked.insert(*peer);
+        for link in self.links.values() {
+            if self.revocations.standing(link.peer(), Some(&link.key)) != Standing::Clear {
+                revoked.insert(link.peer());
             }
         }
         for (owner, owned) in self.index.owners() {
@@ -294,7 +289,7 @@ impl Gossip {
         for peer in revoked {
             let mut mine: Vec<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
             if self.unlink(peer) || !mine.is_empty() {
-                mine.iter().for_each(|key| drop(self.unshelve(key)));
+                mine.iter().for_each(|key| drop(self.index.remove(key)));
                 if self.standing_of(peer) == Standing::Revoked {
                     mine.extend(self.close_account(peer));
                 }
@@ -316,7 +311,7 @@ impl Gossip {
         self.locally_revoked = standing != Standing::Clear;
         if newly {
             self.now = now;
-            let peers: Vec<_> = self.links.keys().copied().collect();
+            let peers: Vec<_> = self.links.keys().collect();
             peers.into_iter().for_each(|peer| {
                 self.unlink(peer);
             });

@@ -6,17 +6,20 @@
 //! tombstones below. A peer that is not complete up to a floor is reset: what it holds below counts as not held, and
 //! stays only if a complete peer gives it again.
 
-use super::{Event, Gossip, index::Entry, link::Link, revocation::Standing};
+use super::{Event, Gossip, index::Entry, revocation::Standing};
 use crate::{
     model::{Mono, PeerId},
     wire::{
-        gossip::{BACKINGS_MAX, BEHIND_MAX, Backing, Heartbeat, Holds, Records, Registry, Sum, Whole},
+        gossip::{
+            BACKINGS_MAX, BEHIND_MAX, Heartbeat, Records, Registry,
+            whole::{Backing, Holds, Whole},
+        },
         record::{FloorBody, Record, RecordHead, RecordKey, kind},
     },
 };
-use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,94 +29,26 @@ pub const LAGGARD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const FLOOR_INTERVAL: Duration = Duration::from_secs(60);
 const LINEAGE_MAX_BYTES: usize = 64;
 
-/// One owner's records as a whole.
-#[derive(Debug, Clone, Default)]
-struct Account {
-    sum: u128,
-    bytes: usize,
-    tombstones: BTreeSet<(u64, RecordKey)>,
-    /// The highest floor known; 0 without one.
-    floor: u64,
-    /// Not counted for the local peer.
-    complete: u64,
-    /// While catching up: what was held below the floor and is not confirmed yet. It stays in the store until then.
-    suspects: Option<BTreeMap<RecordKey, Entry>>,
-}
+/// What was held below a floor and is not confirmed yet. It stays in the store until then.
+type Suspects = BTreeMap<RecordKey, Entry>;
 
-/// What follows from the index for each owner, kept along with it.
+/// The floors, and the owners that this peer catches up with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
-    accounts: BTreeMap<PeerId, Account>,
+    /// The highest floor known of each owner that has one.
+    floors: BTreeMap<PeerId, u64>,
     /// Owners whose floor rose since tombstones were last collected.
     risen: BTreeSet<PeerId>,
-    /// Owners that this peer catches up with.
-    behind: BTreeSet<PeerId>,
-}
-
-/// What a record adds to its owner's account.
-#[derive(Debug, Clone, Copy)]
-struct Weight {
-    head: RecordHead,
-    deleted: bool,
-    bytes: usize,
-}
-
-impl Weight {
-    fn of(entry: &Entry) -> Self {
-        Self { head: entry.head, deleted: entry.record.deleted, bytes: entry.wire_bytes }
-    }
+    behind: BTreeMap<PeerId, Suspects>,
 }
 
 impl Ledger {
-    fn account(&self, owner: PeerId) -> Option<&Account> {
-        self.accounts.get(&owner)
-    }
-
-    fn replace(&mut self, key: &RecordKey, before: Option<Weight>, after: Option<Weight>) {
-        let account = self.accounts.entry(key.owner).or_default();
-        if let Some(was) = before {
-            account.sum = account.sum.wrapping_sub(term(key, was.head));
-            account.bytes -= was.bytes;
-            if was.deleted {
-                account.tombstones.remove(&(was.head.version, key.clone()));
-            }
-        }
-        if let Some(is) = after {
-            account.sum = account.sum.wrapping_add(term(key, is.head));
-            account.bytes += is.bytes;
-            if is.deleted {
-                account.tombstones.insert((is.head.version, key.clone()));
-            }
-        }
-    }
-
-    pub fn bytes(&self, owner: PeerId) -> usize {
-        self.account(owner).map_or(0, |a| a.bytes)
-    }
-
-    fn sum(&self, owner: PeerId) -> Sum {
-        Sum(self.account(owner).map_or(0, |a| a.sum))
-    }
-
     fn floor(&self, owner: PeerId) -> u64 {
-        self.account(owner).map_or(0, |a| a.floor)
+        self.floors.get(&owner).copied().unwrap_or(0)
     }
 
     fn is_catching_up(&self, owner: PeerId) -> bool {
-        self.behind.contains(&owner)
-    }
-
-    /// Ends catching up; gives what was held before.
-    fn take_suspects(&mut self, owner: PeerId) -> Option<BTreeMap<RecordKey, Entry>> {
-        self.behind.remove(&owner);
-        self.accounts.get_mut(&owner)?.suspects.take()
-    }
-
-    /// A new start of the owner has to confirm anew; what its floor says holds for all of them.
-    pub fn unconfirm(&mut self, owner: PeerId) {
-        if let Some(account) = self.accounts.get_mut(&owner) {
-            account.complete = account.complete.min(account.floor);
-        }
+        self.behind.contains_key(&owner)
     }
 }
 
@@ -130,6 +65,8 @@ pub(super) struct Recovery {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Collection {
     recovery: Option<Recovery>,
+    /// Up to where peers hold all own records, as they say; kept while there are tombstones to collect.
+    acknowledged: BTreeMap<PeerId, u64>,
     /// Own records written in this process.
     written: BTreeSet<RecordKey>,
     floor_due: Mono,
@@ -156,41 +93,19 @@ fn floor_key(owner: PeerId) -> RecordKey {
     RecordKey { kind: kind::FLOOR.into(), id: owner.to_string(), owner }
 }
 
-fn term(key: &RecordKey, head: RecordHead) -> u128 {
-    let mut hasher = Sha256::new();
-    for text in [&key.kind, &key.id] {
-        hasher.update((text.len() as u64).to_be_bytes());
-        hasher.update(text.as_bytes());
-    }
-    hasher.update(head.version.to_be_bytes());
-    hasher.update(head.hash);
-    let hash: [u8; 32] = hasher.finalize().into();
-    hash[..16].iter().fold(0, |n, byte| n << 8 | u128::from(*byte))
-}
-
 impl Gossip {
-    /// Takes an entry into index and ledger if it is newer; says whether it was.
-    pub(super) fn shelve(&mut self, entry: Entry) -> bool {
-        let key = entry.record.key.clone();
-        let (before, after) = (self.index.get(&key).map(Weight::of), Weight::of(&entry));
-        let taken = self.index.offer(entry);
-        if taken {
-            self.ledger.replace(&key, before, Some(after));
+    /// A new start of the owner has to confirm anew; what its floor says holds for all of them.
+    pub(super) fn unconfirm(&mut self, owner: PeerId) {
+        let complete = self.index.owned(owner).complete;
+        if complete > self.ledger.floor(owner) {
+            self.index.set_complete(owner, self.ledger.floor(owner));
         }
-        taken
-    }
-
-    pub(super) fn unshelve(&mut self, key: &RecordKey) -> Option<Entry> {
-        let entry = self.index.get(key).cloned()?;
-        self.index.remove(key);
-        self.ledger.replace(key, Some(Weight::of(&entry)), None);
-        Some(entry)
     }
 
     /// Up to where this peer holds everything of `owner`.
     fn complete(&self, owner: PeerId) -> u64 {
         if owner != self.local.peer_id {
-            return self.ledger.account(owner).map_or(0, |a| a.complete);
+            return self.index.owned(owner).complete;
         }
         self.collection.recovery.as_ref().map_or(self.own_version, |r| r.whole)
     }
@@ -203,8 +118,8 @@ impl Gossip {
             .filter_map(|entry| Some((entry.record.key.owner, floor_of(&entry.record)?.through)))
             .collect();
         for (owner, floor) in floors {
-            let account = self.ledger.accounts.entry(owner).or_default();
-            (account.floor, account.complete) = (floor, floor);
+            self.ledger.floors.insert(owner, floor);
+            self.index.set_complete(owner, floor);
             self.ledger.risen.insert(owner);
         }
         self.collect();
@@ -218,7 +133,7 @@ impl Gossip {
             if *owner == self.local.peer_id {
                 self.collection.recovery = Some(Recovery { whole: *complete, vouched: BTreeSet::new() });
             } else {
-                self.ledger.accounts.entry(*owner).or_default().complete = *complete;
+                self.index.set_complete(*owner, *complete);
             }
             if self.ledger.floor(*owner) > *complete {
                 self.suspect(*owner);
@@ -235,11 +150,11 @@ impl Gossip {
         let Some(FloorBody { through, .. }) = floor_of(record) else { return };
         let owner = record.key.owner;
         let complete = self.complete(owner);
-        let account = self.ledger.accounts.entry(owner).or_default();
-        if through <= account.floor {
+        if through <= self.ledger.floor(owner) {
             return;
         }
-        account.floor = through;
+        self.ledger.floors.insert(owner, through);
+        self.walks.reconsider();
         if let Some(recovery) = self.collection.recovery.as_mut().filter(|_| owner == self.local.peer_id) {
             recovery.vouched.clear();
         }
@@ -275,18 +190,16 @@ impl Gossip {
         let floor = self.ledger.floor(owner);
         let mut keys = self.index.keys_of_owners(&BTreeSet::from([owner]));
         keys.retain(|k| is_collectable(&k.kind) && self.index.head(k).is_some_and(|h| h.version <= floor));
-        let entries: Vec<_> = keys.into_iter().filter_map(|key| Some((key.clone(), self.unshelve(&key)?))).collect();
-        let account = self.ledger.accounts.entry(owner).or_default();
-        account.suspects.get_or_insert_default().extend(entries);
-        self.ledger.behind.insert(owner);
+        let entries: Vec<_> =
+            keys.into_iter().filter_map(|key| Some((key.clone(), self.index.remove(&key)?))).collect();
+        self.ledger.behind.entry(owner).or_default().extend(entries);
     }
 
     /// The owner was removed: nothing said of its records counts any more. Gives the keys that were suspects.
     pub(super) fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
-        let suspects = self.ledger.take_suspects(owner);
-        if let Some(account) = self.ledger.accounts.get_mut(&owner) {
-            (account.floor, account.complete) = (0, 0);
-        }
+        let suspects = self.ledger.behind.remove(&owner);
+        self.ledger.floors.remove(&owner);
+        self.index.set_complete(owner, 0);
         if suspects.is_some() {
             self.events.push_back(Event::CaughtUp(owner));
         }
@@ -297,11 +210,14 @@ impl Gossip {
     pub(super) fn collect(&mut self) {
         let mut gone = Vec::new();
         for owner in std::mem::take(&mut self.ledger.risen) {
-            let Some(account) = self.ledger.accounts.get(&owner).filter(|a| a.suspects.is_none()) else { continue };
-            let below = account.tombstones.iter().take_while(|(version, _)| *version <= account.floor);
+            if self.ledger.is_catching_up(owner) {
+                continue;
+            }
+            let floor = self.ledger.floor(owner);
+            let below = self.index.tombstones(owner).take_while(|(version, _)| *version <= floor);
             gone.extend(below.filter(|(_, key)| is_collectable(&key.kind)).map(|(_, key)| key.clone()));
         }
-        gone.iter().for_each(|key| drop(self.unshelve(key)));
+        gone.iter().for_each(|key| drop(self.index.remove(key)));
         self.forget(gone);
     }
 
@@ -321,22 +237,24 @@ impl Gossip {
         !(self.ledger.is_catching_up(key.owner) && backed.is_some_and(|through| through >= floor))
     }
 
-    /// Whether a record below a floor is worth asking for.
-    pub(super) fn may_take(&self, key: &RecordKey, version: u64) -> bool {
-        !self.is_stale(key, version, Some(u64::MAX))
+    /// Whoever offers it again is not asked for it. While this peer catches up, another one may give it with a backing.
+    pub(super) fn decline_stale(&mut self, key: &RecordKey, head: RecordHead) {
+        if !self.ledger.is_catching_up(key.owner) {
+            self.walks.decline(key, head);
+        }
     }
 
     /// The store still holds what a reset has in doubt; that it does is no news.
     pub(super) fn is_suspect(&self, record: &Record) -> bool {
-        let suspects = self.ledger.account(record.key.owner).and_then(|a| a.suspects.as_ref());
-        suspects.and_then(|s| s.get(&record.key)).is_some_and(|entry| entry.head.version >= record.version)
+        let suspect = self.ledger.behind.get(&record.key.owner).and_then(|suspects| suspects.get(&record.key));
+        suspect.is_some_and(|entry| entry.head.version >= record.version)
     }
 
     /// A suspect that is given again: says whether it is the very record that the store has.
     pub(super) fn is_restored(&mut self, entry: &Entry) -> bool {
         let key = &entry.record.key;
-        let account = self.ledger.account(key.owner);
-        let Some(suspect) = account.and_then(|a| a.suspects.as_ref()?.get(key)) else { return false };
+        let suspect = self.ledger.behind.get(&key.owner).and_then(|suspects| suspects.get(key));
+        let Some(suspect) = suspect else { return false };
         if suspect.head > entry.head {
             self.events.push_back(Event::Forgotten(vec![key.clone()]));
             return false;
@@ -345,24 +263,24 @@ impl Gossip {
     }
 
     /// Records for a message, with what lets a peer that catches up take the old ones.
-    pub(super) fn backed(&self, list: Vec<Record>) -> Records {
-        let is_old = |r: &&Record| is_collectable(&r.key.kind) && r.version <= self.ledger.floor(r.key.owner);
+    pub(super) fn backed(&self, list: Vec<Arc<Record>>) -> Records {
+        let is_old = |r: &&Arc<Record>| is_collectable(&r.key.kind) && r.version <= self.ledger.floor(r.key.owner);
         let owners: BTreeSet<_> = list.iter().filter(is_old).map(|r| r.key.owner).collect();
         let backing = |owner: &PeerId| {
             let is_complete = !self.ledger.is_catching_up(*owner) && self.complete(*owner) >= self.ledger.floor(*owner);
-            let floor = self.record(&floor_key(*owner)).filter(|_| is_complete)?.clone();
+            let floor = self.index.get(&floor_key(*owner)).filter(|_| is_complete)?.record.clone();
             Some(Backing { floor, through: self.complete(*owner) })
         };
         let backings = owners.iter().filter_map(backing).take(BACKINGS_MAX).collect();
-        Records { backings, ..Records::from(list) }
+        Records { backings, ..Records::shared(list) }
     }
 
     /// What this peer says of itself to `to`, as far as it is about whole owners.
     pub(super) fn tell_holdings(&self, to: PeerId, heartbeat: &mut Heartbeat) {
         let local = self.local.peer_id;
-        let whole = Whole { through: self.own_version, sum: self.ledger.sum(local) };
+        let whole = Whole { through: self.own_version, sum: self.index.owned(local).sum };
         heartbeat.own = self.collection.recovery.is_none().then_some(whole);
-        let heard = self.links.get(&to).and_then(|link| link.heard.as_ref());
+        let heard = self.links.get(&to).and_then(|link| link.heard());
         let complete = self.complete(to);
         heartbeat.holds = heard
             .filter(|_| complete > 0 && !self.ledger.is_catching_up(to))
@@ -373,7 +291,7 @@ impl Gossip {
     pub(super) fn ask_behind(&mut self) -> Vec<PeerId> {
         let local = self.collection.recovery.is_some().then_some(self.local.peer_id);
         let asked = self.collection.asked;
-        let (later, earlier): (Vec<_>, Vec<_>) = self.ledger.behind.iter().partition(|owner| Some(**owner) > asked);
+        let (later, earlier): (Vec<_>, Vec<_>) = self.ledger.behind.keys().partition(|owner| Some(**owner) > asked);
         let all: BTreeSet<_> = local.into_iter().chain(later.into_iter().chain(earlier).take(BEHIND_MAX - 1)).collect();
         self.collection.asked = all.last().copied();
         all.into_iter().collect()
@@ -386,16 +304,17 @@ impl Gossip {
                 && !self.ledger.is_catching_up(**owner)
                 && self.complete(**owner) >= self.ledger.floor(**owner)
         };
-        let whole = |owner: &PeerId| Whole { through: self.complete(*owner), sum: self.ledger.sum(*owner) };
+        let whole = |owner: &PeerId| Whole { through: self.complete(*owner), sum: self.index.owned(*owner).sum };
         owners.iter().filter(is_sure).map(|owner| (*owner, whole(owner))).collect()
     }
 
     /// Takes what a peer said of its own records, of ours, and of those we asked about.
     pub(super) fn take_holdings(&mut self, from: PeerId, heartbeat: &Heartbeat) {
         let acked = heartbeat.holds.as_ref().filter(|h| h.of == self.facts.instance && h.through <= self.own_version);
-        let acked = acked.map(|holds| holds.through);
-        if let Some(link) = self.links.get_mut(&from) {
-            link.notes.acknowledged = acked;
+        if let Some(holds) = acked.filter(|_| self.index.tombstones(self.local.peer_id).next().is_some()) {
+            self.collection.acknowledged.insert(from, holds.through);
+        } else {
+            self.collection.acknowledged.remove(&from);
         }
         if let Some(own) = heartbeat.own {
             self.confirm(from, own);
@@ -411,12 +330,11 @@ impl Gossip {
 
     /// Someone who is complete with `owner` up to `whole` told the sum of its records.
     fn confirm(&mut self, owner: PeerId, whole: Whole) {
-        if self.ledger.sum(owner) != whole.sum || whole.through < self.ledger.floor(owner) {
+        if self.index.owned(owner).sum != whole.sum || whole.through < self.ledger.floor(owner) {
             return;
         }
-        let account = self.ledger.accounts.entry(owner).or_default();
-        account.complete = account.complete.max(whole.through);
-        if let Some(suspects) = self.ledger.take_suspects(owner) {
+        self.index.set_complete(owner, whole.through.max(self.index.owned(owner).complete));
+        if let Some(suspects) = self.ledger.behind.remove(&owner) {
             self.ledger.risen.insert(owner);
             let void = suspects.into_keys().filter(|key| self.index.get(key).is_none()).collect();
             self.forget(void);
@@ -429,25 +347,25 @@ impl Gossip {
     /// The same about this peer's own records, after a loss.
     fn confirm_own(&mut self, by: PeerId, whole: Whole) {
         let local = self.local.peer_id;
-        if self.ledger.sum(local) != whole.sum || whole.through < self.ledger.floor(local) {
+        if self.index.owned(local).sum != whole.sum || whole.through < self.ledger.floor(local) {
             return;
         }
         let Some(recovery) = self.collection.recovery.as_mut() else { return };
         recovery.vouched.insert(by);
         recovery.whole = recovery.whole.max(whole.through);
-        let suspects = self.ledger.take_suspects(local);
+        let suspects = self.ledger.behind.remove(&local);
         let floor = self.record(&floor_key(local)).and_then(floor_of);
         let is_other_database = floor.is_some_and(|floor| floor.lineage != self.facts.lineage);
         let unconfirmed = suspects.into_iter().flatten().filter(|(key, _)| self.index.get(key).is_none());
         // What an earlier state of this database wrote may have been deleted since. What was written after the loss
         // cannot have been: only its version is too low.
         let is_new = |key: &RecordKey| is_other_database || self.collection.written.contains(key);
-        let (new, void): (Vec<_>, Vec<_>) =
-            unconfirmed.partition(|(key, entry)| is_new(key) && !entry.record.deleted);
+        let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(|(key, entry)| is_new(key) && !entry.record.deleted);
         self.ledger.risen.insert(local);
         self.forget(void.into_iter().map(|(key, _)| key).collect());
         if !new.is_empty() {
-            self.events.push_back(Event::Republish(new.into_iter().map(|(_, entry)| entry.record).collect()));
+            self.events
+                .push_back(Event::Republish(new.into_iter().map(|(_, entry)| entry.record.as_ref().clone()).collect()));
         }
         self.collect();
         self.index.settle_digests();
@@ -459,15 +377,18 @@ impl Gossip {
         if let Some(recovery) = &self.collection.recovery {
             let vouched = recovery.vouched.clone();
             let is_open = self.ledger.is_catching_up(local);
-            if !is_open && self.agreed(now, |peer, _| vouched.contains(&peer).then_some(0)).is_some() {
+            if !is_open && self.agreed(now, |peer| vouched.contains(&peer).then_some(0)).is_some() {
                 self.collection.recovery = None;
                 self.events.push_back(Event::CaughtUp(local));
             }
             return;
         }
-        let lowest = self.ledger.account(local).and_then(|a| a.tombstones.first()).map(|(version, _)| *version);
+        let lowest = self.index.tombstones(local).next().map(|(version, _)| version);
         let Some(lowest) = lowest.filter(|_| now >= self.collection.floor_due && !self.locally_revoked) else { return };
-        let Some(through) = self.agreed(now, |_, link| link.notes.acknowledged) else { return };
+        let acknowledged = std::mem::take(&mut self.collection.acknowledged);
+        let agreed = self.agreed(now, |peer| acknowledged.get(&peer).copied());
+        self.collection.acknowledged = acknowledged;
+        let Some(through) = agreed else { return };
         let through = through.min(self.own_version);
         if through >= lowest {
             self.collection.floor_due = now + FLOOR_INTERVAL;
@@ -477,18 +398,18 @@ impl Gossip {
 
     /// The lowest of what all other peers told, if none holds it up: one that was silent for 30 days does not, while
     /// more than half of all are reachable and have told.
-    fn agreed(&mut self, now: Mono, told: impl Fn(PeerId, &Link) -> Option<u64>) -> Option<u64> {
+    fn agreed(&mut self, now: Mono, told: impl Fn(PeerId) -> Option<u64>) -> Option<u64> {
         let mut lowest = u64::MAX;
         let (mut all, mut current, mut laggards) = (1, 1, 0);
-        for (peer, link) in &self.links {
+        for link in self.links.values() {
             all += 1;
-            let is_laggard = now >= link.last_seen.unwrap_or(link.notes.since) + LAGGARD_AFTER;
-            match told(*peer, link) {
+            let is_laggard = now >= link.last_seen().unwrap_or(self.began) + LAGGARD_AFTER;
+            match told(link.peer()) {
                 _ if is_laggard => laggards += 1,
                 None => return None,
                 Some(told) => {
                     lowest = lowest.min(told);
-                    current += usize::from(link.healthy);
+                    current += usize::from(link.is_healthy());
                 }
             }
         }
@@ -505,7 +426,8 @@ impl Gossip {
     /// Peers that trusted ones vouch for and no handshake has reached.
     fn strangers(&mut self, now: Mono) -> &BTreeMap<PeerId, Mono> {
         let vouchers = self.index.of_registry(Registry::of(kind::VOUCHER)).map(|entry| &entry.record);
-        let subjects = vouchers.filter(|r| r.key.kind == kind::VOUCHER && !r.deleted).filter_map(|r| r.key.id.parse().ok());
+        let subjects =
+            vouchers.filter(|r| r.key.kind == kind::VOUCHER && !r.deleted).filter_map(|r| r.key.id.parse().ok());
         let is_out = |peer: &PeerId| {
             *peer != self.local.peer_id
                 && !self.links.contains_key(peer)

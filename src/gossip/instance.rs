@@ -8,7 +8,7 @@ use crate::{
     model::{Mono, PeerId},
     wire::gossip::{Heartbeat, Op, Request},
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// A copy with a start counter that is not higher takes over only after so much silence: it is an older state.
 const OLDER_COPY_AFTER: Duration = Duration::from_secs(300);
@@ -17,12 +17,14 @@ const RIVAL_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// Refusals within this time may be one restart; beyond it they are meant.
 const REFUSED_IN_EARNEST_AFTER: Duration = Duration::from_secs(5);
 
-/// The copies of a peer's identity, as this agent hears them. The believed one is the link's `heard`.
+/// The copies of identities, beyond the believed one of each peer, which is the link's `heard`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Copies {
-    /// The believed copy, directly.
-    pub heard_at: Option<Mono>,
-    rival: Option<Rival>,
+    rivals: BTreeMap<PeerId, Rival>,
+    /// Peers that refuse this very copy: since when, and when last.
+    refusals: BTreeMap<PeerId, (Mono, Mono)>,
+    /// As the driver was told.
+    contested: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -35,22 +37,17 @@ struct Rival {
 }
 
 impl Copies {
-    pub fn are_two(&self, now: Mono) -> bool {
-        self.rival.as_ref().is_some_and(|r| r.is_second && now - r.last < RIVAL_FORGOTTEN_AFTER)
+    pub fn are_two(&self, peer: PeerId, now: Mono) -> bool {
+        self.rivals.get(&peer).is_some_and(|r| r.is_second && now - r.last < RIVAL_FORGOTTEN_AFTER)
     }
-}
 
-/// How a peer refuses this copy.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Refusals {
-    first: Option<Mono>,
-    last: Option<Mono>,
-    accepted_at: Option<Mono>,
-}
+    pub fn forget(&mut self, peer: PeerId) {
+        self.rivals.remove(&peer);
+        self.refusals.remove(&peer);
+    }
 
-impl Refusals {
-    fn is_earnest(&self) -> bool {
-        self.first.zip(self.last).is_some_and(|(first, last)| last - first >= REFUSED_IN_EARNEST_AFTER)
+    fn refuses_in_earnest(&self, peer: PeerId) -> bool {
+        self.refusals.get(&peer).is_some_and(|(first, last)| *last - *first >= REFUSED_IN_EARNEST_AFTER)
     }
 }
 
@@ -62,40 +59,38 @@ impl Gossip {
             Request::Push(push) if !push.instance.is_empty() => (&push.instance, None),
             _ => return Ok(()),
         };
-        let Some(link) = self.links.get_mut(&from) else { return Ok(()) };
-        let Some(believed) = link.heard.as_ref() else { return Ok(()) };
-        let silence = link.notes.copies.heard_at.map_or(Duration::MAX, |at| now - at);
+        let Some(believed) = self.links.get_mut(&from).and_then(|link| link.heard_mut()) else { return Ok(()) };
+        let silence = now - believed.at;
         if believed.instance == *instance {
-            link.notes.copies.heard_at = Some(now);
+            believed.at = now;
             self.believed_is_alive(from);
             return Ok(());
         }
         let is_next = starts.is_some_and(|starts| starts > believed.starts);
         if (is_next && silence >= SILENCE_LIMIT) || (starts.is_some() && silence >= OLDER_COPY_AFTER) {
-            link.notes.copies.rival = None;
+            self.copies.rivals.remove(&from);
             return Ok(());
         }
-        let copies = &mut link.notes.copies;
-        let mut rival = copies.rival.take().filter(|rival| rival.instance == *instance).unwrap_or_else(|| Rival {
-            instance: instance.clone(),
-            since: now,
-            last: now,
-            is_second: false,
-        });
-        rival.last = now;
-        let is_second = rival.is_second;
-        copies.rival = Some(rival);
+        let known = self.copies.rivals.remove(&from).filter(|rival| rival.instance == *instance);
+        let (since, is_second) = known.map_or((now, false), |rival| (rival.since, rival.is_second));
+        self.copies.rivals.insert(from, Rival { instance: instance.clone(), since, last: now, is_second });
         if is_second {
             return Err(Reject::IdentityConflict);
         }
-        link.heartbeat_at = now;
+        self.call_soon(from, now);
         Err(Reject::Unsettled)
+    }
+
+    fn call_soon(&mut self, peer: PeerId, now: Mono) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.work_mut().heartbeat_at = Some(now);
+            self.touch(peer);
+        }
     }
 
     /// The believed copy was heard: one that appeared before is a second one.
     fn believed_is_alive(&mut self, peer: PeerId) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        if let Some(rival) = link.notes.copies.rival.as_mut().filter(|rival| !rival.is_second) {
+        if let Some(rival) = self.copies.rivals.get_mut(&peer).filter(|rival| !rival.is_second) {
             rival.is_second = true;
             self.events.push_back(Event::TwoCopies(peer));
         }
@@ -103,48 +98,45 @@ impl Gossip {
 
     /// The peer answered at its endpoint a call of `sent_at`: whoever that is, is believed.
     pub(super) fn settle_copy(&mut self, from: PeerId, heartbeat: &Heartbeat, sent_at: Option<Mono>, now: Mono) {
-        let Some(link) = self.links.get_mut(&from) else { return };
-        let is_believed = link.heard.as_ref().is_none_or(|heard| heard.instance == heartbeat.instance);
-        let Some(rival) = link.notes.copies.rival.as_ref() else { return };
+        let believed = self.links.get(&from).and_then(|link| link.heard());
+        let is_believed = believed.is_none_or(|heard| heard.instance == heartbeat.instance);
+        let Some(rival) = self.copies.rivals.get(&from) else { return };
         if !is_believed {
-            link.notes.copies.rival = None;
+            self.copies.rivals.remove(&from);
         } else if sent_at.is_some_and(|sent| sent >= rival.since) {
             self.believed_is_alive(from);
         } else if !rival.is_second {
-            link.heartbeat_at = now;
+            self.call_soon(from, now);
         }
     }
 
-    /// A peer refused this copy with IDENTITY_CONFLICT. Its failed call is told apart from this.
+    /// A peer refused this copy with IDENTITY_CONFLICT. That its call failed is told as well.
     pub fn handle_identity_refusal(&mut self, from: PeerId, now: Mono) {
         self.now = now;
-        let Some(link) = self.links.get_mut(&from) else { return };
-        link.notes.refusals.first.get_or_insert(now);
-        link.notes.refusals.last = Some(now);
+        if self.links.contains_key(&from) {
+            self.copies.refusals.entry(from).or_insert((now, now)).1 = now;
+        }
         self.drive(now);
     }
 
     /// A peer answered a call in which this copy names itself.
-    pub(super) fn was_accepted(&mut self, by: PeerId, op: Op, now: Mono) {
-        if op == Op::Reconcile {
-            return;
-        }
-        if let Some(link) = self.links.get_mut(&by) {
-            link.notes.refusals = Refusals { accepted_at: Some(now), ..Refusals::default() };
+    pub(super) fn was_accepted(&mut self, by: PeerId, op: Op) {
+        if op != Op::Reconcile {
+            self.copies.refusals.remove(&by);
         }
     }
 
-    /// This copy is contested while more peers refuse it than take it, so that no single one can stop it.
-    pub(super) fn tend_standing_of_copy(&mut self, now: Mono) {
-        let refusing = self.links.values().filter(|link| link.notes.refusals.is_earnest()).count();
-        if refusing == 0 && !self.contested {
+    /// This copy is contested while more peers refuse it than hear it, so that no single one can stop it.
+    pub(super) fn tend_standing_of_copy(&mut self) {
+        if self.copies.refusals.is_empty() && !self.copies.contested {
             return;
         }
-        let accepts = |at: Mono| now - at < SILENCE_LIMIT;
-        let accepting = self.links.values().filter(|l| l.notes.refusals.accepted_at.is_some_and(accepts)).count();
-        let contested = refusing > accepting;
-        if contested != self.contested {
-            self.contested = contested;
+        let refuses = |peer: PeerId| self.copies.refuses_in_earnest(peer);
+        let refusing = self.links.keys().filter(|peer| refuses(*peer)).count();
+        let hearing = self.links.values().filter(|link| link.is_healthy() && !refuses(link.peer())).count();
+        let contested = refusing > hearing;
+        if contested != self.copies.contested {
+            self.copies.contested = contested;
             self.events.push_back(Event::Contested(contested));
         }
     }

@@ -13,11 +13,15 @@ mod collect;
 mod exchange;
 mod index;
 mod instance;
+mod life;
 mod link;
 mod quota;
+mod reconcile;
 mod revocation;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod trie;
 
 pub use admit::Drops;
 pub use collect::{FLOOR_INTERVAL, LAGGARD_AFTER};
@@ -34,16 +38,25 @@ use crate::{
 };
 use collect::{Collection, Ledger};
 use index::{Entry, Index};
-use link::Link;
+use instance::Copies;
+use life::News;
+use link::{Link, Links};
 use quota::Quotas;
+use reconcile::Walks;
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
+use timers::Timers;
 
 /// Between two heartbeats to one peer, ± 20 %.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// A peer without a sign of life for so long is unhealthy.
+/// Up to so many trusted peers each gets a heartbeat every interval...
+pub const HEARTBEAT_ALL_PEERS: usize = 50;
+/// ...beyond, so many random ones do, and signs of life are passed on.
+pub const HEARTBEAT_FANOUT_PEERS: usize = 16;
+/// A peer without a sign of life for so long is unhealthy; for longer in large clusters, see [`Gossip::silence_limit`].
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// A local change is pushed after so much quiet...
 pub const PUSH_QUIET: Duration = Duration::from_millis(100);
@@ -51,7 +64,7 @@ pub const PUSH_QUIET: Duration = Duration::from_millis(100);
 const PUSH_DELAY_MAX: Duration = Duration::from_secs(1);
 /// Clusters up to this size push to everyone.
 pub const PUSH_ALL_PEERS: usize = 16;
-/// Larger ones push to so many, which relay once.
+/// Larger ones push to so many, each of which tells so many others what is news to it.
 pub const PUSH_FANOUT_PEERS: usize = 4;
 /// A readmission is committed with the trust that follows it, but may reach the machine a moment later; trust in a peer
 /// that is still revoked after this is reported as void.
@@ -173,8 +186,6 @@ pub struct PeerView {
     /// As it reported last.
     pub registries: Option<Digests>,
     pub heard: Option<Heard>,
-    /// Up to where it holds all records of the local peer, as it says.
-    pub acknowledged: Option<u64>,
     /// A second live copy of its identity is heard.
     pub has_two_copies: bool,
 }
@@ -187,17 +198,24 @@ pub struct Gossip {
     index: Index,
     revocations: Revocations,
     locally_revoked: bool,
-    links: BTreeMap<PeerId, Link>,
+    links: Links,
+    timers: Timers,
+    /// No peer falls silent before.
+    silence_at: Option<Mono>,
+    news: News,
+    walks: Walks,
     /// Peers that the driver trusts although a revocation stands, with their keys, and until when that is waited for.
     withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
     discovered: BTreeMap<PeerId, RecordHead>,
     own_version: u64,
     /// The highest version of an own record that the driver gave.
     told_version: u64,
+    /// When the machine started.
+    began: Mono,
     ledger: Ledger,
     collection: Collection,
     quotas: Quotas,
-    contested: bool,
+    copies: Copies,
     drops: Drops,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -215,13 +233,12 @@ impl Gossip {
         mut rng: Rng,
         now: Mono,
     ) -> Self {
-        let mut links = BTreeMap::new();
-        for (peer, key) in peers.iter().filter(|(peer, _)| **peer != local.peer_id) {
+        let others = peers.iter().filter(|(peer, _)| **peer != local.peer_id);
+        let is_large = others.clone().count() > HEARTBEAT_ALL_PEERS;
+        let links = Links::from_links(others.map(|(peer, key)| {
             let first = now + Duration::from_millis(rng.below(START_SPREAD_MS));
-            let mut link = Link::new(*key, first, None);
-            link.notes.since = now;
-            links.insert(*peer, link);
-        }
+            Link::new(*peer, *key, (!is_large).then_some(first), None)
+        }));
         let mut gossip = Self {
             local,
             facts,
@@ -230,14 +247,19 @@ impl Gossip {
             revocations: Revocations::default(),
             locally_revoked: false,
             links,
+            timers: Timers::starting(is_large.then_some(now)),
+            silence_at: None,
+            news: News::default(),
+            walks: Walks::default(),
             withheld: BTreeMap::new(),
             discovered: BTreeMap::new(),
             own_version: 0,
             told_version: 0,
+            began: now,
             ledger: Ledger::default(),
             collection: Collection::default(),
             quotas: Quotas::default(),
-            contested: false,
+            copies: Copies::default(),
             drops: Drops::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -249,6 +271,7 @@ impl Gossip {
         }
         gossip.begin_collection();
         gossip.settle_revocations(now);
+        gossip.links.keys().collect::<Vec<_>>().into_iter().for_each(|peer| gossip.touch(peer));
         gossip
     }
 
@@ -271,10 +294,11 @@ impl Gossip {
         let reply = match request {
             Request::Heartbeat(heartbeat) => {
                 self.hear(from, heartbeat);
+                let lives = self.tell_lives(from);
                 let vouches = self.vouch(&heartbeat.behind);
-                Reply::Heartbeat(Heartbeat { vouches, ..self.heartbeat(from) })
+                Reply::Heartbeat(Heartbeat { vouches, ..self.heartbeat(from, lives) })
             }
-            Request::Reconcile(request) => Reply::Reconcile(self.compare(request)),
+            Request::Reconcile(request) => Reply::Reconcile(self.serve_step(from, request)),
             Request::Push(push) => Reply::Push(self.take_push(from, push)),
         };
         self.drive(now);
@@ -285,27 +309,30 @@ impl Gossip {
     pub fn handle_reply(&mut self, from: PeerId, reply: Result<&Reply, CallFailed>, now: Mono) -> Result<(), Reject> {
         let link = self.links.get(&from).ok_or(Reject::NotTrusted)?;
         let op = reply.map_or_else(|failed| failed.op, Reply::op);
-        let is_awaited = match op {
-            Op::Heartbeat => link.heartbeat.is_some(),
-            Op::Reconcile => link.page.is_some(),
-            Op::Push => link.push.is_some(),
-        };
+        let is_awaited = link.work().is_some_and(|work| match op {
+            Op::Heartbeat => work.heartbeat.is_some(),
+            Op::Reconcile => work.step.is_some(),
+            Op::Push => work.push.is_some(),
+        });
         if !is_awaited {
             return Err(Reject::Unexpected);
         }
         if let Ok(reply) = reply {
             reply.check()?;
-            self.check_page_end(from, reply)?;
+            if let Reply::Reconcile(reply) = reply {
+                self.check_step(from, reply)?;
+            }
         }
         self.now = now;
         match reply {
             Ok(reply) => {
                 self.saw(from, now);
-                self.was_accepted(from, op, now);
+                self.was_accepted(from, op);
                 self.take_reply(from, reply, now);
             }
             Err(CallFailed { op }) => self.call_failed(from, op, now),
         }
+        self.touch(from);
         self.drive(now);
         Ok(())
     }
@@ -327,12 +354,13 @@ impl Gossip {
         }
         self.index.settle_digests();
         self.tell_removed(&keys);
-        let (to, relay) = self.push_targets(None);
-        for peer in to {
-            let Some(link) = self.links.get_mut(&peer) else { continue };
-            let first = if link.pending.is_empty() { now } else { link.pending_since };
-            let at = (now + PUSH_QUIET).min(first + PUSH_DELAY_MAX);
-            keys.iter().for_each(|key| link.enqueue(key.clone(), relay, at, now));
+        if !keys.is_empty() {
+            let (to, hops) = self.push_targets(None);
+            for peer in to {
+                let waiting = self.links.get(&peer).and_then(|link| link.work()).filter(|w| !w.pending.is_empty());
+                let first = waiting.map_or(now, |work| work.pending_since);
+                self.enqueue(peer, &keys, hops, (now + PUSH_QUIET).min(first + PUSH_DELAY_MAX));
+            }
         }
         self.drive(now);
     }
@@ -341,11 +369,12 @@ impl Gossip {
     /// readmission is known.
     pub fn handle_trust(&mut self, trusted: &BTreeMap<PeerId, PublicKey>, now: Mono) {
         self.now = now;
-        let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).copied().collect();
+        let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).collect();
         gone.into_iter().for_each(|peer| {
             self.unlink(peer);
         });
         self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
+        self.walks.reconsider();
         let local = self.local.peer_id;
         for (peer, key) in trusted.iter().filter(|(peer, _)| **peer != local) {
             if self.links.get(peer).is_some_and(|link| link.key == *key) {
@@ -371,9 +400,14 @@ impl Gossip {
     /// Starts a round with every trusted peer now. It is over when [`Gossip::is_idle`].
     pub fn handle_sync(&mut self, now: Mono) {
         self.now = now;
-        for link in self.links.values_mut() {
-            link.heartbeat_at = now;
-            link.push_at = now;
+        for peer in self.links.keys().collect::<Vec<_>>() {
+            if let Some(link) = self.links.get_mut(&peer) {
+                let work = link.work_mut();
+                work.heartbeat_at = Some(now);
+                work.push_at = now;
+                (work.fruitless, work.skip) = (0, 0);
+            }
+            self.touch(peer);
         }
         self.drive(now);
     }
@@ -396,8 +430,9 @@ impl Gossip {
         if !self.transmits.is_empty() || !self.events.is_empty() {
             return Some((self.now, "output queued"));
         }
-        let links = self.links.values().filter_map(|link| link.deadline(SILENCE_LIMIT));
-        links.chain(self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"))).min()
+        let withheld = self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"));
+        let silence = self.silence_at.map(|at| (at, "peer silent"));
+        withheld.chain(silence).chain(self.timers.next()).min()
     }
 
     /// What this agent holds, by registry.
@@ -413,18 +448,17 @@ impl Gossip {
     pub fn peer_view(&self, peer: PeerId) -> Option<PeerView> {
         self.links.get(&peer).map(|link| PeerView {
             status: status_of(link),
-            last_seen: link.last_seen,
-            registries: link.digests,
-            heard: link.heard.clone(),
-            acknowledged: link.notes.acknowledged,
-            has_two_copies: link.notes.copies.are_two(self.now),
+            last_seen: link.last_seen(),
+            registries: link.digests().map(|digests| **digests),
+            heard: link.heard().cloned(),
+            has_two_copies: self.copies.are_two(peer, self.now),
         })
     }
 
     /// Every healthy trusted peer reported the digests that this agent has.
     pub fn converged(&self) -> bool {
-        let ours = self.index.digests();
-        self.links.values().filter(|link| link.healthy).all(|link| link.digests == Some(ours))
+        let ours = self.index.shared_digests();
+        self.links.values().filter(|link| link.is_healthy()).all(|link| link.digests() == Some(&ours))
     }
 
     /// No call is under way and nothing waits to be sent.
@@ -443,11 +477,12 @@ impl Gossip {
 
     /// The held record of this key, tombstones included.
     pub fn record(&self, key: &RecordKey) -> Option<&Record> {
-        self.index.get(key).map(|entry| &entry.record)
+        self.index.get(key).map(|entry| entry.record.as_ref())
     }
 
     /// Indexes a record of the store without verifying it again; gives its key if it was news.
-    fn index_committed(&mut self, record: Record) -> Option<RecordKey> {
+    fn index_committed(&mut self, record: impl Into<Arc<Record>>) -> Option<RecordKey> {
+        let record = record.into();
         let key = record.key.clone();
         if key.owner == self.local.peer_id {
             self.own_version = self.own_version.max(record.version);
@@ -457,14 +492,14 @@ impl Gossip {
             self.drops.malformed += 1;
             return None;
         };
-        self.shelve(entry).then_some(key)
+        self.index.offer(entry).then_some(key)
     }
 
     /// Tells peers that these own records revoke, once and without a retry; nobody else may reach them any more.
     fn tell_removed(&mut self, keys: &[RecordKey]) {
         let digests = self.index.digests();
         for key in keys.iter().filter(|key| key.kind == kind::REVOCATION && key.owner == self.local.peer_id) {
-            let Some(record) = self.record(key).cloned() else { continue };
+            let Some(record) = self.index.get(key).map(|entry| entry.record.clone()) else { continue };
             let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
             let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
             if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
@@ -475,9 +510,11 @@ impl Gossip {
 
     fn link(&mut self, peer: PeerId, key: PublicKey, now: Mono) {
         self.discovered.remove(&peer);
-        let mut link = Link::new(key, now, Some(now));
-        link.notes.since = now;
-        self.links.insert(peer, link);
+        self.unlink(peer);
+        self.links.insert(Link::new(peer, key, Some(now), Some(now)));
+        self.touch(peer);
+        let silent_at = now + self.silence_limit();
+        self.silence_at = Some(self.silence_at.map_or(silent_at, |known| known.min(silent_at)));
         self.events.push_back(self.status_event(peer));
     }
 
@@ -497,31 +534,30 @@ impl Gossip {
     /// Drops a peer and what waits for it; says whether there was one.
     fn unlink(&mut self, peer: PeerId) -> bool {
         self.transmits.retain(|transmit| transmit.to != peer);
-        self.links.remove(&peer).is_some()
+        self.unqueue(peer);
+        self.walks.forget(peer);
+        self.copies.forget(peer);
+        let was_linked = self.links.remove(&peer).is_some();
+        if self.links.len() == 0 {
+            self.silence_at = None;
+        }
+        was_linked
     }
 
     fn hear(&mut self, from: PeerId, heartbeat: &Heartbeat) {
+        let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
-        if link.heard.as_ref().is_none_or(|heard| heard.instance != heartbeat.instance) {
-            self.ledger.unconfirm(from);
+        let is_new = link.heard().is_none_or(|heard| heard.instance != heartbeat.instance);
+        link.hear(heartbeat, &ours, self.now);
+        if is_new {
+            self.unconfirm(from);
         }
-        link.notes.copies.heard_at = Some(self.now);
-        link.hear(heartbeat);
         self.take_holdings(from, heartbeat);
+        self.take_lives(from, &heartbeat.lives, self.now);
     }
 
     fn is_known(&self, peer: PeerId) -> bool {
         peer == self.local.peer_id || self.links.contains_key(&peer)
-    }
-
-    /// A sign of life.
-    fn saw(&mut self, peer: PeerId, now: Mono) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        link.last_seen = link.last_seen.max(Some(now));
-        if !link.healthy {
-            link.healthy = true;
-            self.events.push_back(self.status_event(peer));
-        }
     }
 
     fn status_event(&self, peer: PeerId) -> Event {
@@ -529,11 +565,11 @@ impl Gossip {
         Event::PeerStatus {
             peer,
             status: link.map_or(PeerStatus::Unhealthy, status_of),
-            last_seen: link.and_then(|link| link.last_seen),
+            last_seen: link.and_then(Link::last_seen),
         }
     }
 }
 
 fn status_of(link: &Link) -> PeerStatus {
-    if link.healthy { PeerStatus::Healthy } else { PeerStatus::Unhealthy }
+    if link.is_healthy() { PeerStatus::Healthy } else { PeerStatus::Unhealthy }
 }

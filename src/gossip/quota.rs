@@ -97,11 +97,6 @@ impl Quotas {
             && owner.bytes.has_room(bytes as u64, OWNER_BYTES, now)
     }
 
-    /// Whether records of `owner` are worth asking for.
-    pub fn wants_more(&self, owner: PeerId, now: Mono) -> bool {
-        self.of(owner).records.has_room(1, OWNER_RECORDS, now) && self.of(owner).bytes.has_room(1, OWNER_BYTES, now)
-    }
-
     /// A record of `owner` was taken.
     pub fn charge(&mut self, owner: PeerId, bytes: usize, now: Mono) {
         self.edit(owner, now, |meters| {

@@ -67,7 +67,8 @@ impl From<StoreError> for Refused {
 }
 
 /// What an operator does about two live copies of one identity (cluster.md §7).
-pub const IDENTITY_CONFLICT_HINT: &str = "stop one of the two; to keep both, remove peer.key and the database of one of them and add it as a new peer";
+pub const IDENTITY_CONFLICT_HINT: &str =
+    "stop one of the two; to keep both, remove peer.key and the database of one of them and add it as a new peer";
 
 /// A handle; clones share one pair of connections.
 #[derive(Clone)]

@@ -1,17 +1,28 @@
 //! Messages of gossip (cluster.md §6): JSON over peer-signed HTTP, each with a bound on everything it lists. Fields that
 //! this build does not know are ignored.
 
-use super::record::{ID_MAX_BYTES, KIND_MAX_BYTES, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, kind};
+pub mod life;
+pub mod range;
+pub mod whole;
+
+use super::record::{RECORD_MAX_BYTES, Record, kind};
 use crate::model::{Endpoint, PeerId, UnixTime};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use life::Lives;
+use range::{Part, Salt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+use whole::{Backing, Holds, Whole};
 
 /// Largest request or answer (api.md, limits).
 pub const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Heads in one page of a comparison. The largest head takes 0.7 KiB of JSON, so a full page stays below 2.2 MiB.
-pub const PAGE_MAX_HEADS: usize = 3072;
+/// Ranges in one request of a comparison.
+pub const ASKED_MAX_PARTS: usize = 1024;
+/// Those of them that are told as digests; each may be answered with sixteen ranges.
+pub const ASKED_MAX_BRANCHES: usize = 64;
+/// Ranges in one answer. The largest takes 0.4 KiB of JSON.
+pub const ANSWER_MAX_PARTS: usize = 4096;
 /// Records are added to a message until they reach this size; the last one may go over it by one record.
 pub const RECORDS_MAX_BYTES: usize = 1024 * 1024;
 /// Records in one message.
@@ -20,16 +31,18 @@ pub const RECORDS_MAX_COUNT: usize = 4096;
 pub const ENVELOPE_MAX_BYTES: usize = 1024;
 /// Highest version of a record: the largest integer that every JSON implementation reads exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
+/// Relays that a pushed record may still go through.
+pub const PUSH_HOPS_MAX: u8 = 12;
+/// Endpoints of one peer that are read.
+pub const ENDPOINTS_MAX: usize = 16;
 /// Owners that one heartbeat asks about; further ones follow with the next.
 pub const BEHIND_MAX: usize = 64;
 /// Floors that back the records of one message; records of further owners go without.
 pub const BACKINGS_MAX: usize = 512;
-/// Endpoints of one peer that are read.
-pub const ENDPOINTS_MAX: usize = 16;
 const TEXT_MAX_BYTES: usize = 64;
 
 const _: () = assert!(
-    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + PAGE_MAX_HEADS * 704 + BACKINGS_MAX * 768
+    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + ANSWER_MAX_PARTS * 400 + BACKINGS_MAX * 768
         < MESSAGE_MAX_BYTES,
     "the largest answer fits the limit of the API"
 );
@@ -156,7 +169,7 @@ impl Registry {
     }
 }
 
-/// One digest a registry: SHA-256 over its sorted keys, versions and content hashes. Equal digests mean equal registries.
+/// One digest a registry: of the root of its Merkle trie (cluster.md §6). Equal digests mean equal registries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digests {
     pub peers: Digest,
@@ -195,6 +208,9 @@ pub struct Heartbeat {
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
     pub digests: Digests,
+    /// Peers that the sender has news of; only in clusters too large for heartbeats to everyone.
+    #[serde(default, skip_serializing_if = "Lives::is_empty")]
+    pub lives: Lives,
     /// The sender's own records; absent while it does not know whether it holds all that it ever wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Whole>,
@@ -209,45 +225,6 @@ pub struct Heartbeat {
     pub vouches: BTreeMap<PeerId, Whole>,
 }
 
-/// All records of one owner up to a version (cluster.md §7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Whole {
-    pub through: u64,
-    pub sum: Sum,
-}
-
-/// "I hold all of your records up to `through`", as the copy `of` of the owner itself confirmed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holds {
-    pub of: String,
-    pub through: u64,
-}
-
-/// The sum, modulo 2^128, of one hash a record: equal sums of one owner's records mean equal records. Hex in JSON.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sum(pub u128);
-
-impl fmt::Debug for Sum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl Serialize for Sum {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(&format_args!("{:032x}", self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Sum {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(d)?;
-        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let sum = digits.then(|| u128::from_str_radix(&text, 16).ok()).flatten();
-        sum.map(Self).ok_or_else(|| D::Error::custom("sum is not of 32 hex digits"))
-    }
-}
-
 pub type HeartbeatReply = Heartbeat;
 
 impl Heartbeat {
@@ -256,6 +233,7 @@ impl Heartbeat {
             bound(text.len() <= TEXT_MAX_BYTES, "a text of the heartbeat is too long")?;
         }
         bound(self.endpoints.len() <= ENDPOINTS_MAX, "too many endpoints")?;
+        self.lives.check()?;
         bound(self.behind.len() <= BEHIND_MAX, "too many owners are asked about")?;
         bound(self.vouches.len() <= BEHIND_MAX, "too many owners are vouched for")?;
         bound(self.holds.iter().all(|h| h.of.len() <= TEXT_MAX_BYTES), "a text of the heartbeat is too long")?;
@@ -265,75 +243,49 @@ impl Heartbeat {
     }
 }
 
-/// Key, version and content hash of one record; in JSON an array of `[kind, id, owner, version, hash]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "HeadTuple", into = "HeadTuple")]
-pub struct KeyedHead {
-    pub key: RecordKey,
-    pub head: RecordHead,
-}
-
-type HeadTuple = (String, String, PeerId, u64, Digest);
-
-impl From<HeadTuple> for KeyedHead {
-    fn from((kind, id, owner, version, hash): HeadTuple) -> Self {
-        Self { key: RecordKey { kind, id, owner }, head: RecordHead { version, hash: hash.0 } }
-    }
-}
-
-impl From<KeyedHead> for HeadTuple {
-    fn from(KeyedHead { key, head }: KeyedHead) -> Self {
-        (key.kind, key.id, key.owner, head.version, Digest(head.hash))
-    }
-}
-
-/// Every head that the sender holds of one registry, after `after` up to and including `through` (none: to the end).
+/// One step of a comparison: ranges that differ as far as the sender knows, and records that the receiver lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileRequest {
     pub registry: Registry,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<RecordKey>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub through: Option<RecordKey>,
-    pub heads: Vec<KeyedHead>,
+    pub salt: Salt,
+    /// In order, disjoint, none of them `Open`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    #[serde(default, skip_serializing_if = "Records::is_empty")]
+    pub records: Records,
 }
 
 impl ReconcileRequest {
-    pub fn covers(&self, key: &RecordKey) -> bool {
-        Registry::of(&key.kind) == self.registry
-            && self.after.as_ref().is_none_or(|after| key > after)
-            && self.through.as_ref().is_none_or(|through| key <= through)
-    }
-
     fn check(&self) -> Result<(), Malformed> {
-        bound(self.heads.len() <= PAGE_MAX_HEADS, "too many heads")?;
-        self.after.iter().chain(&self.through).try_for_each(check_key)?;
-        for head in &self.heads {
-            check_key(&head.key)?;
-            bound(self.covers(&head.key), "a head lies outside the page")?;
-            bound(head.head.version <= VERSION_MAX, "a version is too high")?;
-        }
-        bound(self.heads.windows(2).all(|pair| pair[0].key < pair[1].key), "heads are not in order")
+        bound(self.parts.len() <= ASKED_MAX_PARTS, "too many ranges")?;
+        let branches = self.parts.iter().filter(|part| matches!(part, Part::Branch(..))).count();
+        bound(branches <= ASKED_MAX_BRANCHES, "too many ranges are told as digests")?;
+        bound(!self.parts.iter().any(|part| matches!(part, Part::Open(_))), "a request leaves a range open")?;
+        self.parts.iter().try_for_each(Part::check)?;
+        range::check_disjoint(&self.parts)?;
+        self.records.check()
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileReply {
-    /// Records of the page that are newer at the responder or unknown to the sender.
+    /// Of the ranges that were asked about: what differs one digit further, what the sender lacks, what is left open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    /// Records of those ranges that are newer at the responder or unknown to the asking peer.
+    #[serde(default, skip_serializing_if = "Records::is_empty")]
     pub records: Records,
-    /// Keys of the page that are newer at the sender; it pushes them.
-    pub wants: Vec<RecordKey>,
-    /// Set when the answer was full before the page ended: it covers the page up to and including this key.
+    /// When nothing is left open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub through: Option<RecordKey>,
-    pub digests: Digests,
+    pub digests: Option<Digests>,
 }
 
 impl ReconcileReply {
     fn check(&self) -> Result<(), Malformed> {
         self.records.check()?;
-        bound(self.wants.len() <= PAGE_MAX_HEADS, "too many wanted keys")?;
-        self.wants.iter().chain(&self.through).try_for_each(check_key)
+        bound(self.parts.len() <= ANSWER_MAX_PARTS, "too many ranges")?;
+        self.parts.iter().try_for_each(Part::check)?;
+        range::check_disjoint(&self.parts)
     }
 }
 
@@ -343,8 +295,9 @@ pub struct PushRequest {
     #[serde(default)]
     pub instance: String,
     pub records: Records,
-    /// The receiver passes on what was new to it, once.
-    pub relay: bool,
+    /// The receiver passes on what was new to it while this is not 0, with one less; above [`PUSH_HOPS_MAX`] counts as that.
+    #[serde(default)]
+    pub hops: u8,
     /// The sender's, these records included.
     pub digests: Digests,
 }
@@ -360,21 +313,22 @@ pub struct PushReply {
 /// Records of one message. One that cannot be read is left out and counted; the others stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records {
-    pub list: Vec<Record>,
+    pub list: Vec<Arc<Record>>,
     pub unreadable: u32,
     /// For owners of records at or below the owner's floor, if the sender is complete with them.
     pub backings: Vec<Backing>,
 }
 
-/// What lets a peer that catches up take an owner's old records: the floor they lie under, and up to where the sender
-/// is complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backing {
-    pub floor: Record,
-    pub through: u64,
-}
-
 impl Records {
+    /// Those of the index, which need no copy.
+    pub fn shared(list: Vec<Arc<Record>>) -> Self {
+        Self { list, ..Self::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     fn check(&self) -> Result<(), Malformed> {
         bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")?;
         bound(self.backings.len() <= BACKINGS_MAX, "too many floors")?;
@@ -384,17 +338,18 @@ impl Records {
 
 impl From<Vec<Record>> for Records {
     fn from(list: Vec<Record>) -> Self {
-        Self { list, ..Self::default() }
+        Self::shared(list.into_iter().map(Arc::new).collect())
     }
 }
 
 impl Serialize for Records {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         if self.backings.is_empty() {
-            return self.list.serialize(s);
+            return s.collect_seq(self.list.iter().map(Arc::as_ref));
         }
+        let list: Vec<&Record> = self.list.iter().map(Arc::as_ref).collect();
         let mut both = s.serialize_struct("Records", 2)?;
-        both.serialize_field("list", &self.list)?;
+        both.serialize_field("list", &list)?;
         both.serialize_field("backings", &self.backings)?;
         both.end()
     }
@@ -414,7 +369,7 @@ impl<'de> Deserialize<'de> for Records {
         let mut records = Records::default();
         for value in list {
             match Record::deserialize(value) {
-                Ok(record) => records.list.push(record),
+                Ok(record) => records.list.push(Arc::new(record)),
                 Err(_) => records.unreadable = records.unreadable.saturating_add(1),
             }
         }
@@ -518,10 +473,6 @@ impl Reply {
 
 fn bound(holds: bool, what: &'static str) -> Result<(), Malformed> {
     if holds { Ok(()) } else { Err(Malformed(what)) }
-}
-
-fn check_key(key: &RecordKey) -> Result<(), Malformed> {
-    bound(key.kind.len() <= KIND_MAX_BYTES && key.id.len() <= ID_MAX_BYTES, "a record key is too long")
 }
 
 fn json(message: &impl Serialize) -> Vec<u8> {

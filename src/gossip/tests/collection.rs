@@ -5,12 +5,12 @@ use crate::{
     gossip::{Event, FLOOR_INTERVAL, Gossip, LAGGARD_AFTER},
     model::Mono,
     wire::{
-        gossip::{Backing, PushReply, PushRequest, Records, Reply, Request},
+        gossip::{PushReply, PushRequest, Records, Reply, Request, whole::Backing},
         record::{FloorBody, Record, RecordKey, kind},
     },
 };
 use serde_json::json;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Acknowledgements travel with heartbeats, the floor by push.
 const COLLECTED_WITHIN: Duration = Duration::from_secs(2 * FLOOR_INTERVAL.as_secs() + 30);
@@ -290,7 +290,7 @@ fn floor(of: &Identity, through: u64, version: u64) -> Record {
 
 fn give(gossip: &mut Gossip, from: &Identity, records: Records) -> (u32, Vec<Event>) {
     let digests = gossip.digests();
-    let push = Request::Push(PushRequest { instance: String::new(), records, relay: false, digests });
+    let push = Request::Push(PushRequest { instance: String::new(), records, hops: 0, digests });
     let push = Request::decode(push.op(), &push.encode()).unwrap();
     let Ok(Reply::Push(PushReply { dropped, .. })) = gossip.handle_request(from.id, &push, Mono::from_ms(5)) else {
         panic!("a push is answered")
@@ -307,7 +307,7 @@ fn below_a_floor_only_a_complete_peer_gives_records_and_only_to_one_that_catches
     assert_eq!(events[1], Event::CatchingUp { owner: a.id, complete: 0 }, "before the floor itself: {events:?}");
     assert!(matches!(&events[2], Event::Merge(_)));
     let backed = |through| Records {
-        backings: vec![Backing { floor: floor(&a, 10, 11), through }],
+        backings: vec![Backing { floor: Arc::new(floor(&a, 10, 11)), through }],
         ..vec![old.clone()].into()
     };
     for refused in [vec![old.clone()].into(), backed(9)] {

@@ -4,7 +4,7 @@ use super::network::{Faults, Identity, Network, facts, machine};
 use crate::{
     gossip::{Event, Facts, Gossip, Reject, SILENCE_LIMIT},
     model::{Mono, UnixTime},
-    wire::gossip::{Heartbeat, Op, PushRequest, Reply, Request},
+    wire::gossip::{Heartbeat, Op, PushRequest, Reply, Request, life::Lives},
 };
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn copy(instance: &str, starts: u64) -> Facts {
 fn beat(who: &Identity, facts: Facts, to: &Gossip, peer: &Identity) -> Heartbeat {
     let mut sender = machine(who, vec![], &[peer]);
     sender.handle_facts(facts, Mono::default());
-    Heartbeat { digests: to.digests(), ..sender.heartbeat(peer.id) }
+    Heartbeat { digests: to.digests(), ..sender.heartbeat(peer.id, Lives::default()) }
 }
 
 struct Scene {
@@ -87,7 +87,7 @@ fn a_second_live_copy_is_refused_and_reported_and_the_first_stays() {
         scene.pass(5);
         assert_eq!(scene.say("clone", 9), Err(Reject::IdentityConflict));
         let records = vec![scene.peer.service("s", 50)].into();
-        let push = PushRequest { instance: "clone".into(), records, relay: false, digests: scene.gossip.digests() };
+        let push = PushRequest { instance: "clone".into(), records, hops: 0, digests: scene.gossip.digests() };
         let refused = scene.gossip.handle_request(scene.peer.id, &Request::Push(push), scene.now);
         assert_eq!(refused, Err(Reject::IdentityConflict));
         scene.say("old", 3).unwrap();

@@ -16,18 +16,43 @@ use std::{
 #[derive(Debug, Clone)]
 enum Step {
     /// Creates a service, or changes the one of that rank.
-    Write { node: usize, rank: usize },
-    Delete { node: usize, rank: usize },
-    Revoke { node: usize, subject: usize },
-    Readmit { node: usize, subject: usize },
+    Write {
+        node: usize,
+        rank: usize,
+    },
+    Delete {
+        node: usize,
+        rank: usize,
+    },
+    Revoke {
+        node: usize,
+        subject: usize,
+    },
+    Readmit {
+        node: usize,
+        subject: usize,
+    },
     /// These two reach each other for a few seconds.
-    Exchange { a: usize, b: usize },
+    Exchange {
+        a: usize,
+        b: usize,
+    },
     /// Everyone but one does, for long enough to collect.
-    Gather { without: usize },
-    Restart { node: usize },
-    Wipe { node: usize },
-    Keep { node: usize },
-    Restore { node: usize },
+    Gather {
+        without: usize,
+    },
+    Restart {
+        node: usize,
+    },
+    Wipe {
+        node: usize,
+    },
+    Keep {
+        node: usize,
+    },
+    Restore {
+        node: usize,
+    },
     Sleep,
 }
 
@@ -198,7 +223,11 @@ impl World {
 }
 
 fn config() -> ProptestConfig {
-    if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default() } else { ProptestConfig::with_cases(12) }
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        ProptestConfig::default()
+    } else {
+        ProptestConfig::with_cases(12)
+    }
 }
 
 proptest! {

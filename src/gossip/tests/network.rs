@@ -294,8 +294,7 @@ impl Network {
         n.facts.starts += 1;
         n.facts.instance = format!("{:032x}", Rng::from_seed(seed).u128());
         let records = n.store.values().cloned().collect();
-        n.gossip =
-            Gossip::new(n.who.local(), n.facts.clone(), records, &n.trusted, Rng::from_seed(seed), self.now);
+        n.gossip = Gossip::new(n.who.local(), n.facts.clone(), records, &n.trusted, Rng::from_seed(seed), self.now);
         n.gossip.handle_resume(&n.catching_up, self.now);
         n.contested = false;
         self.flush(node);
@@ -337,7 +336,11 @@ impl Network {
     pub fn isolate(&mut self, node: usize, cut: bool) {
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
             for pair in [(node, other), (other, node)] {
-                if cut { self.cut.insert(pair) } else { self.cut.remove(&pair) };
+                if cut {
+                    self.cut.insert(pair)
+                } else {
+                    self.cut.remove(&pair)
+                };
             }
         }
     }
