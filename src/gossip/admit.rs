@@ -183,6 +183,7 @@ impl Gossip {
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
         let is_restored = self.is_restored(&entry);
         let is_taken = self.index.offer(entry);
+        self.taken += u64::from(is_taken);
         self.note_floor(record);
         Ok(is_taken && !is_restored)
     }

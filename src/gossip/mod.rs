@@ -216,6 +216,8 @@ pub struct Gossip {
     collection: Collection,
     quotas: Quotas,
     copies: Copies,
+    /// Records that came in, ever.
+    taken: u64,
     drops: Drops,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -260,6 +262,7 @@ impl Gossip {
             collection: Collection::default(),
             quotas: Quotas::default(),
             copies: Copies::default(),
+            taken: 0,
             drops: Drops::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),

@@ -24,6 +24,9 @@ use std::{
 const STEPS_MAX: u32 = 4096;
 /// Steps in a row that move no record: an honest descent needs half as many as a path has digits.
 const IDLE_STEPS_MAX: u32 = 64;
+/// A step that brought only records that were refused counts for so many: a member that floods others holds up their
+/// comparisons with it for a few messages.
+const REFUSED_STEP_COST: u32 = 16;
 /// Ranges that wait; those beyond are left to the next comparison.
 const TODO_MAX_RANGES: usize = 65_536;
 /// A comparison without progress for so long no longer keeps others from starting. One at a time, so that a peer that
@@ -346,7 +349,9 @@ impl Gossip {
     }
 
     pub(super) fn take_step_reply(&mut self, from: PeerId, reply: &ReconcileReply, now: Mono) {
+        let taken_before = self.taken;
         self.absorb(from, &reply.records, now);
+        let is_taken = self.taken > taken_before;
         let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
         if let Some(digests) = &reply.digests {
@@ -354,8 +359,10 @@ impl Gossip {
         }
         let Some(work) = link.busy_mut() else { return };
         let Some((step, mut walk)) = work.step.take().zip(work.walk.take()) else { return };
-        if !reply.records.is_empty() {
+        if is_taken {
             (walk.moved, walk.idle_steps) = (true, 0);
+        } else if !reply.records.is_empty() {
+            walk.idle_steps += REFUSED_STEP_COST;
         }
         for part in &reply.parts {
             self.follow(step.what.registry, part, &mut walk);

@@ -1,4 +1,4 @@
-//! Two live copies of one identity (cluster.md §7), and what a hostile member can do.
+//! Two live copies of one identity (cluster.md §7).
 
 use super::network::{Faults, Identity, Network, facts, machine};
 use crate::{

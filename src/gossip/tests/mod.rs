@@ -3,6 +3,7 @@
 mod cluster;
 mod collection;
 mod copies;
+mod hostile;
 mod machine;
 mod merge;
 mod network;
