@@ -107,7 +107,10 @@ impl World {
     }
 
     fn refusal(&mut self, refusal: Refusal) -> Refused {
-        sometimes!(refusal.reason == arctic::handshake::Reason::SessionExpired, "a responder knows the session no more");
+        sometimes!(
+            refusal.reason == arctic::handshake::Reason::SessionExpired,
+            "a responder knows the session no more"
+        );
         refusal.into()
     }
 
@@ -242,7 +245,8 @@ impl World {
 fn rejected(reject: Reject) -> Refused {
     let code = match reject {
         Reject::NotTrusted => Code::Unauthorized,
-        Reject::Busy => Code::RateLimited,
+        Reject::Busy | Reject::OverQuota | Reject::Unsettled => Code::RateLimited,
+        Reject::IdentityConflict => Code::IdentityConflict,
         Reject::Malformed(_) | Reject::Unexpected => Code::InvalidRequest,
     };
     Refused::new(code, reject.to_string())

@@ -1,10 +1,6 @@
 //! What operators do to a cluster in a run.
 
-use super::{
-    ledger::NoResult,
-    node::Why,
-    world::World,
-};
+use super::{ledger::NoResult, node::Why, world::World};
 use crate::sometimes;
 use arctic::{
     handshake::{Purpose, Target},
@@ -172,7 +168,14 @@ impl World {
                 sometimes!("two services want one name");
             }
             let mut body = ServiceBody::plain(&name, own.author.peer_id, target, wall);
-            body.routes.push(Route { id: 1, source_cidr: None, dest_cidr: cidr, priority: 100, version: 1, created_at: wall });
+            body.routes.push(Route {
+                id: 1,
+                source_cidr: None,
+                dest_cidr: cidr,
+                priority: 100,
+                version: 1,
+                created_at: wall,
+            });
             body.next_route_id = 2;
             tx.put_own(own.author, kind::SERVICE, &id.to_string(), &body)?;
             Ok(())

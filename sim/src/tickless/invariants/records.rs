@@ -53,7 +53,10 @@ impl World {
         if key.owner == own {
             self.witness.genuine.insert((key.clone(), version, hash));
         } else if self.witness.is_honest(key.owner) && !self.witness.genuine.contains(&(key.clone(), version, hash)) {
-            self.violate("G4", format!("n{name} took version {version} of {} of {owner}, who never wrote it", key.kind));
+            self.violate(
+                "G4",
+                format!("n{name} took version {version} of {} of {owner}, who never wrote it", key.kind),
+            );
         }
         let customers = (self.witness.customer_of.get(&key.owner), self.witness.customer_of.get(&own));
         if let (Some(theirs), Some(ours)) = customers
