@@ -125,6 +125,11 @@ impl Node {
         self.reached().get(&peer).map(|r| r.endpoint.clone())
     }
 
+    /// The peer is removed, and nothing goes to it any more.
+    pub(super) fn forget_reached(&self, peer: PeerId) {
+        self.reached().remove(&peer);
+    }
+
     fn reached(&self) -> MutexGuard<'_, BTreeMap<PeerId, Reached>> {
         self.inner.reached.lock().unwrap_or_else(|p| p.into_inner())
     }
@@ -296,6 +301,10 @@ impl Node {
             }
             Err(refused) => Err(refused.text),
         };
+        // What a removed peer was sent is the last; where it answered is of no more use.
+        if self.store().read(|v| v.peer(to)).is_ok_and(|known| known.is_none()) {
+            self.forget_reached(to);
+        }
         let reply = reply.map_err(|reason| {
             tracing::debug!(peer = %to, op = op.name(), %reason, "gossip call failed");
             CallFailed { op }

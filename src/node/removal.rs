@@ -35,6 +35,7 @@ impl Node {
         }
         self.prune_attempts()?;
         self.trust_changed(&[])?;
+        self.forget_reached(peer);
         Ok(())
     }
 }
