@@ -404,6 +404,18 @@ pub enum LicenseCommand {
     Status,
     /// The license document
     Show,
+    /// Replace the license of the called agent; it takes effect at once
+    Update(LicenseUpdateArgs),
+}
+
+#[derive(Args)]
+pub struct LicenseUpdateArgs {
+    /// License document; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub license_file: Option<PathBuf>,
+    /// On every peer of the cluster, through the called agent
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Args)]

@@ -173,7 +173,7 @@ impl Node {
         changed || was_suspect != entitlement.clock_suspect || warned_at != licensed.warned_at
     }
 
-    pub(super) async fn persist_license_clock(&self) {
+    pub(crate) async fn persist_license_clock(&self) {
         let node = self.clone();
         if let Err(e) = self.store().write(move |tx| node.write_kept(tx)).await {
             tracing::error!(error = %e, "license clock was not persisted; it is tried again within the hour");
