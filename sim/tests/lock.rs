@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
-const SEEDS: std::ops::Range<u64> = 41..47;
+const SEEDS: std::ops::Range<u64> = 41..44;
 const CONVERGENCE: Duration = Duration::from_secs(60);
 const PATH: &str = "/v1/cluster/lock";
 /// Life of a lease, and the time that the last news of it may have been under way.
