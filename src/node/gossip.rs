@@ -130,6 +130,10 @@ impl Node {
         self.reached().remove(&peer);
     }
 
+    pub(super) fn forget_all_reached(&self) {
+        self.reached().clear();
+    }
+
     fn reached(&self) -> MutexGuard<'_, BTreeMap<PeerId, Reached>> {
         self.inner.reached.lock().unwrap_or_else(|p| p.into_inner())
     }
@@ -200,7 +204,7 @@ impl Node {
     }
 
     /// Starts the machine from the store; gives the version up to which own records are known to it.
-    fn begin_gossip(&self) -> Result<u64, StoreError> {
+    pub(super) fn begin_gossip(&self) -> Result<u64, StoreError> {
         let Some(identity) = self.identity() else { return Ok(0) };
         // Held from before the store is read, so that no change of trust falls between the two.
         let mut gossip = self.gossip();
