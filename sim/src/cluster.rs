@@ -226,7 +226,7 @@ impl Cluster {
     pub fn restart(&mut self, host: &str) {
         crate::record(format_args!("restart {host}"));
         self.for_others(host, |sim, other| sim.repair(host, other));
-        self.sim.bounce(host);
+        crate::trace::unordered(|| self.sim.bounce(host));
     }
 
     fn for_others(&self, host: &str, f: impl Fn(&turmoil::Sim<'static>, &str)) {
