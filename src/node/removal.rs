@@ -45,13 +45,19 @@ impl Node {
     /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        let local = peer == identity.peer_id;
+        let own_id = identity.peer_id;
+        let local = peer == own_id;
         let was_known = self.store().write(move |tx| membership::peer_was_revoked(tx, &identity, peer, &void)).await?;
         if was_known {
             tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
         self.prune_attempts()?;
         self.trust_changed(&[])?;
+        let own = RecordKey { kind: kind::REVOCATION.into(), id: peer.to_string(), owner: own_id };
+        if self.store().read(|v| v.record(&own))?.is_none() {
+            // Whom this agent itself removes, it still tells so.
+            self.forget_reached(peer);
+        }
         Ok(())
     }
 

@@ -308,3 +308,44 @@ fn version_is_known_with_and_without_an_agent() {
     let alone = Workstation::new().run("version --url http://127.0.0.1:1 -j").ok().json();
     assert_eq!((&alone["cli"], &alone["agent"]), (&json!(arctic::model::VERSION), &Value::Null));
 }
+
+#[test]
+fn the_cluster_lock_is_shown_and_cleared() {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    agent.on("GET /v1/cluster/lock", 200, json!({"lock": null}));
+    assert_eq!(station.run("cluster lock status").ok().out, "No lock is held\n");
+    let lock = json!({"holder_peer":TOKYO,"holder_name":"tokyo","client_id":"cli_2","purpose":"compose apply",
+        "acquired_at":"2026-01-01T00:00:00Z","ttl_s":60,"expires_at":"2026-01-01T00:01:00Z"});
+    agent.on("GET /v1/cluster/lock", 200, json!({ "lock": lock }));
+    let shown = station.run("cluster lock status").ok().out;
+    assert!(shown.contains("tokyo") && shown.contains("compose apply") && shown.contains("2026-01-01T00:01:00Z"));
+    assert_eq!(station.run("cluster lock status -j").ok().json()["lock"]["purpose"], "compose apply");
+    let held = json!({"error":"the cluster lock is held by tokyo for `compose apply`","code":"CLUSTER_LOCKED",
+        "hint":"only its holder releases it; to end it anyway: arctic cluster lock clear --force"});
+    agent.on("DELETE /v1/cluster/lock", 409, held);
+    station.run("cluster lock clear").fails(1, "Error: the cluster lock is held by tokyo for `compose apply`");
+    agent.on("DELETE /v1/cluster/lock?force=true", 200, json!({ "cleared": lock }));
+    station.run("cluster lock clear --force").fails(2, "Error: confirmation needed: pass --yes");
+    let cleared = station.run("cluster lock clear --force --yes --recovery-token rescue").ok();
+    assert!(cleared.out.starts_with("Cluster lock cleared: tokyo (compose apply)"), "{}", cleared.out);
+    assert_eq!(agent.one("DELETE /v1/cluster/lock?force=true").headers["x-arctic-recovery"], "rescue");
+}
+
+#[test]
+fn a_forced_init_lists_what_goes_and_asks() {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    let message = |text: &str| json!({"cluster_id":CLUSTER,"was_created":false,"message":text});
+    agent.on("POST /v1/cluster/init", 200, message("Cluster clu_1 exists already"));
+    agent.on("GET /v1/cluster/status", 200, json!({"cluster_id":CLUSTER}));
+    assert_eq!(station.run("cluster init").ok().out, "Cluster clu_1 exists already\n");
+    station.run("cluster init --force").fails(2, "Error: confirmation needed: pass --yes");
+    let refused = station.at_terminal("cluster init --force", "n\n");
+    for goes in [CLUSTER, "peer tokyo", "service l2t", "credentials that other peers issued"] {
+        assert!(refused.out.contains(goes), "{goes}: {}", refused.out);
+    }
+    assert_eq!((refused.code, agent.count("POST /v1/cluster/init")), (1, 1));
+    station.run("cluster init --force --yes").ok();
+    assert_eq!(agent.seen().last().unwrap().json(), json!({"force": true}));
+}
