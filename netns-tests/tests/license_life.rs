@@ -182,7 +182,8 @@ fn a_license_goes_from_warning_to_suspension_and_a_renewal_brings_all_back() {
     let mut world = World::licensed_for("license", 10 * DAY);
     shows_a_warning_and_works(&world);
     goes_read_only(&world);
-    world = world.age_license(&world.issue("aged.json", now().minus(44 * DAY).plus(BORDER_AHEAD)));
+    let aged = world.issue("aged.json", now().minus(44 * DAY).plus(BORDER_AHEAD));
+    world = world.age_license(&aged);
     is_suspended(&world);
     is_renewed(&mut world);
 }
