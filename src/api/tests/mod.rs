@@ -5,6 +5,7 @@ mod agent;
 mod joining;
 mod license_table;
 mod license_update;
+mod locking;
 mod objects;
 mod peers_only;
 mod proxying;
