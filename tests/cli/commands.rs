@@ -270,6 +270,62 @@ fn license_status_of_a_foreign_agent_falls_back_to_its_public_identity() {
     assert_eq!(object, json!({"license_id":"lic_1","cluster_id":CLUSTER,"state":"unknown"}));
 }
 
+fn licensed(state: &str, warnings: &[&str]) -> Value {
+    json!({"license":{"license_id":"lic_2"},"state":state,"expires_at":"2028-01-01T00:00:00Z","warnings":warnings})
+}
+
+// accepts: 003-22
+#[test]
+fn license_update_sends_the_file_as_it_is_and_tells_what_counts_now() {
+    let (agent, station) = lab();
+    agent.on("PUT /v1/license", 200, licensed("grace_period", &["changes are blocked from tomorrow"]));
+    let text = "{\"b\":1.0,\n \"signature\" : \"s\", \"a\":[1e2]}";
+    let file = station.file("license.json", text);
+    station.run("license update").fails(2, "Error: --license-file is required");
+    station.args(&["license", "update", "--license-file", "/no/file"]).fails(1, "Error: failed to read license file");
+    assert_eq!(agent.count("PUT /v1/license"), 0);
+    let ran = station.args(&["license", "update", "--license-file", &file]).ok();
+    assert_eq!(ran.out, "License lic_2 installed: grace_period, expires 2028-01-01T00:00:00Z\n");
+    assert_eq!(ran.err, "Warning: changes are blocked from tomorrow\n");
+    assert_eq!(agent.one("PUT /v1/license").body, text);
+    let mismatch = json!({"error":"license mismatch: issued to another","code":"LICENSE_MISMATCH"});
+    agent.on("PUT /v1/license", 422, mismatch);
+    let refused = station.args(&["license", "update", "--license-file", &file, "--all"]);
+    refused.fails(1, "Error: license mismatch: issued to another");
+}
+
+#[test]
+fn license_update_all_goes_to_every_member_through_the_first() {
+    let (agent, station) = lab();
+    let stranger = json!({"id":SVC,"name":"stranger","self_name":null,"is_local":false,"status":"unreachable"});
+    let member = |mut peer: Value| {
+        peer["self_name"] = peer["name"].clone();
+        peer
+    };
+    let oslo = json!({"id":"peer_01FFFFFFFFFFFFFFFFFFFFFFFF","name":"oslo","is_local":false,"status":"unreachable"});
+    let peers = [stranger, member(oslo), member(crate::fake::tokyo()), member(crate::fake::london())];
+    agent.on("GET /v1/peers", 200, json!({ "peers": peers }));
+    agent.on("PUT /v1/license", 200, licensed("valid", &[]));
+    let away = json!({"error":"peer oslo cannot be reached","code":"PEER_UNREACHABLE"});
+    agent.on("PUT /v1/license @peer_01FFFFFFFFFFFFFFFFFFFFFFFF", 422, away);
+    let file = station.file("license.json", "{\"signature\":\"s\"}");
+    let ran = station.args(&["license", "update", "--license-file", &file, "--all", "-j"]);
+    let rows = ran.json();
+    let shown: Vec<_> = rows.as_array().unwrap().iter().map(|r| (&r["name"], &r["updated"])).collect();
+    let [yes, no] = [Value::from(true), Value::from(false)];
+    assert_eq!(shown, [(&"london".into(), &yes), (&"oslo".into(), &no), (&"tokyo".into(), &yes)]);
+    assert_eq!(rows[1]["code"], "PEER_UNREACHABLE");
+    assert_ne!(ran.code, 0);
+    ran.says("the license was updated on 2 of 3 peers");
+    ran.says("peer oslo cannot be reached");
+    let puts: Vec<_> = agent.seen().into_iter().filter(|s| s.line == "PUT /v1/license").collect();
+    let targets: Vec<_> = puts.iter().map(|s| s.headers.get("x-arctic-target-peer").map(String::as_str)).collect();
+    assert_eq!(targets, [None, Some("peer_01FFFFFFFFFFFFFFFFFFFFFFFF"), Some(TOKYO)]);
+    station
+        .args(&["license", "update", "--license-file", &file, "--all", "--peer", TOKYO])
+        .fails(2, "Error: --all is for every peer: it cannot be used with --peer");
+}
+
 #[test]
 fn health_tells_live_ready_and_not_ready_apart() {
     let (agent, station) = lab();
