@@ -3,8 +3,10 @@
 mod cluster;
 mod collection;
 mod copies;
+mod fleet;
 mod hostile;
 mod machine;
 mod merge;
 mod network;
+mod ranges;
 mod rules;
