@@ -9,7 +9,7 @@ use crate::{
         gossip::{
             ASKED_MAX_BRANCHES, ASKED_MAX_PARTS, Digests, Malformed, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT,
             ReconcileReply, ReconcileRequest, Registry, Request,
-            range::{FANOUT, Part, Path, Prefix, Salt, Short, ShortHead},
+            range::{FANOUT, LEAF_MAX_RECORDS, Part, Path, Prefix, Salt, Short, ShortHead},
         },
         record::{Record, RecordHead, RecordKey},
     },
@@ -129,9 +129,14 @@ impl Walks {
     }
 
     fn declines(&self, registry: Registry, prefix: &Prefix, salt: &Salt, head: &ShortHead) -> bool {
+        self.declined(registry, prefix).any(|(path, declined)| salt.head(path, declined) == *head)
+    }
+
+    fn declined(&self, registry: Registry, prefix: &Prefix) -> impl Iterator<Item = (&Path, &RecordHead)> {
         let from = self.declined.range((registry, *prefix.path())..);
-        let mut within = from.take_while(|((r, path), _)| *r == registry && prefix.holds(path));
-        within.any(|((_, path), declined)| salt.head(path, declined) == *head)
+        let prefix = *prefix;
+        let within = from.take_while(move |((r, path), _)| *r == registry && prefix.holds(path));
+        within.map(|((_, path), head)| (path, head))
     }
 }
 
@@ -220,7 +225,7 @@ impl Gossip {
 
     /// The next step of the comparison under way.
     pub(super) fn due_step(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
-        let index = &self.index;
+        let (index, walks) = (&self.index, &self.walks);
         let work = self.links.get_mut(&peer)?.busy_mut().filter(|work| work.step.is_none())?;
         let walk = work.walk.as_deref_mut()?;
         let registry = *walk.registries.front()?;
@@ -231,7 +236,15 @@ impl Gossip {
             && branches < ASKED_MAX_BRANCHES
             && let Some(prefix) = walk.todo.pop()
         {
-            let part = index.part(registry, prefix, &walk.salt);
+            let mut part = index.part(registry, prefix, &walk.salt);
+            if let Part::Leaf(_, heads) = &mut part {
+                // What was declined is told as if it were held.
+                heads.extend(walks.declined(registry, &prefix).map(|(path, head)| walk.salt.head(path, head)));
+                if heads.len() > LEAF_MAX_RECORDS {
+                    walk.todo.extend((0..FANOUT).filter_map(|digit| prefix.child(digit)));
+                    continue;
+                }
+            }
             branches += usize::from(matches!(part, Part::Branch(..)));
             parts.push(part);
         }
@@ -267,8 +280,8 @@ impl Gossip {
         for part in &request.parts {
             self.answer(request, part, &mut room, &mut parts);
         }
-        let digests = parts.is_empty().then(|| self.index.digests());
-        ReconcileReply { parts, records: self.backed(room.records), digests }
+        let digest = parts.is_empty().then(|| self.index.digests().get(request.registry));
+        ReconcileReply { parts, records: self.backed(room.records), digest }
     }
 
     fn answer(&self, request: &ReconcileRequest, part: &Part, room: &mut Room, answers: &mut Vec<Part>) {
@@ -354,11 +367,13 @@ impl Gossip {
         let is_taken = self.taken > taken_before;
         let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
-        if let Some(digests) = &reply.digests {
-            link.set_digests(digests, &ours);
+        let Some((step, mut walk)) = link.busy_mut().and_then(|work| work.step.take().zip(work.walk.take())) else {
+            return;
+        };
+        if let Some((mut told, digest)) = link.digests().map(|told| **told).zip(reply.digest) {
+            told.set(step.what.registry, digest);
+            link.set_digests(&told, &ours);
         }
-        let Some(work) = link.busy_mut() else { return };
-        let Some((step, mut walk)) = work.step.take().zip(work.walk.take()) else { return };
         if is_taken {
             (walk.moved, walk.idle_steps) = (true, 0);
         } else if !reply.records.is_empty() {
