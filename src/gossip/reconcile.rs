@@ -161,12 +161,6 @@ impl Room {
     }
 }
 
-/// One range, both sides: entries that the other side lacks, and names of records that it has newer.
-struct Difference<'a> {
-    newer_here: Vec<&'a Entry>,
-    newer_there: Vec<Short>,
-}
-
 impl Gossip {
     /// After an answer to a heartbeat that told other digests.
     pub(super) fn begin_walk(&mut self, peer: PeerId, theirs: &Digests, now: Mono) {
@@ -320,36 +314,49 @@ impl Gossip {
         if room.is_full() {
             return answers.push(Part::Open(prefix));
         }
-        let difference = self.difference(request.registry, &prefix, &request.salt, theirs);
-        for entry in difference.newer_here {
+        let mut first_left = None;
+        let newer_there = self.difference(request.registry, &prefix, &request.salt, theirs, |entry| {
             if room.is_full() {
-                let leaf = self.index.shelf(request.registry).leaf_prefix(&entry.path);
-                return answers.extend(rest_of(&prefix, &leaf).into_iter().map(Part::Open));
+                first_left = Some(entry.path);
+                return false;
             }
             room.put(entry);
-        }
-        if !difference.newer_there.is_empty() {
-            answers.push(Part::Wants(prefix, difference.newer_there));
+            true
+        });
+        if let Some(path) = first_left {
+            let leaf = self.index.shelf(request.registry).leaf_prefix(&path);
+            answers.extend(rest_of(&prefix, &leaf).into_iter().map(Part::Open));
+        } else if !newer_there.is_empty() {
+            answers.push(Part::Wants(prefix, newer_there));
         }
     }
 
-    fn difference(&self, registry: Registry, prefix: &Prefix, salt: &Salt, theirs: &[ShortHead]) -> Difference<'_> {
+    /// Compares one range: gives what the other side lacks until told to stop, and names what it has newer.
+    fn difference(
+        &self,
+        registry: Registry,
+        prefix: &Prefix,
+        salt: &Salt,
+        theirs: &[ShortHead],
+        mut give: impl FnMut(&Entry) -> bool,
+    ) -> Vec<Short> {
         let mut unmatched: BTreeMap<Short, &ShortHead> = theirs.iter().map(|head| (head.id, head)).collect();
-        let mut difference = Difference { newer_here: Vec::new(), newer_there: Vec::new() };
+        let mut newer_there = Vec::new();
         for entry in self.index.shelf(registry).under(prefix) {
-            let ours = salt.head(&entry.path, &entry.head);
-            let theirs = unmatched.remove(&ours.id);
+            let pair = (!unmatched.is_empty()).then(|| salt.head(&entry.path, &entry.head));
+            let pair = pair.and_then(|ours| Some((ours, unmatched.remove(&ours.id)?)));
             // Of two contents under one version both sides learn, and each keeps the larger.
-            if theirs.is_none_or(|t| *t != ours && t.version <= ours.version) {
-                difference.newer_here.push(entry);
+            if pair.is_some_and(|(ours, theirs)| *theirs != ours && theirs.version >= ours.version) {
+                newer_there.extend(pair.map(|(ours, _)| ours.id));
             }
-            if theirs.is_some_and(|t| *t != ours && t.version >= ours.version) {
-                difference.newer_there.push(ours.id);
+            let is_newer_here = pair.is_none_or(|(ours, theirs)| *theirs != ours && theirs.version <= ours.version);
+            if is_newer_here && !give(entry) {
+                return newer_there;
             }
         }
         let unknown = unmatched.into_values().filter(|head| !self.walks.declines(registry, prefix, salt, head));
-        difference.newer_there.extend(unknown.map(|head| head.id));
-        difference
+        newer_there.extend(unknown.map(|head| head.id));
+        newer_there
     }
 
     /// An answer is about the ranges that were asked about, no other.
@@ -405,10 +412,13 @@ impl Gossip {
                 _ => walk.todo.push(*prefix),
             },
             Part::Leaf(prefix, theirs) => {
-                let difference = self.difference(registry, prefix, &walk.salt, theirs);
-                walk.owed.extend(difference.newer_here.into_iter().cloned());
-                if !difference.newer_there.is_empty() {
-                    walk.wants.insert(*prefix, difference.newer_there);
+                let salt = walk.salt;
+                let newer_there = self.difference(registry, prefix, &salt, theirs, |entry| {
+                    walk.owed.push_back(entry.clone());
+                    true
+                });
+                if !newer_there.is_empty() {
+                    walk.wants.insert(*prefix, newer_there);
                 }
             }
             Part::Open(prefix) => walk.todo.push(*prefix),
