@@ -24,6 +24,6 @@ pub use ledger::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
-    take_own_revocations,
+    take_own_revocations, withdraw_trust,
 };
 pub use side::{Own, Side, side};

@@ -188,7 +188,7 @@ async fn tokens_die_with_their_credential() {
 }
 
 /// The agent of `Agent::bootstrapped` when its license has been expired for `days`.
-async fn expired_for(days: u32) -> Agent {
+pub(super) async fn expired_for(days: u32) -> Agent {
     let agent = Agent::bootstrapped().await;
     agent.clock.advance((365 + days) * DAY);
     let clock = EffectiveClock::start(crate::env::Clock::unix(&*agent.clock), crate::env::Clock::mono(&*agent.clock));

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod joining;
+mod leaving;
 mod objects;
 mod peers_only;
 mod proxying;
