@@ -87,7 +87,7 @@ impl Node {
     }
 
     async fn leave(&self) -> Result<Deactivation, Refused> {
-        let _turn = self.inner.bootstrap_turn.lock().await;
+        let _turn = self.inner.license_turn.lock().await;
         let not_bootstrapped = || Refused::new(Code::NotBootstrapped, "agent is not bootstrapped");
         let identity = self.identity().ok_or_else(not_bootstrapped)?;
         // From here on the agent takes part in nothing: no handshake brings a peer back, no gossip a record.
@@ -157,6 +157,7 @@ impl Node {
 
     /// In memory what the emptied database says.
     fn end_membership(&self) {
+        *self.inner.lock.lock().unwrap_or_else(|p| p.into_inner()) = None;
         *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
         self.inner.entitlement.send_replace(None);
         self.inner.identity.send_replace(None);

@@ -74,6 +74,8 @@ impl Node {
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move {
             node.drive_license(until).await;
             Ok(())

@@ -1,9 +1,6 @@
 //! `DELETE /v1/peers/self`: who may, what it answers, what is left.
 
-use super::{
-    access::expired_for,
-    agent::{Agent, license, terms, token_form},
-};
+use super::agent::{Agent, license, terms, token_form};
 use crate::{membership, store::StoreError, wire::record::Deactivation};
 
 // accepts: 000-58, 000-59
@@ -41,7 +38,7 @@ async fn an_administrator_takes_the_agent_out_and_gets_its_signed_word() {
 #[tokio::test]
 async fn an_agent_may_leave_in_every_state_of_its_license() {
     for days in [1, 15, 45] {
-        let agent = expired_for(days).await;
+        let agent = Agent::expired_for(days).await;
         agent.caller.delete("/v1/peers/self").await.expect(200);
     }
 }

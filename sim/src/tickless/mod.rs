@@ -1,0 +1,3 @@
+//! Harness A.
+
+pub mod scenarios;
