@@ -9,7 +9,7 @@ use crate::{
     },
     license::Entitlement,
     membership::{self, Acceptance, Attempts, Own, Side},
-    model::{Code, Endpoint, PeerId, PublicKey, Refused, with_causes},
+    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused, with_causes},
     store::StoreError,
     wire::handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
 };
@@ -186,7 +186,18 @@ impl Node {
             tracing::info!(initiator = %init.peer_id, responder = %side.local.peer_id, %source,
                 cause = refusal.cause, "{refusal}");
         })?;
+        self.was_contacted_by(init.peer_id, now)?;
         serde_json::to_value(response).map_err(Refused::internal)
+    }
+
+    /// Contact from a peer with which the own handshakes failed is worth another one.
+    fn was_contacted_by(&self, peer: PeerId, now: Mono) -> Result<(), StoreError> {
+        if let Some(row) = self.store().read(|v| v.peer(peer))?
+            && self.attempts().handle_contact(&row, now)
+        {
+            self.inner.gossip_wake.notify_one();
+        }
+        Ok(())
     }
 
     /// `POST /v1/handshake/finish`: proves the initiator, calls it back, and stores it.
@@ -254,6 +265,7 @@ impl Node {
         let acceptance = Acceptance { accepted, local_name, we_answered, now };
         let brought = self.store().write(move |tx| membership::accept(tx, node.own(&member), &acceptance)).await?;
         tracing::info!(%initiator, %responder, "handshake succeeded");
+        self.attempts().handle_trusted(peer, self.env().clock.mono());
         self.trust_changed(&brought)?;
         Ok(())
     }
