@@ -72,6 +72,7 @@ const ROWS: &[Row] = &[
     row("GET", "/v1/peers", UntilSuspended, [401, 200, 200]),
     with_body(row("POST", "/v1/peers", UntilReadOnlyForAll, [401, 400, 400]), "{}"),
     row("GET", "/v1/peers/{id}", UntilSuspended, [401, 404, 404]),
+    Row { query: "?unknown=1", ..row("DELETE", "/v1/peers/self", Always, [401, 400, 400]) },
     row("DELETE", "/v1/peers/{id}", UntilReadOnly, [401, 404, 404]),
     row("GET", SERVICES, UntilSuspended, [401, 200, 200]),
     with_body(row("POST", SERVICES, UntilReadOnlyForAll, [401, 400, 400]), "{}"),
