@@ -28,6 +28,6 @@ pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, Ledge
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
-    take_own_revocations,
+    take_own_revocations, withdraw_trust,
 };
 pub use side::{Own, Side, side};

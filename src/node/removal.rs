@@ -7,7 +7,7 @@ use crate::{
     model::{Code, PeerId, Refused},
     store::StoreError,
     wire::{
-        gossip::{Digests, PushRequest, Request},
+        gossip::{Digests, ENVELOPE_MAX_BYTES, PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, Request},
         record::{Deactivation, Record, RecordKey, kind},
     },
 };
@@ -137,10 +137,12 @@ impl Node {
         digests: Option<Digests>,
     ) -> Result<(), StoreError> {
         let Some(digests) = digests else { return Ok(()) };
-        let peers = self.store().read(|v| v.trusted_peers())?;
+        let (peers, services) =
+            self.store().read::<_, StoreError>(|v| Ok((v.trusted_peers()?, v.records_of(kind::SERVICE)?)))?;
+        let records = last_words(identity.peer_id, services, revocation);
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
         let (instance, hops) = (self.inner.instance.clone(), u8::from(others.len() > PUSH_ALL_PEERS));
-        let push = Request::Push(PushRequest { instance, records: vec![revocation].into(), hops, digests });
+        let push = Request::Push(PushRequest { instance, records: records.into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
         for peer in &others {
@@ -163,8 +165,23 @@ impl Node {
 
     /// In memory what the emptied database says.
     fn end_membership(&self) {
+        *self.inner.lock.lock().unwrap_or_else(|p| p.into_inner()) = None;
         *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
         self.inner.entitlement.send_replace(None);
         self.inner.identity.send_replace(None);
     }
+}
+
+/// The revocation, and the own services, newest first, as far as one message holds them: they stay listed, and nobody can
+/// ask for them later.
+fn last_words(own: PeerId, mut services: Vec<Record>, revocation: Record) -> Vec<Record> {
+    services.retain(|record| record.key.owner == own);
+    services.sort_by_key(|record| std::cmp::Reverse(record.version));
+    let mut bytes = 0;
+    let fits = |record: &Record| {
+        bytes += record.body.to_string().len() + ENVELOPE_MAX_BYTES;
+        bytes <= RECORDS_MAX_BYTES
+    };
+    let services = services.into_iter().take(RECORDS_MAX_COUNT - 1).take_while(fits);
+    std::iter::once(revocation).chain(services).collect()
 }

@@ -126,6 +126,40 @@ fn deletions_ask_at_a_terminal_and_name_what_goes_and_yes_does_not_ask() {
     }
 }
 
+// accepts: 000-56, 000-57
+#[test]
+fn leaving_asks_names_what_goes_and_has_two_spellings() {
+    let (agent, station) = lab();
+    let announcement = json!({"action":"deactivated","peer_id":LONDON,"version":7,"signature":"x"});
+    agent.on("DELETE /v1/peers/self", 200, announcement.clone());
+    let request = "DELETE /v1/peers/self";
+    for (done, line) in ["peers remove-self", "remove-self"].into_iter().enumerate() {
+        let sent = done * 2;
+        station.run(line).fails(2, "Error: confirmation needed: pass --yes");
+        let refused = station.at_terminal(line, "n\n");
+        for part in [LONDON, "peer.key stays", "traffic of service l2t", "[y/N]"] {
+            assert!(refused.out.contains(part), "{part}: {}", refused.out);
+        }
+        assert_eq!((refused.code, agent.count(request)), (1, sent));
+        assert_eq!((station.at_terminal(line, "y\n").code, agent.count(request)), (0, sent + 1));
+        let unasked = station.run(&format!("{line} --yes -j")).ok();
+        assert_eq!((unasked.json(), agent.count(request)), (announcement.clone(), sent + 2));
+    }
+}
+
+#[test]
+fn warnings_of_an_added_peer_are_on_stderr() {
+    let (agent, station) = lab();
+    agent.on(
+        "POST /v1/peers",
+        201,
+        json!({"id":TOKYO,"name":"tokyo","warnings":["the licenses differ: a here, b there"]}),
+    );
+    let ran = station.run("peers add 10.0.0.2 -j").ok();
+    assert!(ran.err.contains("the licenses differ: a here, b there"), "{}", ran.err);
+    assert_eq!(ran.json()["id"], TOKYO);
+}
+
 #[test]
 fn deleting_several_services_reports_what_failed() {
     let (_agent, station) = lab();
