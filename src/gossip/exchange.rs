@@ -11,20 +11,18 @@ use crate::{
         record::{Record, RecordKey},
     },
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The last word to a peer that was removed: the revocation itself.
-pub(super) fn farewell(to: PeerId, revocation: Arc<Record>, digests: Digests) -> Transmit {
-    Transmit {
-        to,
-        request: Request::Push(PushRequest { records: Records::shared(vec![revocation]), hops: 0, digests }),
-    }
+pub(super) fn farewell(to: PeerId, revocation: Arc<Record>, instance: String, digests: Digests) -> Transmit {
+    let records = Records::shared(vec![revocation]);
+    Transmit { to, request: Request::Push(PushRequest { instance, records, hops: 0, digests }) }
 }
 
 impl Gossip {
-    /// What this agent says of itself.
-    pub(super) fn heartbeat(&self, lives: Lives) -> Heartbeat {
-        Heartbeat {
+    /// What this agent says of itself to `to`.
+    pub(super) fn heartbeat(&self, to: PeerId, lives: Lives) -> Heartbeat {
+        let mut heartbeat = Heartbeat {
             instance: self.facts.instance.clone(),
             starts: self.facts.starts,
             time: self.facts.unix.plus(self.now - self.facts_at),
@@ -33,7 +31,13 @@ impl Gossip {
             license_state: self.facts.license_state.clone(),
             digests: self.index.digests(),
             lives,
-        }
+            own: None,
+            holds: None,
+            behind: Vec::new(),
+            vouches: BTreeMap::new(),
+        };
+        self.tell_holdings(to, &mut heartbeat);
+        heartbeat
     }
 
     pub(super) fn due_heartbeat(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
@@ -46,7 +50,8 @@ impl Gossip {
         let work = self.links.get_mut(&peer)?.work_mut();
         work.heartbeat_at = next;
         work.heartbeat = Some(Call { sent_at: now, what: () });
-        Some(Transmit { to: peer, request: Request::Heartbeat(self.heartbeat(lives)) })
+        let behind = self.ask_behind();
+        Some(Transmit { to: peer, request: Request::Heartbeat(Heartbeat { behind, ..self.heartbeat(peer, lives) }) })
     }
 
     pub(super) fn due_push(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
@@ -72,12 +77,13 @@ impl Gossip {
             return None;
         }
         work.push = Some(Call { sent_at: now, what: sent });
-        let push = PushRequest { records: Records::shared(records), hops, digests: self.index.digests() };
+        let (instance, digests) = (self.facts.instance.clone(), self.index.digests());
+        let push = PushRequest { instance, records: self.backed(records), hops, digests };
         Some(Transmit { to: peer, request: Request::Push(push) })
     }
 
     pub(super) fn take_push(&mut self, from: PeerId, push: &PushRequest) -> PushReply {
-        let (dropped, news) = self.absorb(&push.records, self.now);
+        let (dropped, news) = self.absorb(from, &push.records, self.now);
         let ours = self.index.shared_digests();
         if let Some(link) = self.links.get_mut(&from) {
             link.set_digests(&push.digests, &ours);
@@ -122,10 +128,10 @@ impl Gossip {
     pub(super) fn take_reply(&mut self, from: PeerId, reply: &Reply, now: Mono) {
         match reply {
             Reply::Heartbeat(heartbeat) => {
+                let work = self.links.get_mut(&from).and_then(|link| link.busy_mut());
+                let call = work.and_then(|work| work.heartbeat.take());
+                self.settle_copy(from, heartbeat, call.map(|call| call.sent_at), now);
                 self.hear(from, heartbeat);
-                if let Some(work) = self.links.get_mut(&from).and_then(|link| link.busy_mut()) {
-                    work.heartbeat = None;
-                }
                 self.begin_walk(from, &heartbeat.digests, now);
             }
             Reply::Reconcile(reply) => self.take_step_reply(from, reply, now),

@@ -7,6 +7,7 @@ use crate::{
         gossip::{
             Digest, Digests, ENVELOPE_MAX_BYTES, Registry,
             range::{Part, Path, Prefix, Salt},
+            whole::Sum,
         },
         record::{Record, RecordHead, RecordKey},
     },
@@ -37,6 +38,14 @@ impl Entry {
         let path = Path::of(&record.key);
         Some(Self { record, head, wire_bytes: canonical.len() + ENVELOPE_MAX_BYTES, path })
     }
+
+    /// What it adds to the sum over its owner's records.
+    fn term(&self) -> u64 {
+        let mut hasher = Sha256::new_with_prefix(self.path.0);
+        hasher.update(self.head.version.to_be_bytes());
+        hasher.update(self.head.hash);
+        hasher.finalize()[..8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
+    }
 }
 
 /// Count of live records of the main kind, and the digest over all of the registry, tombstones included.
@@ -51,15 +60,33 @@ pub struct RegistryState {
 pub(super) struct Index {
     shelves: [Trie; Registry::ALL.len()],
     owners: BTreeMap<PeerId, Owned>,
+    tombstones: BTreeSet<(PeerId, u64, RecordKey)>,
     /// None after a change.
     digests: Option<Arc<Digests>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Owned {
-    pub records: usize,
-    /// The highest version held; gaps below it are possible.
-    pub highest: u64,
+    pub records: u32,
+    pub bytes: u32,
+    /// Over all of them.
+    pub sum: Sum,
+    /// Everything that the owner wrote up to this version is held (cluster.md §7); 0 if that is not known.
+    pub complete: u64,
+}
+
+impl Owned {
+    fn put(&mut self, entry: &Entry) {
+        self.records += 1;
+        self.bytes = self.bytes.saturating_add(entry.wire_bytes as u32);
+        self.sum.0 = self.sum.0.wrapping_add(entry.term());
+    }
+
+    fn take(&mut self, entry: &Entry) {
+        self.records -= 1;
+        self.bytes = self.bytes.saturating_sub(entry.wire_bytes as u32);
+        self.sum.0 = self.sum.0.wrapping_sub(entry.term());
+    }
 }
 
 impl Index {
@@ -81,27 +108,43 @@ impl Index {
 
     /// Keeps `entry` if its head is larger than the held one; says whether it did.
     pub fn offer(&mut self, entry: Entry) -> bool {
-        let (owner, version) = (entry.record.key.owner, entry.head.version);
+        let owner = entry.record.key.owner;
         let shelf = self.shelf_mut(Registry::of(&entry.record.key.kind));
         if shelf.get(&entry.record.key).is_some_and(|held| held.head >= entry.head) {
             return false;
         }
-        let is_first = shelf.insert(entry).is_none();
+        let before = shelf.insert(entry.clone());
         let owned = self.owners.entry(owner).or_default();
-        owned.records += usize::from(is_first);
-        owned.highest = owned.highest.max(version);
+        owned.put(&entry);
+        if entry.record.deleted {
+            self.tombstones.insert(tombstone(&entry));
+        }
+        if let Some(before) = before {
+            owned.take(&before);
+            self.tombstones.remove(&tombstone(&before));
+        }
         self.digests = None;
         true
     }
 
-    pub fn remove(&mut self, key: &RecordKey) {
-        if self.shelf_mut(Registry::of(&key.kind)).remove(key).is_none() {
-            return;
-        }
+    pub fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
+        let entry = self.shelf_mut(Registry::of(&key.kind)).remove(key)?;
         self.digests = None;
         if let Some(owned) = self.owners.get_mut(&key.owner) {
-            owned.records -= 1;
+            owned.take(&entry);
         }
+        self.tombstones.remove(&tombstone(&entry));
+        Some(entry)
+    }
+
+    /// Versions and keys, the oldest first.
+    pub fn tombstones(&self, owner: PeerId) -> impl Iterator<Item = (u64, &RecordKey)> {
+        let first = (owner, 0, RecordKey { kind: String::new(), id: String::new(), owner });
+        self.tombstones.range(first..).take_while(move |(of, ..)| *of == owner).map(|(_, version, key)| (*version, key))
+    }
+
+    pub fn set_complete(&mut self, owner: PeerId, complete: u64) {
+        self.owners.entry(owner).or_default().complete = complete;
     }
 
     pub fn owned(&self, owner: PeerId) -> Owned {
@@ -167,4 +210,8 @@ impl Index {
         let live = |e: &&Entry| !e.record.deleted && e.record.key.kind == registry.main_kind();
         RegistryState { count: self.of_registry(registry).filter(live).count(), digest: self.digests().get(registry) }
     }
+}
+
+fn tombstone(entry: &Entry) -> (PeerId, u64, RecordKey) {
+    (entry.record.key.owner, entry.head.version, entry.record.key.clone())
 }

@@ -28,11 +28,14 @@ pub struct Heard {
     pub version: String,
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
+    /// When this instance was last heard, directly.
+    pub at: Mono,
 }
 
 impl Heard {
-    fn of(heartbeat: &Heartbeat) -> Self {
+    fn of(heartbeat: &Heartbeat, at: Mono) -> Self {
         Self {
+            at,
             instance: heartbeat.instance.clone(),
             starts: heartbeat.starts,
             time: heartbeat.time,
@@ -164,6 +167,10 @@ impl Link {
         self.rest.as_ref()?.heard.as_ref()
     }
 
+    pub fn heard_mut(&mut self) -> Option<&mut Heard> {
+        self.rest.as_mut()?.heard.as_mut()
+    }
+
     /// As the peer reported last.
     pub fn digests(&self) -> Option<&Arc<Digests>> {
         self.rest.as_ref()?.digests.as_ref()
@@ -175,8 +182,8 @@ impl Link {
         self.rest_mut().digests = Some(shared);
     }
 
-    pub fn hear(&mut self, heartbeat: &Heartbeat, ours: &Arc<Digests>) {
-        self.rest_mut().heard = Some(Heard::of(heartbeat));
+    pub fn hear(&mut self, heartbeat: &Heartbeat, ours: &Arc<Digests>, now: Mono) {
+        self.rest_mut().heard = Some(Heard::of(heartbeat, now));
         self.set_digests(&heartbeat.digests, ours);
     }
 

@@ -9,10 +9,13 @@
 //! record is in the index only if its owner signed it; nothing is ordered by a wall clock.
 
 mod admit;
+mod collect;
 mod exchange;
 mod index;
+mod instance;
 mod life;
 mod link;
+mod quota;
 mod reconcile;
 mod revocation;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod timers;
 mod trie;
 
 pub use admit::Drops;
+pub use collect::{FLOOR_INTERVAL, LAGGARD_AFTER};
 pub use index::RegistryState;
 pub use link::Heard;
 pub use revocation::{Revocations, Standing};
@@ -32,9 +36,12 @@ use crate::{
         record::{Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
+use collect::{Collection, Ledger};
 use index::{Entry, Index};
+use instance::Copies;
 use life::News;
 use link::{Link, Links};
+use quota::Quotas;
 use reconcile::Walks;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -82,6 +89,8 @@ pub struct Facts {
     /// Random at each start.
     pub instance: String,
     pub starts: u64,
+    /// Random once for each database.
+    pub lineage: String,
     pub version: String,
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
@@ -130,6 +139,25 @@ pub enum Event {
     /// An own record came back with a version above ours (a lost database): continue from it.
     AdoptOwnVersion(u64),
     Discovered(Box<Discovery>),
+    /// From now on this peer is complete with `owner` only up to `complete`, until [`Event::CaughtUp`]: to be kept over
+    /// restarts, for [`Gossip::handle_resume`].
+    CatchingUp {
+        owner: PeerId,
+        complete: u64,
+    },
+    CaughtUp(PeerId),
+    /// Collected tombstones, and records that a reset did not confirm: drop them without a trace.
+    Forgotten(Vec<RecordKey>),
+    /// Own records to be written anew under the next versions; a deleted one as a tombstone.
+    Republish(Vec<Record>),
+    /// Write the own `floor` record: every peer holds all own records up to there.
+    PublishFloor {
+        through: u64,
+    },
+    /// Peers refuse this copy of the identity because they hear another one; or no longer do.
+    Contested(bool),
+    /// Two live copies of this peer's identity are heard.
+    TwoCopies(PeerId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +170,12 @@ pub enum Reject {
     Unexpected,
     #[error("too much gossip waits to be committed")]
     Busy,
+    #[error("more gossip came from this peer in a short time than is taken")]
+    OverQuota,
+    #[error("another copy of this peer was heard a moment ago; which of them lives is being asked")]
+    Unsettled,
+    #[error("another live copy of this identity is heard; this one changes nothing in the cluster")]
+    IdentityConflict,
 }
 
 /// What is known of a trusted peer.
@@ -152,6 +186,8 @@ pub struct PeerView {
     /// As it reported last.
     pub registries: Option<Digests>,
     pub heard: Option<Heard>,
+    /// A second live copy of its identity is heard.
+    pub has_two_copies: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -172,6 +208,16 @@ pub struct Gossip {
     withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
     discovered: BTreeMap<PeerId, RecordHead>,
     own_version: u64,
+    /// The highest version of an own record that the driver gave.
+    told_version: u64,
+    /// When the machine started.
+    began: Mono,
+    ledger: Ledger,
+    collection: Collection,
+    quotas: Quotas,
+    copies: Copies,
+    /// Records that came in, ever.
+    taken: u64,
     drops: Drops,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -210,6 +256,13 @@ impl Gossip {
             withheld: BTreeMap::new(),
             discovered: BTreeMap::new(),
             own_version: 0,
+            told_version: 0,
+            began: now,
+            ledger: Ledger::default(),
+            collection: Collection::default(),
+            quotas: Quotas::default(),
+            copies: Copies::default(),
+            taken: 0,
             drops: Drops::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -219,6 +272,7 @@ impl Gossip {
         for record in records {
             gossip.index_committed(record);
         }
+        gossip.begin_collection();
         gossip.settle_revocations(now);
         gossip.links.keys().collect::<Vec<_>>().into_iter().for_each(|peer| gossip.touch(peer));
         gossip
@@ -233,13 +287,19 @@ impl Gossip {
         if self.events.len() >= EVENTS_MAX {
             return Err(Reject::Busy);
         }
+        if let Err(reject) = self.judge_copy(from, request, now) {
+            self.now = now;
+            self.drive(now);
+            return Err(reject);
+        }
         self.now = now;
         self.saw(from, now);
         let reply = match request {
             Request::Heartbeat(heartbeat) => {
                 self.hear(from, heartbeat);
                 let lives = self.tell_lives(from);
-                Reply::Heartbeat(self.heartbeat(lives))
+                let vouches = self.vouch(&heartbeat.behind);
+                Reply::Heartbeat(Heartbeat { vouches, ..self.heartbeat(from, lives) })
             }
             Request::Reconcile(request) => Reply::Reconcile(self.serve_step(from, request)),
             Request::Push(push) => Reply::Push(self.take_push(from, push)),
@@ -270,6 +330,7 @@ impl Gossip {
         match reply {
             Ok(reply) => {
                 self.saw(from, now);
+                self.was_accepted(from, op);
                 self.take_reply(from, reply, now);
             }
             Err(CallFailed { op }) => self.call_failed(from, op, now),
@@ -282,7 +343,15 @@ impl Gossip {
     /// Takes records that were just committed to the store: own ones, or those a handshake brought.
     pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
         self.now = now;
-        let keys: Vec<_> = records.iter().filter_map(|r| self.index_committed(r.clone())).collect();
+        let mut keys = Vec::new();
+        for record in records.iter().filter(|r| !self.is_suspect(r)).cloned().collect::<Vec<_>>() {
+            if let Some(key) = self.index_committed(record.clone()) {
+                self.note_floor(&record);
+                self.note_written(&record);
+                keys.push(key);
+            }
+        }
+        self.collect();
         if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
             self.settle_revocations(now);
         }
@@ -385,6 +454,7 @@ impl Gossip {
             last_seen: link.last_seen(),
             registries: link.digests().map(|digests| **digests),
             heard: link.heard().cloned(),
+            has_two_copies: self.copies.are_two(peer, self.now),
         })
     }
 
@@ -397,6 +467,11 @@ impl Gossip {
     /// No call is under way and nothing waits to be sent.
     pub fn is_idle(&self) -> bool {
         self.transmits.is_empty() && self.links.values().all(Link::is_idle)
+    }
+
+    /// Own records of the store up to this version are known here.
+    pub fn told_version(&self) -> u64 {
+        self.told_version
     }
 
     pub fn drops(&self) -> Drops {
@@ -414,6 +489,7 @@ impl Gossip {
         let key = record.key.clone();
         if key.owner == self.local.peer_id {
             self.own_version = self.own_version.max(record.version);
+            self.told_version = self.told_version.max(record.version);
         }
         let Some(entry) = Entry::new(record) else {
             self.drops.malformed += 1;
@@ -430,7 +506,7 @@ impl Gossip {
             let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
             let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
             if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
-                self.transmits.push_back(exchange::farewell(subject, record, digests));
+                self.transmits.push_back(exchange::farewell(subject, record, self.facts.instance.clone(), digests));
             }
         }
     }
@@ -463,6 +539,7 @@ impl Gossip {
         self.transmits.retain(|transmit| transmit.to != peer);
         self.unqueue(peer);
         self.walks.forget(peer);
+        self.copies.forget(peer);
         let was_linked = self.links.remove(&peer).is_some();
         if self.links.len() == 0 {
             self.silence_at = None;
@@ -472,9 +549,13 @@ impl Gossip {
 
     fn hear(&mut self, from: PeerId, heartbeat: &Heartbeat) {
         let ours = self.index.shared_digests();
-        if let Some(link) = self.links.get_mut(&from) {
-            link.hear(heartbeat, &ours);
+        let Some(link) = self.links.get_mut(&from) else { return };
+        let is_new = link.heard().is_none_or(|heard| heard.instance != heartbeat.instance);
+        link.hear(heartbeat, &ours, self.now);
+        if is_new {
+            self.unconfirm(from);
         }
+        self.take_holdings(from, heartbeat);
         self.take_lives(from, &heartbeat.lives, self.now);
     }
 

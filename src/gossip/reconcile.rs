@@ -8,7 +8,7 @@ use crate::{
     wire::{
         gossip::{
             ASKED_MAX_BRANCHES, ASKED_MAX_PARTS, Digests, Malformed, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT,
-            ReconcileReply, ReconcileRequest, Records, Registry, Request,
+            ReconcileReply, ReconcileRequest, Registry, Request,
             range::{FANOUT, LEAF_MAX_RECORDS, Part, Path, Prefix, Salt, Short, ShortHead},
         },
         record::{Record, RecordHead, RecordKey},
@@ -24,6 +24,9 @@ use std::{
 const STEPS_MAX: u32 = 4096;
 /// Steps in a row that move no record: an honest descent needs half as many as a path has digits.
 const IDLE_STEPS_MAX: u32 = 64;
+/// A step that brought only records that were refused counts for so many: a member that floods others holds up their
+/// comparisons with it for a few messages.
+const REFUSED_STEP_COST: u32 = 16;
 /// Ranges that wait; those beyond are left to the next comparison.
 const TODO_MAX_RANGES: usize = 65_536;
 /// A comparison without progress for so long no longer keeps others from starting. One at a time, so that a peer that
@@ -255,14 +258,14 @@ impl Gossip {
         walk.idle_steps = if room.records.is_empty() { walk.idle_steps + 1 } else { 0 };
         let asked = parts.iter().map(|part| (*part.prefix(), asked(part))).collect();
         work.step = Some(Call { sent_at: now, what: Box::new(Step { registry, asked }) });
-        let records = Records::shared(room.records);
-        let request = ReconcileRequest { registry, salt: walk.salt, parts, records };
+        let salt = walk.salt;
+        let request = ReconcileRequest { registry, salt, parts, records: self.backed(room.records) };
         Some(Transmit { to: peer, request: Request::Reconcile(request) })
     }
 
     /// Answers a step: sends what is newer here, asks for what is newer there, leaves open what does not fit.
     pub(super) fn serve_step(&mut self, from: PeerId, request: &ReconcileRequest) -> ReconcileReply {
-        self.absorb(&request.records, self.now);
+        self.absorb(from, &request.records, self.now);
         let now = self.now;
         self.walks.served.retain(|_, at| now < *at + STALLED_AFTER);
         self.walks.served.insert(from, now);
@@ -272,7 +275,7 @@ impl Gossip {
             self.answer(request, part, &mut room, &mut parts);
         }
         let digest = parts.is_empty().then(|| self.index.digests().get(request.registry));
-        ReconcileReply { parts, records: Records::shared(room.records), digest }
+        ReconcileReply { parts, records: self.backed(room.records), digest }
     }
 
     fn answer(&self, request: &ReconcileRequest, part: &Part, room: &mut Room, answers: &mut Vec<Part>) {
@@ -366,7 +369,9 @@ impl Gossip {
     }
 
     pub(super) fn take_step_reply(&mut self, from: PeerId, reply: &ReconcileReply, now: Mono) {
-        let (_, news) = self.absorb(&reply.records, now);
+        let taken_before = self.taken;
+        self.absorb(from, &reply.records, now);
+        let is_taken = self.taken > taken_before;
         let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
         let Some((step, mut walk)) = link.busy_mut().and_then(|work| work.step.take().zip(work.walk.take())) else {
@@ -376,8 +381,10 @@ impl Gossip {
             told.set(step.what.registry, digest);
             link.set_digests(&told, &ours);
         }
-        if !news.is_empty() {
+        if is_taken {
             (walk.moved, walk.idle_steps) = (true, 0);
+        } else if !reply.records.is_empty() {
+            walk.idle_steps += REFUSED_STEP_COST;
         }
         for part in &reply.parts {
             self.follow(step.what.registry, part, &mut walk);

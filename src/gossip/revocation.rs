@@ -44,7 +44,7 @@ impl Standing {
     pub fn keeps(self, record_kind: &str) -> bool {
         match self {
             Standing::Clear => true,
-            Standing::Left => matches!(record_kind, kind::REVOCATION | kind::SERVICE),
+            Standing::Left => matches!(record_kind, kind::REVOCATION | kind::SERVICE | kind::FLOOR),
             Standing::Revoked => record_kind == kind::REVOCATION,
         }
     }
@@ -114,6 +114,13 @@ impl Revocations {
                 && r.body.public_key == *key.unwrap_or(&revocation.key)
                 && r.body.answers.contains(&revocation.this)
         })
+    }
+
+    /// The version of the word by which `id` itself left the cluster, whether it was readmitted since or not. What it
+    /// wrote before has lower versions.
+    pub fn left_at(&self, id: PeerId) -> Option<u64> {
+        let own = self.revocations.iter().filter(|r| r.subject == id && r.this.issuer == id);
+        own.filter(|r| r.reason == RevocationReason::Deactivated).map(|r| r.this.version).max()
     }
 
     /// Keys that revocations name for `id`: what a revoked owner's remaining records are verified with.

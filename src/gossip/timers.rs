@@ -73,6 +73,8 @@ impl Gossip {
             self.attend(peer, now);
         }
         self.notice_silence(now);
+        self.tend_collection(now);
+        self.tend_standing_of_copy();
     }
 
     fn attend(&mut self, peer: PeerId, now: Mono) {

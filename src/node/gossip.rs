@@ -3,12 +3,15 @@
 use super::{Call, Node, PeerAnswer};
 use crate::{
     gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
-    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
+    license::{Entitlement, State},
+    membership::{self, IDENTITY_CONFLICT_HINT},
+    model::{Code, Endpoint, LicenseId, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::{
         gossip::{Op, Reply, Request},
+        handshake::{ErrorBody, decode},
         record::Record,
-        request::OnBehalf,
+        request::{OnBehalf, REVOCATIONS},
     },
 };
 use serde_json::json;
@@ -47,12 +50,21 @@ pub struct SyncOutcome {
 impl Node {
     /// `POST /v1/gossip/…`; `from` is proven by the signature of the request.
     pub async fn gossip_message(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
-        let request = Request::decode(op, body).map_err(|e| Refused::new(Code::InvalidRequest, e.to_string()))?;
         let now = self.env().clock.mono();
+        self.gossip().as_mut().ok_or_else(not_bootstrapped)?.handle_arrival(from, body.len(), now).map_err(refused)?;
+        let request = Request::decode(op, body).map_err(|e| Refused::new(Code::InvalidRequest, e.to_string()))?;
         let reply = {
             let mut gossip = self.gossip();
             let machine = gossip.as_mut().ok_or_else(not_bootstrapped)?;
-            machine.handle_request(from, &request, now).map_err(refused)?
+            machine.handle_request(from, &request, now)
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(reject) => {
+                // The refused copy may be the reason for a call to the other one.
+                self.inner.gossip_wake.notify_one();
+                return Err(refused(reject));
+            }
         };
         self.commit_events().await?;
         self.inner.gossip_wake.notify_one();
@@ -123,6 +135,15 @@ impl Node {
         self.reached().get(&peer).map(|r| r.endpoint.clone())
     }
 
+    /// The peer is removed, and nothing goes to it any more.
+    pub(super) fn forget_reached(&self, peer: PeerId) {
+        self.reached().remove(&peer);
+    }
+
+    pub(super) fn forget_all_reached(&self) {
+        self.reached().clear();
+    }
+
     fn reached(&self) -> MutexGuard<'_, BTreeMap<PeerId, Reached>> {
         self.inner.reached.lock().unwrap_or_else(|p| p.into_inner())
     }
@@ -135,9 +156,11 @@ impl Node {
     pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
+        let mut licensed = entitlement.borrow_and_update().as_deref().map(terms);
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
-        let mut pushed = self.begin_gossip()?;
+        self.begin_gossip()?;
+        let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
         loop {
             if let Err(e) = self.commit_events().await {
@@ -148,7 +171,7 @@ impl Node {
                     () = tokio::time::sleep(COMMIT_RETRY) => continue,
                 }
             }
-            for (peer, endpoints) in self.take_discovered(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
+            for (peer, endpoints) in self.attempts().take_due(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -170,54 +193,74 @@ impl Node {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    pushed = self.push_local_changes(pushed)?;
+                    self.push_local_changes()?;
                     self.refresh_facts()?;
                 }
-                _ = entitlement.changed() => self.refresh_facts()?,
+                _ = entitlement.changed() => {
+                    self.refresh_facts()?;
+                    let now = entitlement.borrow_and_update().as_deref().map(terms);
+                    if std::mem::replace(&mut licensed, now) != now {
+                        self.attempts().handle_license_change();
+                    }
+                    let silent = self.is_silent();
+                    if std::mem::replace(&mut was_silent, silent) && !silent {
+                        self.with_gossip(|machine, now| machine.handle_sync(now));
+                    }
+                }
                 () = self.inner.gossip_wake.notified() => {}
                 () = tokio::time::sleep(wait) => self.with_gossip(|machine, now| machine.handle_timeout(now)),
             }
         }
     }
 
-    /// Starts the machine from the store; gives the version up to which own records are known to it.
-    fn begin_gossip(&self) -> Result<u64, StoreError> {
-        let Some(identity) = self.identity() else { return Ok(0) };
+    /// Starts the machine from the store.
+    pub(super) fn begin_gossip(&self) -> Result<(), StoreError> {
+        let Some(identity) = self.identity() else { return Ok(()) };
         // Held from before the store is read, so that no change of trust falls between the two.
         let mut gossip = self.gossip();
-        let (records, own_version, peers) =
-            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?, v.peers()?)))?;
-        self.resume_attempts(&peers);
-        let machine = Gossip::new(
+        let (records, catching_up, peers) =
+            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.catching_up()?, v.peers()?)))?;
+        self.attempts().resume(&peers);
+        let now = self.env().clock.mono();
+        let mut machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
             self.facts()?,
             records,
             &self.trusted_keys()?,
             self.env().rng("gossip"),
-            self.env().clock.mono(),
+            now,
         );
+        machine.handle_resume(&catching_up, now);
         *gossip = Some(machine);
-        Ok(own_version)
+        Ok(())
     }
 
-    fn push_local_changes(&self, pushed: u64) -> Result<u64, StoreError> {
-        let Some(identity) = self.identity() else { return Ok(pushed) };
-        let records = self.store().read(|v| v.records_since(identity.peer_id, pushed))?;
-        let newest = records.iter().map(|r| r.version).max().unwrap_or(pushed);
+    fn push_local_changes(&self) -> Result<(), StoreError> {
+        let now = self.env().clock.mono();
+        let mut gossip = self.gossip();
+        let Some(machine) = gossip.as_mut() else { return Ok(()) };
+        let records = self.own_changes(machine)?;
         if !records.is_empty() {
-            self.with_gossip(|machine, now| machine.handle_local_change(&records, now));
+            machine.handle_local_change(&records, now);
         }
-        Ok(newest)
+        Ok(())
+    }
+
+    /// Own records that the machine has not been told, all of them: what it says of its own version has no gaps.
+    fn own_changes(&self, machine: &Gossip) -> Result<Vec<Record>, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(Vec::new()) };
+        self.store().read(|v| v.records_since(identity.peer_id, machine.told_version()))
     }
 
     fn facts(&self) -> Result<gossip::Facts, StoreError> {
         let own = self.identity().map(|i| i.peer_id);
-        let (row, starts) = self
-            .store()
-            .read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
+        let (row, starts, lineage) = self.store().read::<_, StoreError>(|v| {
+            Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?, v.lineage()?))
+        })?;
         Ok(gossip::Facts {
             instance: self.inner.instance.clone(),
             starts,
+            lineage,
             version: crate::model::VERSION.to_owned(),
             endpoints: row.map(|r| r.all_endpoints()).unwrap_or_default(),
             license_state: self.entitlement().map(|e| e.state.to_string()).unwrap_or_default(),
@@ -240,11 +283,14 @@ impl Node {
     /// rests on it.
     pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
         let now = self.env().clock.mono();
+        let own = self.identity().map(|i| i.peer_id);
         // The lock comes first: of two changes at once, the one told last has read the later state.
         let mut gossip = self.gossip();
         let trusted = self.trusted_keys()?;
         if let Some(machine) = gossip.as_mut() {
-            machine.handle_local_change(brought, now);
+            let mut records = self.own_changes(machine)?;
+            records.extend(brought.iter().filter(|r| Some(r.key.owner) != own).cloned());
+            machine.handle_local_change(&records, now);
             machine.handle_trust(&trusted, now);
         }
         drop(gossip);
@@ -268,22 +314,47 @@ impl Node {
 
     async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
         let op = request.op();
+        if self.is_silent() {
+            return (to, Err(CallFailed { op }));
+        }
         let call = Call::post(op.path(), request.encode());
         let reply = match self.call_member(to, &call, None).await {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
             Ok(answer) => {
                 if answer.status == Code::Unauthorized.http_status() {
-                    self.renew_trust(to);
+                    self.take_unauthorized(to, &answer.body).await;
+                } else if code_of(&answer.body) == Some(Code::IdentityConflict) {
+                    self.with_gossip(|machine, now| machine.handle_identity_refusal(to, now));
                 }
                 Err(format!("status {}", answer.status))
             }
             Err(refused) => Err(refused.text),
         };
+        // What a removed peer was sent is the last; where it answered is of no more use.
+        if self.store().read(|v| v.peer(to)).is_ok_and(|known| known.is_none()) {
+            self.forget_reached(to);
+        }
         let reply = reply.map_err(|reason| {
             tracing::debug!(peer = %to, op = op.name(), %reason, "gossip call failed");
             CallFailed { op }
         });
         (to, reply)
+    }
+
+    /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
+    fn is_silent(&self) -> bool {
+        self.entitlement().is_some_and(|e| e.state == State::Suspended)
+    }
+
+    /// A trusted peer does not trust this one: it has removed it, or lost its database.
+    async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
+        let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
+        let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
+        match self.was_removed(records.unwrap_or_default()).await {
+            Ok(true) => {}
+            Ok(false) => self.renew_trust(peer),
+            Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),
+        }
     }
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
@@ -315,17 +386,27 @@ impl Node {
             Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
             Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
+            Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
+            Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
+            Event::Forgotten(keys) => self.forget(keys).await?,
+            Event::Republish(records) => self.republish(records).await?,
+            Event::PublishFloor { through } => self.publish_floor(through).await?,
+            Event::Contested(contested) => self.contested(contested).await?,
+            Event::TwoCopies(peer) => {
+                tracing::warn!(%peer, "two live copies of this peer are heard; the second one is refused");
+            }
         }
         Ok(())
     }
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        self.store().write(move |tx| records.iter().try_for_each(|record| tx.put_verified(record).map(drop))).await
+        let Some(identity) = self.identity() else { return Ok(()) };
+        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
         tracing::warn!(version, "an own record came back newer than this database: continuing from it");
-        self.store().write(move |tx| tx.set_own_version(version.max(tx.own_version()?))).await
+        self.store().write(move |tx| membership::adopt_own_version(tx, version)).await
     }
 
     /// A round with every trusted peer now; wakes all reconcilers.
@@ -350,17 +431,35 @@ impl Node {
     }
 }
 
+/// What a refused handshake may have been refused for.
+fn terms(entitlement: &Entitlement) -> (LicenseId, State) {
+    (entitlement.document.license_id(), entitlement.state)
+}
+
 fn refused(reject: Reject) -> Refused {
     let code = match reject {
         Reject::NotTrusted => Code::Unauthorized,
-        Reject::Busy => Code::RateLimited,
+        Reject::Busy | Reject::OverQuota | Reject::Unsettled => Code::RateLimited,
+        Reject::IdentityConflict => Code::IdentityConflict,
         Reject::Malformed(_) | Reject::Unexpected => Code::InvalidRequest,
     };
     let refused = Refused::new(code, reject.to_string());
+    if code == Code::IdentityConflict {
+        return refused.with_hint(IDENTITY_CONFLICT_HINT);
+    }
     if code == Code::RateLimited { refused.with_details(json!({"retry_after_s": 1})) } else { refused }
 }
 
-fn not_bootstrapped() -> Refused {
+/// The code of an error answer.
+fn code_of(body: &[u8]) -> Option<Code> {
+    #[derive(serde::Deserialize)]
+    struct Error {
+        code: Code,
+    }
+    serde_json::from_slice::<Error>(body).ok().map(|e| e.code)
+}
+
+pub(super) fn not_bootstrapped() -> Refused {
     Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
 }
 

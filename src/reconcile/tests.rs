@@ -1,5 +1,7 @@
 //! The rules agree with the routes; the loop keeps its promises on a kernel that fails.
 
+mod license;
+
 use super::*;
 use crate::{
     env::SystemClock,
@@ -7,6 +9,7 @@ use crate::{
         Arrival, Capture, FakeKernel, Family, Fault, HostView, Intercept, Kernel, MarkMask, Operation, Packet,
         PolicyRouting, Ruleset, Verdict, classify,
     },
+    license::Features,
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
@@ -77,6 +80,7 @@ fn desired(services: Vec<Service>) -> Desired {
         peers: BTreeMap::from([(peer_id(THERE), path("192.0.2.2"))]),
         services,
         data_plane_runs: true,
+        features: Features::every(),
         ..Desired::idle(Some(peer_id(HERE)))
     }
 }
@@ -293,6 +297,9 @@ fn what_cannot_be_carried_has_a_reason_and_no_rules() {
     assert_eq!(now.ruleset.captures.len(), 1);
     assert_eq!(now.forwarding.services.len(), 1);
 
+    let contested = compiled(&Desired { contested: true, ..desired(services.clone()) });
+    assert_eq!(reason(&contested, 10), Some("IDENTITY_CONFLICT"));
+    assert!(contested.ruleset.captures.is_empty() && contested.forwarding.services.is_empty());
     let suspended = compiled(&Desired { data_plane_runs: false, ..desired(services) });
     assert_eq!(reason(&suspended, 10), Some("LICENSE_SUSPENDED"));
     assert!(suspended.ruleset.captures.is_empty() && suspended.forwarding.services.is_empty());

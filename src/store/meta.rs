@@ -1,25 +1,21 @@
 //! Facts of this host: cluster, license, counters.
 
 use super::{StoreError, Tx, View};
-use crate::model::{ClusterId, UnixTime};
+use crate::{membership::ClusterFacts, model::PeerId};
 use rusqlite::OptionalExtension;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 const CLUSTER: &str = "cluster";
 const LICENSE: &str = "license";
 const LICENSE_CLOCK: &str = "license_clock";
 const OWN_VERSION: &str = "own_version";
 const START_COUNTER: &str = "start_counter";
-
-/// The cluster this peer belongs to. Present exactly when the peer is bootstrapped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterFacts {
-    pub cluster_id: ClusterId,
-    pub created_at: UnixTime,
-    /// Ids of clusters that were merged into this one; tokens issued under them still work.
-    pub aliases: Vec<ClusterId>,
-}
+const LEAVING: &str = "leaving";
+const LINEAGE: &str = "lineage";
+const CATCHING_UP: &str = "catching_up";
+const CONTESTED: &str = "contested";
 
 impl View<'_> {
     fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
@@ -29,6 +25,15 @@ impl View<'_> {
             .query_row([key], |row| row.get(0))
             .optional()?;
         text.map(|t| serde_json::from_str(&t).map_err(|e| StoreError::corrupt(key, e))).transpose()
+    }
+
+    /// Whether every fact can be read.
+    pub(super) fn check_facts(&self) -> Result<(), StoreError> {
+        self.cluster()?;
+        self.license()?;
+        self.license_clock::<Value>()?;
+        self.starts()?;
+        self.own_version().map(drop)
     }
 
     /// None before bootstrap.
@@ -46,9 +51,29 @@ impl View<'_> {
         self.meta(LICENSE_CLOCK)
     }
 
+    /// Whether this peer has said that it leaves the cluster, and has yet to forget it.
+    pub fn is_leaving(&self) -> Result<bool, StoreError> {
+        Ok(self.meta(LEAVING)?.unwrap_or(false))
+    }
+
     /// How often the agent was started on this database.
     pub fn starts(&self) -> Result<u64, StoreError> {
         Ok(self.meta(START_COUNTER)?.unwrap_or(0))
+    }
+
+    /// Random, the same for the whole life of this database.
+    pub fn lineage(&self) -> Result<String, StoreError> {
+        Ok(self.meta(LINEAGE)?.unwrap_or_default())
+    }
+
+    /// Owners whose records this peer is catching up with, and up to which version it is complete (cluster.md §7).
+    pub fn catching_up(&self) -> Result<BTreeMap<PeerId, u64>, StoreError> {
+        Ok(self.meta(CATCHING_UP)?.unwrap_or_default())
+    }
+
+    /// Peers refuse this copy of the identity because another one lives (cluster.md §7): it writes no record.
+    pub fn is_contested(&self) -> Result<bool, StoreError> {
+        Ok(self.meta(CONTESTED)?.unwrap_or(false))
     }
 
     /// The highest version this peer has given to a record of its own.
@@ -85,10 +110,53 @@ impl Tx<'_> {
         self.set_meta(OWN_VERSION, &version)
     }
 
-    /// Counts starts of the agent on this database (cluster.md §7); returns the new count.
+    /// Counts starts of the agent on this database (cluster.md §7); returns the new count. Whether another copy lives,
+    /// each start finds out anew.
     pub fn count_start(&self) -> Result<u64, StoreError> {
         let count = self.starts()? + 1;
         self.set_meta(START_COUNTER, &count)?;
+        if self.is_contested()? {
+            self.set_contested(false)?;
+        }
         Ok(count)
+    }
+
+    /// From here on this peer is no member any more, whatever happens to the process.
+    pub fn set_leaving(&self) -> Result<(), StoreError> {
+        self.set_meta(LEAVING, &true)
+    }
+
+    /// Empties the database, so that the peer is not bootstrapped. What it counts goes on: a record that it writes as a
+    /// member again is newer than all before.
+    pub fn clear_membership(&self) -> Result<(), StoreError> {
+        let tables: Vec<String> = self
+            .connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for table in tables.iter().filter(|name| *name != "meta") {
+            self.connection.execute(&format!("DELETE FROM \"{table}\""), [])?;
+        }
+        self.connection.execute("DELETE FROM meta WHERE key NOT IN (?1, ?2)", [OWN_VERSION, START_COUNTER])?;
+        Ok(())
+    }
+
+    pub fn set_contested(&self, contested: bool) -> Result<(), StoreError> {
+        self.set_meta(CONTESTED, &contested)
+    }
+
+    /// Names this database, once.
+    pub fn set_lineage(&self, lineage: &str) -> Result<(), StoreError> {
+        if self.lineage()?.is_empty() { self.set_meta(LINEAGE, &lineage) } else { Ok(()) }
+    }
+
+    /// `complete`: up to which version, or None once the peer has caught up.
+    pub fn set_catching_up(&self, owner: PeerId, complete: Option<u64>) -> Result<(), StoreError> {
+        let mut owners = self.catching_up()?;
+        match complete {
+            Some(complete) => owners.insert(owner, complete),
+            None => owners.remove(&owner),
+        };
+        self.set_meta(CATCHING_UP, &owners)
     }
 }

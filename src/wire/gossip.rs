@@ -3,15 +3,17 @@
 
 pub mod life;
 pub mod range;
+pub mod whole;
 
 use super::record::{RECORD_MAX_BYTES, Record, kind};
-use crate::model::{Endpoint, UnixTime};
+use crate::model::{Endpoint, PeerId, UnixTime};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use life::Lives;
 use range::{Part, Salt};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct};
 use serde_json::Value;
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+use whole::{Backing, Holds, Whole};
 
 /// Largest request or answer (api.md, limits).
 pub const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -33,10 +35,15 @@ pub const VERSION_MAX: u64 = (1 << 53) - 1;
 pub const PUSH_HOPS_MAX: u8 = 12;
 /// Endpoints of one peer that are read.
 pub const ENDPOINTS_MAX: usize = 16;
+/// Owners that one heartbeat asks about; further ones follow with the next.
+pub const BEHIND_MAX: usize = 64;
+/// Floors that back the records of one message; records of further owners go without.
+pub const BACKINGS_MAX: usize = 512;
 const TEXT_MAX_BYTES: usize = 64;
 
 const _: () = assert!(
-    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + ANSWER_MAX_PARTS * 400 < MESSAGE_MAX_BYTES,
+    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + ANSWER_MAX_PARTS * 400 + BACKINGS_MAX * 768
+        < MESSAGE_MAX_BYTES,
     "the largest answer fits the limit of the API"
 );
 
@@ -214,6 +221,18 @@ pub struct Heartbeat {
     /// Peers that the sender has news of; only in clusters too large for heartbeats to everyone.
     #[serde(default, skip_serializing_if = "Lives::is_empty")]
     pub lives: Lives,
+    /// The sender's own records; absent while it does not know whether it holds all that it ever wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Whole>,
+    /// What the sender holds of the receiver's records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Holds>,
+    /// Owners whose records the sender is catching up with; the answer vouches for those it can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<PeerId>,
+    /// In an answer: what the sender, itself complete, holds of the owners that were asked about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vouches: BTreeMap<PeerId, Whole>,
 }
 
 pub type HeartbeatReply = Heartbeat;
@@ -224,7 +243,13 @@ impl Heartbeat {
             bound(text.len() <= TEXT_MAX_BYTES, "a text of the heartbeat is too long")?;
         }
         bound(self.endpoints.len() <= ENDPOINTS_MAX, "too many endpoints")?;
-        self.lives.check()
+        self.lives.check()?;
+        bound(self.behind.len() <= BEHIND_MAX, "too many owners are asked about")?;
+        bound(self.vouches.len() <= BEHIND_MAX, "too many owners are vouched for")?;
+        bound(self.holds.iter().all(|h| h.of.len() <= TEXT_MAX_BYTES), "a text of the heartbeat is too long")?;
+        let told = self.holds.iter().map(|h| h.through).chain(self.own.iter().map(|w| w.through));
+        let mut told = told.chain(self.vouches.values().map(|w| w.through));
+        bound(told.all(|v| v <= VERSION_MAX), "a version is too high")
     }
 }
 
@@ -276,6 +301,9 @@ impl ReconcileReply {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushRequest {
+    /// Of the sender, as its heartbeats say it.
+    #[serde(default)]
+    pub instance: String,
     pub records: Records,
     /// The receiver passes on what was new to it while this is not 0, with one less; above [`PUSH_HOPS_MAX`] counts as that.
     #[serde(default)]
@@ -297,12 +325,14 @@ pub struct PushReply {
 pub struct Records {
     pub list: Vec<Arc<Record>>,
     pub unreadable: u32,
+    /// For owners of records at or below the owner's floor, if the sender is complete with them.
+    pub backings: Vec<Backing>,
 }
 
 impl Records {
     /// Those of the index, which need no copy.
     pub fn shared(list: Vec<Arc<Record>>) -> Self {
-        Self { list, unreadable: 0 }
+        Self { list, ..Self::default() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -310,28 +340,52 @@ impl Records {
     }
 
     fn check(&self) -> Result<(), Malformed> {
-        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")
+        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")?;
+        bound(self.backings.len() <= BACKINGS_MAX, "too many floors")?;
+        bound(self.backings.iter().all(|b| b.through <= VERSION_MAX), "a version is too high")
     }
 }
 
 impl From<Vec<Record>> for Records {
     fn from(list: Vec<Record>) -> Self {
-        Self { list: list.into_iter().map(Arc::new).collect(), unreadable: 0 }
+        Self::shared(list.into_iter().map(Arc::new).collect())
     }
 }
 
 impl Serialize for Records {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(self.list.iter().map(Arc::as_ref))
+        if self.backings.is_empty() {
+            return s.collect_seq(self.list.iter().map(Arc::as_ref));
+        }
+        let list: Vec<&Record> = self.list.iter().map(Arc::as_ref).collect();
+        let mut both = s.serialize_struct("Records", 2)?;
+        both.serialize_field("list", &list)?;
+        both.serialize_field("backings", &self.backings)?;
+        both.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Records {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        // A bare list, or an object with a list and backings.
+        let (list, backings) = match Value::deserialize(d)? {
+            Value::Array(list) => (list, Vec::new()),
+            Value::Object(mut both) => match (both.remove("list"), both.remove("backings")) {
+                (Some(Value::Array(list)), Some(Value::Array(backings))) => (list, backings),
+                _ => return Err(D::Error::custom("records lack a list or its backings")),
+            },
+            _ => return Err(D::Error::custom("records are not a list")),
+        };
         let mut records = Records::default();
-        for value in Vec::<Value>::deserialize(d)? {
+        for value in list {
             match Record::deserialize(value) {
                 Ok(record) => records.list.push(Arc::new(record)),
+                Err(_) => records.unreadable = records.unreadable.saturating_add(1),
+            }
+        }
+        for value in backings {
+            match Backing::deserialize(value) {
+                Ok(backing) => records.backings.push(backing),
                 Err(_) => records.unreadable = records.unreadable.saturating_add(1),
             }
         }
@@ -376,7 +430,10 @@ impl Request {
         match self {
             Request::Heartbeat(m) => m.check(),
             Request::Reconcile(m) => m.check(),
-            Request::Push(m) => m.records.check(),
+            Request::Push(m) => {
+                bound(m.instance.len() <= TEXT_MAX_BYTES, "an instance is too long")?;
+                m.records.check()
+            }
         }
     }
 }

@@ -53,8 +53,10 @@ fn clusters_converge_in_bound_after_faults_stop() {
         let end = network.now + CONVERGENCE_BOUND;
         assert!(network.run_until(end, Network::is_equal), "seed {seed}: digests differ after the bound");
         network.run_for(3 * HEARTBEAT_INTERVAL);
-        assert!(network.is_equal(), "seed {seed}");
-        assert!(network.nodes.iter().all(|n| n.gossip.converged()), "seed {seed}");
+        // A floor may be on its way at any time.
+        let end = network.now + 2 * HEARTBEAT_INTERVAL;
+        let converged = |n: &Network| n.is_equal() && n.nodes.iter().all(|n| n.gossip.converged());
+        assert!(network.run_until(end, converged), "seed {seed}");
         network.assert_stores_match();
     }
 }

@@ -38,7 +38,7 @@ impl Cast {
 }
 
 fn push(gossip: &Gossip, records: impl Into<Records>) -> Request {
-    Request::Push(PushRequest { records: records.into(), hops: 0, digests: gossip.digests() })
+    Request::Push(PushRequest { instance: String::new(), records: records.into(), hops: 0, digests: gossip.digests() })
 }
 
 /// Pushes over the wire form; gives the number refused and the events.
@@ -424,7 +424,12 @@ fn hostile_request() -> impl Strategy<Value = (bool, Request)> {
     ];
     let fair = vec![
         Request::Heartbeat(heartbeat),
-        Request::Push(PushRequest { records: vec![c.a.service("s", 2)].into(), hops: 1, digests }),
+        Request::Push(PushRequest {
+            instance: String::new(),
+            records: vec![c.a.service("s", 2)].into(),
+            hops: 1,
+            digests,
+        }),
         services(vec![leaf(&[1]), branch(&[2, 2])]),
     ];
     prop_oneof![
@@ -437,7 +442,7 @@ fn hostile_request() -> impl Strategy<Value = (bool, Request)> {
 fn comparing(c: &Cast) -> Gossip {
     let mut gossip = c.machine();
     gossip.handle_timeout(Mono::from_ms(1000));
-    let theirs = gossip.heartbeat(Lives::default());
+    let theirs = gossip.heartbeat(c.a.id, Lives::default());
     let request = Request::Heartbeat(theirs);
     let Reply::Heartbeat(mut answer) = c.machine().handle_request(c.a.id, &request, T).unwrap() else { panic!() };
     answer.digests.services = Digest([1; 32]);
