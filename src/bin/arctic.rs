@@ -1,5 +1,8 @@
 //! The `arctic` program: the CLI, and the agent behind `arctic agent run`.
 
+#[cfg(feature = "simulation")]
+compile_error!("the feature `simulation` weakens signatures for tests: build arctic without it");
+
 use anyhow::Context;
 use arctic::{
     cli::{self, AgentCommand, Command},

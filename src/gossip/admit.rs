@@ -201,6 +201,9 @@ impl Gossip {
     }
 
     fn authority(&self, key: &RecordKey, record: &Record) -> Authority {
+        if let Some(by) = record.deleted_by() {
+            return Authority::AnyOf(self.keys_for_tombstone(record, by));
+        }
         if key.owner == self.local.peer_id {
             return Authority::Key(self.local.public_key);
         }
@@ -218,6 +221,18 @@ impl Gossip {
             }
             _ => Authority::Revoked,
         }
+    }
+
+    /// The keys of `by`, who deletes a service of a peer that has left (cluster.md §5); none where it may not.
+    fn keys_for_tombstone(&self, record: &Record, by: PeerId) -> Vec<PublicKey> {
+        let left = self.revocations.left_at(record.key.owner).is_some_and(|version| record.version <= version);
+        if !left || record.key.kind != kind::SERVICE {
+            return Vec::new();
+        }
+        let local = (by == self.local.peer_id).then_some(self.local.public_key);
+        let held = self.links.get(&by).map(|link| link.key);
+        // A signer that was removed later: its deletions stay deletions.
+        local.into_iter().chain(held).chain(self.revocations.keys_of(by).copied()).collect()
     }
 
     /// A self-signed `peer` record of an owner that is not trusted gives a name and endpoints, and nothing else.
@@ -339,7 +354,7 @@ impl Gossip {
 /// A live record without a body would have the head of a tombstone; a revocation has no tombstone.
 fn check_form(entry: &Entry) -> Result<(), Refusal> {
     let record = &entry.record;
-    let is_sound = record.deleted == record.body.is_null();
+    let is_sound = record.deleted == record.body.is_null() || record.deleted_by().is_some();
     let is_meant = match record.key.kind.as_str() {
         kind::REVOCATION | kind::READMISSION => is_about_its_id(&record.key, entry),
         kind::FLOOR => floor_of(record).is_some(),

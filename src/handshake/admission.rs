@@ -1,7 +1,7 @@
 //! The rules by which a peer is let in: identity, license, customer, node limit, record. Cheap checks come first.
 
-use super::Here;
 use super::failure::{Reason, Rejection};
+use super::{Accepted, Here};
 use crate::model::{ClusterId, CustomerId, Endpoint, LicenseId, PeerId, PublicKey, SigningKey};
 use crate::wire::handshake::InitiatorPart;
 use crate::wire::record::{PeerBody, Record, kind};
@@ -173,6 +173,13 @@ fn node_limit(
     if union.len() > usize::try_from(limit).unwrap_or(usize::MAX) { Err(Reason::NodeLimitExceeded) } else { Ok(()) }
 }
 
+/// Judges a proven peer once more, against what is held when it is stored: a revocation, a change of the license or
+/// another handshake may have come between.
+pub fn judge_again(here: Here<'_>, accepted: &Accepted) -> Result<(), Reason> {
+    let standing = identity(here, &accepted.peer_id, &accepted.public_key, accepted.readmitted)?;
+    node_limit(here, accepted.peer_id, standing, &accepted.members, accepted.max_nodes)
+}
+
 /// What a peer says of itself before the sealed part is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Claim {
@@ -242,6 +249,10 @@ impl Licensed {
         }
         record.verify(&claim.public_key).map_err(|e| malformed(&e.to_string()))?;
         Ok(body)
+    }
+
+    pub fn max_nodes(&self) -> u32 {
+        self.max_nodes
     }
 
     pub fn into_part(self) -> InitiatorPart {

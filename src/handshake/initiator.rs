@@ -1,6 +1,6 @@
 //! The side that calls: up to three attempts, each over all endpoints in order.
 
-use super::admission::{self, Claim, Standing};
+use super::admission::{self, Claim, Licensed, Standing};
 use super::failure::{DialFailure, Failure, Reason, Rejection, Tried};
 use super::responder::bound_to_finish;
 use super::seal::{self, DirectionKey, Ephemeral};
@@ -8,8 +8,7 @@ use super::{Accepted, Here};
 use crate::model::{ClusterId, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng};
 use crate::wire::handshake::{
     Challenge, ErrorBody, FINISH_PATH, Finish, FinishResponse, IDENTITY_PATH, INIT_PATH, Identity, Init, InitResponse,
-    InitiatorPart, PROTOCOL, ResponderPart, SessionId, bounded_endpoints, decode, initiator_transcript,
-    responder_transcript,
+    PROTOCOL, ResponderPart, SessionId, bounded_endpoints, decode, initiator_transcript, responder_transcript,
 };
 use crate::wire::record::Voucher;
 use std::time::Duration;
@@ -368,10 +367,9 @@ impl Initiator {
         if !about_me || !voucher.transcript().verify(&response.public_key, &voucher.signature) {
             return Err(Rejection { reason: Reason::InvalidSignature, cause: Some("the voucher is void".into()) });
         }
-        let part = responder.into_part();
         self.step = Step::Over;
-        self.event =
-            Some(Event::Done(Box::new(self.accepted(here, response, standing, part, body.endpoints, voucher))));
+        let accepted = self.accepted(here, response, standing, responder, body.endpoints, voucher);
+        self.event = Some(Event::Done(Box::new(accepted)));
         Ok(())
     }
 
@@ -380,10 +378,12 @@ impl Initiator {
         here: Here<'_>,
         response: &InitResponse,
         standing: Standing,
-        part: InitiatorPart,
+        responder: Licensed,
         own_list: Vec<Endpoint>,
         voucher: Voucher,
     ) -> Accepted {
+        let max_nodes = responder.max_nodes();
+        let part = responder.into_part();
         Accepted {
             peer_id: response.peer_id,
             public_key: response.public_key,
@@ -391,6 +391,7 @@ impl Initiator {
             record: part.record,
             members: part.members,
             license_id: response.license_id,
+            max_nodes,
             license_differs: response.license_id != here.local.license_id,
             cluster_id: response.cluster_id,
             own_endpoints: voucher.subject_endpoints.clone(),

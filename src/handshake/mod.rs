@@ -15,7 +15,7 @@ mod voucher;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{Held, LicenseCheck, LicenseGate, Local, PeerLicense};
+pub use admission::{Held, LicenseCheck, LicenseGate, Local, PeerLicense, judge_again};
 pub use failure::{DialFailure, Direction, Failure, Reason, Refusal, Tried};
 pub use initiator::{
     ANSWER_TIMEOUT, ATTEMPT_OFFSETS, CONNECT_TIMEOUT, Call, Event, Initiator, Purpose, Reply, Request, Target,
@@ -49,6 +49,8 @@ pub struct Accepted {
     /// Everyone it trusts, itself included. Hearsay: each still needs a voucher and a handshake of its own.
     pub members: Vec<PeerId>,
     pub license_id: LicenseId,
+    /// What its license allows.
+    pub max_nodes: u32,
     /// The licenses are different issues for one customer: a warning in log and response.
     pub license_differs: bool,
     /// Its cluster; the smaller id of the two wins (cluster.md §3).

@@ -185,6 +185,7 @@ impl Responder {
         let voucher = voucher::issue(here.local, init.peer_id, init.public_key, endpoints.clone(), wall);
         let part = ResponderPart { common: here.local.sealed_part(), voucher: voucher.clone() };
         let sealed = reply_key.seal(&part, &session.0, rng).map_err(Refusal::forward)?;
+        let max_nodes = initiator.max_nodes();
         let InitiatorPart { members, record, .. } = initiator.into_part();
         let accepted = Accepted {
             peer_id: init.peer_id,
@@ -193,6 +194,7 @@ impl Responder {
             record,
             members,
             license_id: init.license_id,
+            max_nodes,
             license_differs: init.license_id != here.local.license_id,
             cluster_id: init.cluster_id,
             voucher,

@@ -34,13 +34,16 @@ macro_rules! base64_json {
     };
 }
 
-/// An Ed25519 public key that decodes to a point not of small order. JSON: base64 of 32 bytes.
+/// An Ed25519 public key: the canonical encoding of a point not of small order. JSON: base64 of 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
         let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint)?;
+        if !is_reduced(&bytes) {
+            return Err(KeyError::NotAPoint);
+        }
         if key.is_weak() { Err(KeyError::SmallOrder) } else { Ok(Self(bytes)) }
     }
     pub fn as_bytes(&self) -> &[u8; 32] {
@@ -48,9 +51,18 @@ impl PublicKey {
     }
     /// Strict verification: canonical S, no small-order R or key (RFC 8032 with the checks of cluster.md §1).
     pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
+        #[cfg(feature = "simulation")]
+        if stub::is_on() {
+            return stub::signature(&self.0, message) == *signature;
+        }
         ed25519_dalek::VerifyingKey::from_bytes(&self.0)
             .is_ok_and(|k| k.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok())
     }
+}
+
+/// Whether y is below 2^255 - 19; otherwise the same point has another encoding, and one peer could have two keys.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    bytes[31] & 0x7f != 0x7f || bytes[1..31].iter().any(|b| *b != 0xff) || bytes[0] < 0xed
 }
 
 impl std::str::FromStr for PublicKey {
@@ -118,6 +130,10 @@ impl SigningKey {
         PublicKey(self.inner.verifying_key().to_bytes())
     }
     pub fn sign(&self, message: &[u8]) -> Signature {
+        #[cfg(feature = "simulation")]
+        if stub::is_on() {
+            return stub::signature(self.public().as_bytes(), message);
+        }
         Signature(self.inner.sign(message).to_bytes())
     }
     /// PKCS#8 DER of the key, the form that TLS and JWT libraries take.
@@ -140,6 +156,36 @@ impl SigningKey {
     }
 }
 
+/// Signatures that anyone could forge and that cost little: a simulator that forges none runs ten times as fast.
+#[cfg(feature = "simulation")]
+pub mod stub {
+    use super::Signature;
+    use sha2::{Digest, Sha256};
+    use std::cell::Cell;
+
+    thread_local! {
+        static ON: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Whether this thread signs and verifies with a keyed hash instead of Ed25519.
+    pub fn switch(on: bool) {
+        ON.set(on);
+    }
+
+    pub(super) fn is_on() -> bool {
+        ON.get()
+    }
+
+    /// Differs for another key, message or domain, which begins the message.
+    pub(super) fn signature(public: &[u8; 32], message: &[u8]) -> Signature {
+        let half: [u8; 32] = Sha256::new().chain_update(public).chain_update(message).finalize().into();
+        let mut bytes = [0; 64];
+        bytes[..32].copy_from_slice(&half);
+        bytes[32..].copy_from_slice(public);
+        Signature::from_bytes(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +196,13 @@ mod tests {
         let mut identity = [0; 32];
         identity[0] = 1;
         assert_eq!(PublicKey::from_bytes(identity), Err(KeyError::SmallOrder));
+        // y = 3 is on the curve; 3 + p is the same point written otherwise.
+        let mut three = [0; 32];
+        three[0] = 3;
+        assert!(PublicKey::from_bytes(three).is_ok());
+        let mut raised = [0xff; 32];
+        (raised[0], raised[31]) = (0xed + 3, 0x7f);
+        assert_eq!(PublicKey::from_bytes(raised), Err(KeyError::NotAPoint));
         assert!(matches!("AAAA".parse::<PublicKey>(), Err(KeyError::Encoding { expected: 32 })));
     }
 
@@ -162,5 +215,17 @@ mod tests {
         let mut raised = *signature.as_bytes();
         raised[63] |= 0xe0;
         assert!(!key.public().verify(b"a", &Signature::from_bytes(raised)));
+    }
+
+    #[cfg(feature = "simulation")]
+    #[test]
+    fn a_stub_signature_fits_only_its_key_and_message() {
+        let (key, other) = (SigningKey::from_seed([3; 32]), SigningKey::from_seed([4; 32]));
+        stub::switch(true);
+        let signature = key.sign(b"a");
+        let verdicts = [(&key, b"a"), (&key, b"b"), (&other, b"a")].map(|(k, m)| k.public().verify(m, &signature));
+        stub::switch(false);
+        assert_eq!(verdicts, [true, false, false]);
+        assert!(!key.public().verify(b"a", &signature), "a stub signature is no Ed25519 signature");
     }
 }

@@ -17,6 +17,8 @@ pub use code::{Code, Refused, with_causes};
 pub use credential::{Scope, ScopeSet, Secret, UnknownScope};
 pub use endpoint::{DEFAULT_API_PORT, Endpoint, EndpointError};
 pub use id::{ClientId, ClusterId, CustomerId, IdError, LicenseId, PeerId, RequestId, ServiceId, looks_like_id};
+#[cfg(feature = "simulation")]
+pub use key::stub;
 pub use key::{KeyError, PublicKey, SIGNATURE_BYTES, Signature, SigningKey, X25519Public};
 pub use peer::{ApiAccess, DataPorts, PeerStatus};
 pub use random::Rng;

@@ -1,13 +1,11 @@
 //! First start of a peer: license stored, identity and credential made (cluster.md §2).
 
-use super::{Identity, Node, identity};
+use super::{Identity, Node, identity, licensing::Licensed};
 use crate::{
     license::{EffectiveClock, LicenseDocument, check_admission},
-    model::{
-        ClientId, ClusterId, Code, Endpoint, LicenseId, PeerId, PublicKey, Refused, Rng, ScopeSet, Secret, UnixTime,
-    },
-    store::{ClusterFacts, PeerRow, StoreError, Tx},
-    wire::record::{ClusterBody, CredentialBody, PeerBody, SecretDigest, kind},
+    membership::{Birth, FirstWords, OwnSettings},
+    model::{ClientId, ClusterId, Code, Endpoint, LicenseId, PeerId, PublicKey, Refused, Secret, UnixTime},
+    store::StoreError,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -36,19 +34,10 @@ pub struct Bootstrapped {
     pub max_services: u32,
 }
 
-/// The records and facts of a newborn cluster of one.
-struct Newborn {
-    identity: Arc<Identity>,
-    license: Arc<LicenseDocument>,
-    peer: PeerBody,
-    cluster: ClusterBody,
-    credential: CredentialBody,
-}
-
 impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        let _turn = self.inner.bootstrap_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }
@@ -60,29 +49,35 @@ impl Node {
         let identity = self.identity_or_mint(now)?;
         let mut rng = self.fork_rng();
         let secret = Secret::mint(&mut rng);
-        let newborn = self.newborn(&request, identity.clone(), license.clone(), &secret, now, &mut rng);
+        let words = FirstWords {
+            name: request.name.clone().unwrap_or_else(|| self.config().default_name.clone()),
+            description: request.description.clone().unwrap_or_default(),
+        };
+        let settings = OwnSettings { endpoints: self.first_endpoints(&request), ..self.own_settings() };
+        let birth = Birth::new(&identity, words, settings, &license, &secret, now, &mut rng);
         let answer = Bootstrapped {
             peer_id: identity.peer_id,
             peer_public_key: identity.key.public(),
-            client_id: newborn.credential.client_id,
+            client_id: birth.credential.client_id,
             client_secret: secret,
-            cluster_id: newborn.cluster.cluster_id,
+            cluster_id: birth.cluster.cluster_id,
             license_id: license.license_id(),
             expires_at: license.expires_at(),
             max_nodes: license.max_nodes(),
             max_services: license.max_services(),
         };
-        let snapshot = clock.snapshot();
+        let licensed = Licensed::new(license, clock);
+        let (author, document, kept) = (identity.clone(), licensed.document(), licensed.kept());
         let instance = self.inner.instance.clone();
         self.store()
-            .write(move |tx| {
-                newborn.write(tx, now)?;
+            .write(move |tx| -> Result<(), StoreError> {
+                birth.write(tx, &author)?;
                 tx.set_lineage(&instance)?;
-                tx.set_license_clock(&snapshot)
+                tx.set_license(document.as_value())?;
+                tx.set_license_clock(&kept)
             })
-            .await
-            .map_err(Refused::internal)?;
-        self.begin_membership(identity, license, clock);
+            .await?;
+        self.begin_membership(identity, licensed);
         tracing::info!(peer = %answer.peer_id, cluster = %answer.cluster_id, license = %answer.license_id, "bootstrapped");
         Ok(answer)
     }
@@ -96,43 +91,6 @@ impl Node {
         Ok(Arc::new(minted))
     }
 
-    fn newborn(
-        &self,
-        request: &BootstrapRequest,
-        identity: Arc<Identity>,
-        license: Arc<LicenseDocument>,
-        secret: &Secret,
-        now: UnixTime,
-        rng: &mut Rng,
-    ) -> Newborn {
-        let client_id = ClientId::mint(now, rng);
-        let name = request.name.clone().unwrap_or_else(|| self.config().default_name.clone());
-        Newborn {
-            peer: PeerBody {
-                name,
-                public_key: identity.key.public(),
-                x25519_key: identity.key.x25519_public(),
-                endpoints: self.first_endpoints(request),
-                data_ports: self.config().data_ports,
-                api_access: self.config().api_access,
-                version: crate::model::VERSION.to_owned(),
-                license_id: license.license_id(),
-                created_at: now,
-            },
-            cluster: ClusterBody { cluster_id: ClusterId::mint(now, rng), created_at: now, client_id },
-            credential: CredentialBody {
-                client_id,
-                secrets: vec![SecretDigest { sha256: secret.digest_hex(), not_after: None }],
-                scopes: ScopeSet::admin(),
-                description: request.description.clone().unwrap_or_default(),
-                license_id: license.license_id(),
-                created_at: now,
-            },
-            identity,
-            license,
-        }
-    }
-
     /// The first that exists (cluster.md §2); a later handshake may tell us more.
     fn first_endpoints(&self, request: &BootstrapRequest) -> Vec<Endpoint> {
         let configured = &self.config().advertise_endpoints;
@@ -144,23 +102,6 @@ impl Node {
         }
         let usable = |e: &&Endpoint| e.host() != "localhost" && !e.ip().is_some_and(|ip| ip.is_loopback());
         request.called_at.iter().filter(usable).cloned().collect()
-    }
-}
-
-impl Newborn {
-    fn write(&self, tx: &Tx<'_>, now: UnixTime) -> Result<(), StoreError> {
-        let author = &self.identity;
-        let facts = ClusterFacts { cluster_id: self.cluster.cluster_id, created_at: now, aliases: Vec::new() };
-        tx.set_cluster(&facts)?;
-        tx.set_license(self.license.as_value())?;
-        let mut row =
-            PeerRow::trusted(author.peer_id, author.key.public(), self.peer.endpoints.clone(), self.peer.created_at);
-        row.license_id = Some(self.license.license_id());
-        tx.put_peer(&row)?;
-        tx.put_own(author, kind::PEER, &author.peer_id.to_string(), &self.peer)?;
-        tx.put_own(author, kind::CLUSTER, &self.cluster.cluster_id.to_string(), &self.cluster)?;
-        tx.put_own(author, kind::CREDENTIAL, &self.credential.client_id.to_string(), &self.credential)?;
-        Ok(())
     }
 }
 

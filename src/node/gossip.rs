@@ -3,12 +3,15 @@
 use super::{Call, Node, PeerAnswer};
 use crate::{
     gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
-    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
+    license::{Entitlement, State},
+    membership,
+    model::{Code, Endpoint, LicenseId, Mono, PeerId, PublicKey, Refused},
     store::{IDENTITY_CONFLICT_HINT, StoreError},
     wire::{
         gossip::{Op, Reply, Request},
+        handshake::{ErrorBody, decode},
         record::Record,
-        request::OnBehalf,
+        request::{OnBehalf, REVOCATIONS},
     },
 };
 use serde_json::json;
@@ -144,9 +147,11 @@ impl Node {
     pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
+        let mut licensed = entitlement.borrow_and_update().as_deref().map(terms);
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
         self.begin_gossip()?;
+        let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
         loop {
             if let Err(e) = self.commit_events().await {
@@ -157,7 +162,7 @@ impl Node {
                     () = tokio::time::sleep(COMMIT_RETRY) => continue,
                 }
             }
-            for (peer, endpoints) in self.take_discovered(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
+            for (peer, endpoints) in self.attempts().take_due(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -182,7 +187,17 @@ impl Node {
                     self.push_local_changes()?;
                     self.refresh_facts()?;
                 }
-                _ = entitlement.changed() => self.refresh_facts()?,
+                _ = entitlement.changed() => {
+                    self.refresh_facts()?;
+                    let now = entitlement.borrow_and_update().as_deref().map(terms);
+                    if std::mem::replace(&mut licensed, now) != now {
+                        self.attempts().handle_license_change();
+                    }
+                    let silent = self.is_silent();
+                    if std::mem::replace(&mut was_silent, silent) && !silent {
+                        self.with_gossip(|machine, now| machine.handle_sync(now));
+                    }
+                }
                 () = self.inner.gossip_wake.notified() => {}
                 () = tokio::time::sleep(wait) => self.with_gossip(|machine, now| machine.handle_timeout(now)),
             }
@@ -196,7 +211,7 @@ impl Node {
         let mut gossip = self.gossip();
         let (records, catching_up, peers) =
             self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.catching_up()?, v.peers()?)))?;
-        self.resume_attempts(&peers);
+        self.attempts().resume(&peers);
         let now = self.env().clock.mono();
         let mut machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
@@ -290,12 +305,15 @@ impl Node {
 
     async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
         let op = request.op();
+        if self.is_silent() {
+            return (to, Err(CallFailed { op }));
+        }
         let call = Call::post(op.path(), request.encode());
         let reply = match self.call_member(to, &call, None).await {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
             Ok(answer) => {
                 if answer.status == Code::Unauthorized.http_status() {
-                    self.renew_trust(to);
+                    self.take_unauthorized(to, &answer.body).await;
                 } else if code_of(&answer.body) == Some(Code::IdentityConflict) {
                     self.with_gossip(|machine, now| machine.handle_identity_refusal(to, now));
                 }
@@ -308,6 +326,22 @@ impl Node {
             CallFailed { op }
         });
         (to, reply)
+    }
+
+    /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
+    fn is_silent(&self) -> bool {
+        self.entitlement().is_some_and(|e| e.state == State::Suspended)
+    }
+
+    /// A trusted peer does not trust this one: it has removed it, or lost its database.
+    async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
+        let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
+        let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
+        match self.was_removed(records.unwrap_or_default()).await {
+            Ok(true) => {}
+            Ok(false) => self.renew_trust(peer),
+            Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),
+        }
     }
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
@@ -353,12 +387,13 @@ impl Node {
     }
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        self.store().write(move |tx| records.iter().try_for_each(|record| tx.put_verified(record).map(drop))).await
+        let Some(identity) = self.identity() else { return Ok(()) };
+        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
         tracing::warn!(version, "an own record came back newer than this database: continuing from it");
-        self.store().write(move |tx| tx.set_own_version(version.max(tx.own_version()?))).await
+        self.store().write(move |tx| membership::adopt_own_version(tx, version)).await
     }
 
     /// A round with every trusted peer now; wakes all reconcilers.
@@ -381,6 +416,11 @@ impl Node {
         }
         SyncOutcome { peers: peers.len(), reached: reached() }
     }
+}
+
+/// What a refused handshake may have been refused for.
+fn terms(entitlement: &Entitlement) -> (LicenseId, State) {
+    (entitlement.document.license_id(), entitlement.state)
 }
 
 fn refused(reject: Reject) -> Refused {
@@ -406,7 +446,7 @@ fn code_of(body: &[u8]) -> Option<Code> {
     serde_json::from_slice::<Error>(body).ok().map(|e| e.code)
 }
 
-fn not_bootstrapped() -> Refused {
+pub(super) fn not_bootstrapped() -> Refused {
     Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
 }
 

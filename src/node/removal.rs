@@ -1,12 +1,28 @@
-//! Taking peers out of the cluster (cluster.md §8).
+//! Taking peers out of the cluster, this one included (cluster.md §8).
 
-use super::{Identity, Node};
+use super::{Call, Identity, Node};
 use crate::{
-    gossip::Standing,
+    gossip::{Gossip, PUSH_ALL_PEERS},
+    membership::{self, Departure},
     model::{Code, PeerId, Refused},
-    store::{StoreError, Tx},
-    wire::record::{RecordKey, RevocationBody, RevocationReason, kind},
+    store::StoreError,
+    wire::{
+        gossip::{Digests, PUSH_HOPS_MAX, PushRequest, Request},
+        record::{Deactivation, Record, RecordKey, kind},
+    },
 };
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::task::JoinSet;
+
+/// How long the others may take to hear that this peer leaves.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Revocations of one peer that it is told of.
+const REVOCATIONS_TOLD_MAX: usize = 8;
+/// From the answer to the end of the agent.
+const STOP_DELAY: Duration = Duration::from_secs(1);
 
 impl Node {
     /// `peers delete` of a remote peer: a gossiped revocation, and no trust here from this moment.
@@ -17,21 +33,11 @@ impl Node {
             let text = "cannot delete local peer (use 'arctic peers remove-self' instead)";
             return Err(Refused::new(Code::InvalidRequest, text));
         }
-        let row = self.store().read(|v| v.peer(peer))?.ok_or_else(not_found)?;
-        let body = RevocationBody {
-            peer_id: Some(peer),
-            public_key: Some(row.public_key),
-            client_id: None,
-            reason: RevocationReason::Deleted,
-            revoked_at: self.env().clock.unix(),
-        };
-        self.store()
-            .write(move |tx| -> Result<(), StoreError> {
-                tx.put_own(&identity, kind::REVOCATION, &peer.to_string(), &body)?;
-                drop_peer(tx, &identity, peer)
-            })
-            .await?;
+        let now = self.env().clock.unix();
+        let revocation = self.store().write(move |tx| membership::remove_peer(tx, &identity, peer, now)).await?;
+        revocation.ok_or_else(not_found)?;
         tracing::info!(%peer, "peer removed from the cluster");
+        self.prune_attempts()?;
         self.trust_changed(&[])?;
         Ok(())
     }
@@ -39,42 +45,121 @@ impl Node {
     /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        if self.store().read(|v| v.peer(peer))?.is_some() {
-            tracing::warn!(%peer, local = peer == identity.peer_id, "peer was removed from the cluster");
+        let local = peer == identity.peer_id;
+        let was_known = self.store().write(move |tx| membership::peer_was_revoked(tx, &identity, peer, &void)).await?;
+        if was_known {
+            tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
-        self.store()
-            .write(move |tx| -> Result<(), StoreError> {
-                if peer == identity.peer_id {
-                    let others = tx.peers()?.into_iter().map(|p| p.peer_id).filter(|id| *id != peer);
-                    void.iter().try_for_each(|key| tx.forget_record(key))?;
-                    return others.into_iter().try_for_each(|id| tx.forget_peer(id));
-                }
-                // An operator may have taken it back since the machine spoke.
-                let key = tx.peer(peer)?.map(|row| row.public_key);
-                if tx.revocations()?.standing(peer, key.as_ref()) == Standing::Clear {
-                    return Ok(());
-                }
-                void.iter().try_for_each(|key| tx.forget_record(key))?;
-                drop_peer(tx, &identity, peer)
-            })
-            .await?;
+        self.prune_attempts()?;
         self.trust_changed(&[])?;
         Ok(())
     }
-}
 
-/// Drops trust and key of a peer, and deletes own services that target it. Which of its records are void, the gossip
-/// machine says.
-fn drop_peer(tx: &Tx<'_>, identity: &Identity, peer: PeerId) -> Result<(), StoreError> {
-    for service in tx.services()? {
-        let own = service.body.source_peer_id == identity.peer_id;
-        if own && service.body.target_peer_id == peer {
-            match tx.delete_service(identity, service.id) {
-                // The other copy of this identity deletes it.
-                Err(StoreError::IdentityConflict) => {}
-                deleted => deleted?,
-            }
-        }
+    /// What a peer is told that calls as if it were still trusted: why it is not. Revocations are signed, so that it can
+    /// see who says so.
+    pub(crate) fn revocations_of(&self, peer: PeerId) -> Result<Vec<Record>, StoreError> {
+        let mut revocations = self.store().read(|v| v.records_about(kind::REVOCATION, &peer.to_string()))?;
+        revocations.truncate(REVOCATIONS_TOLD_MAX);
+        Ok(revocations)
     }
-    tx.forget_peer(peer)
+
+    /// Another peer refuses this one and gives these records as the reason. Says whether one of them is a revocation of
+    /// this peer by one that is trusted here; then it takes effect.
+    pub(super) async fn was_removed(&self, records: Vec<Record>) -> Result<bool, Refused> {
+        let Some(identity) = self.identity() else { return Ok(false) };
+        let is_told = self.store().write(move |tx| membership::take_own_revocations(tx, &identity, &records)).await?;
+        self.trust_changed(&is_told)?;
+        Ok(!is_told.is_empty())
+    }
+
+    /// Tells the others of the tombstone of a service whose owner has left; see
+    /// [`membership::delete_service_of_departed`], which wrote it.
+    pub fn tell_of_tombstone(&self, tombstone: &Record) -> Result<(), Refused> {
+        Ok(self.trust_changed(std::slice::from_ref(tombstone))?)
+    }
+
+    /// `peers remove-self`: tells all peers that can be reached, empties the database, and ends the agent a moment
+    /// later. `peer.key` stays.
+    pub async fn leave_cluster(&self) -> Result<Deactivation, Refused> {
+        let node = self.clone();
+        // Once begun it is carried through, whether or not the caller stays to hear of it.
+        tokio::spawn(async move { node.leave().await }).await.map_err(Refused::internal)?
+    }
+
+    async fn leave(&self) -> Result<Deactivation, Refused> {
+        let _turn = self.inner.membership_turn.lock().await;
+        let not_bootstrapped = || Refused::new(Code::NotBootstrapped, "agent is not bootstrapped");
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        // From here on the agent takes part in nothing: no handshake brings a peer back, no gossip a record.
+        self.inner.leaving.store(true, Ordering::SeqCst);
+        let machine = self.gossip().take();
+        let digests = machine.as_ref().map(Gossip::digests);
+        let departure = match self.write_departure(&identity).await {
+            Ok(Some(departure)) => departure,
+            failed => {
+                *self.gossip() = machine;
+                self.inner.leaving.store(false, Ordering::SeqCst);
+                failed?;
+                return Err(not_bootstrapped());
+            }
+        };
+        self.announce(&identity, departure.revocation, digests).await?;
+        self.store().write(|tx| tx.clear_membership()).await?;
+        self.end_membership();
+        tracing::info!(peer = %identity.peer_id, "left the cluster; the agent stops");
+        let departed = self.inner.departed.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(STOP_DELAY).await;
+            departed.cancel();
+        });
+        Ok(departure.announcement)
+    }
+
+    async fn write_departure(&self, identity: &Arc<Identity>) -> Result<Option<Departure>, StoreError> {
+        let (author, now) = (identity.clone(), self.env().clock.unix());
+        let write = self.store().write(move |tx| {
+            tx.set_leaving()?;
+            membership::leave(tx, &author, now)
+        });
+        write.await
+    }
+
+    async fn announce(
+        &self,
+        identity: &Identity,
+        revocation: Record,
+        digests: Option<Digests>,
+    ) -> Result<(), StoreError> {
+        let Some(digests) = digests else { return Ok(()) };
+        let peers = self.store().read(|v| v.trusted_peers())?;
+        let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
+        let hops = if others.len() > PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
+        let instance = self.inner.instance.clone();
+        let push = Request::Push(PushRequest { instance, records: vec![revocation].into(), hops, digests });
+        let call = Arc::new(Call::post(push.op().path(), push.encode()));
+        let mut calls = JoinSet::new();
+        for peer in &others {
+            let (node, peer, call) = (self.clone(), *peer, call.clone());
+            calls
+                .spawn(async move { node.call_peer(peer, &call, None).await.is_ok_and(|answer| answer.status == 200) });
+        }
+        let mut told = 0;
+        let all = async {
+            while let Some(outcome) = calls.join_next().await {
+                told += usize::from(outcome.unwrap_or(false));
+            }
+        };
+        drop(tokio::time::timeout(ANNOUNCE_TIMEOUT, all).await);
+        if told < others.len() {
+            tracing::warn!(told, of = others.len(), "not every peer could be told; the others pass it on");
+        }
+        Ok(())
+    }
+
+    /// In memory what the emptied database says.
+    fn end_membership(&self) {
+        *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
+        self.inner.entitlement.send_replace(None);
+        self.inner.identity.send_replace(None);
+    }
 }

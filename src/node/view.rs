@@ -41,7 +41,7 @@ impl Node {
             let local = self.identity().is_some_and(|i| i.peer_id == peer);
             let now = self.env().clock.unix();
             return PeerHealth {
-                status: if local { PeerStatus::Healthy } else { self.attempt_status(peer) },
+                status: if local { PeerStatus::Healthy } else { self.attempts().status(peer) },
                 last_seen: local.then_some(now),
                 rtt_ms: local.then_some(0.0),
                 endpoint,

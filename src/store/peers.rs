@@ -2,65 +2,12 @@
 
 use super::{StoreError, Tx, View};
 use crate::{
-    gossip::{Revocations, Standing},
-    model::{Endpoint, LicenseId, PeerId, PublicKey, UnixTime},
-    wire::record::{PeerBody, RecordKey, kind},
+    gossip::Revocations,
+    membership::{LedgerView, PeerRow},
+    model::{PeerId, PublicKey, UnixTime},
 };
 use rusqlite::{OptionalExtension, Row, params};
 use std::collections::BTreeSet;
-
-/// One known peer, the local one included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerRow {
-    pub peer_id: PeerId,
-    /// From a handshake or a voucher.
-    pub public_key: PublicKey,
-    /// A handshake with it has succeeded and no revocation stands.
-    pub trusted: bool,
-    /// Where it was reached or is said to be, in order; its own record has the final word.
-    pub endpoints: Vec<Endpoint>,
-    pub license_id: Option<LicenseId>,
-    /// Set by the operator on this peer; never gossiped.
-    pub local_name: Option<String>,
-    pub qos_enabled: bool,
-    pub created_at: UnixTime,
-    /// Its own signed record, where one is held.
-    pub body: Option<PeerBody>,
-}
-
-impl PeerRow {
-    /// A peer as a handshake leaves it.
-    pub fn trusted(peer_id: PeerId, public_key: PublicKey, endpoints: Vec<Endpoint>, created_at: UnixTime) -> Self {
-        Self {
-            peer_id,
-            public_key,
-            trusted: true,
-            endpoints,
-            license_id: None,
-            local_name: None,
-            qos_enabled: true,
-            created_at,
-            body: None,
-        }
-    }
-
-    /// The local name, else the self-given one, else the id.
-    pub fn display_name(&self) -> String {
-        let own = self.body.as_ref().map(|b| b.name.clone()).filter(|n| !n.is_empty());
-        self.local_name.clone().or(own).unwrap_or_else(|| self.peer_id.to_string())
-    }
-
-    /// Where to reach it, in order: its own record's list, then others that are known.
-    pub fn all_endpoints(&self) -> Vec<Endpoint> {
-        let mut all = self.body.as_ref().map(|b| b.endpoints.clone()).unwrap_or_default();
-        for endpoint in &self.endpoints {
-            if !all.contains(endpoint) {
-                all.push(endpoint.clone());
-            }
-        }
-        all
-    }
-}
 
 const COLUMNS: &str = "peer_id, public_key, trusted, endpoints, license_id, local_name, qos_enabled, created_at";
 
@@ -84,26 +31,22 @@ impl View<'_> {
 
     /// Trusted peers, ordered by id, the local one included: the nodes that count.
     pub fn trusted_peers(&self) -> Result<Vec<PeerRow>, StoreError> {
-        Ok(self.peers()?.into_iter().filter(|p| p.trusted).collect())
+        LedgerView::trusted_peers(self)
     }
 
-    fn with_body(&self, mut row: PeerRow) -> Result<PeerRow, StoreError> {
-        let key = RecordKey { kind: kind::PEER.into(), id: row.peer_id.to_string(), owner: row.peer_id };
-        row.body = self.record(&key)?.filter(|r| !r.deleted).and_then(|r| r.body_as().ok());
-        Ok(row)
+    fn with_body(&self, row: PeerRow) -> Result<PeerRow, StoreError> {
+        let record = self.record(&row.record_key())?;
+        Ok(row.with_record(record.as_ref()))
     }
 
     /// What the held records say of who is revoked.
     pub fn revocations(&self) -> Result<Revocations, StoreError> {
-        let (revocations, readmissions) = (self.records_of(kind::REVOCATION)?, self.records_of(kind::READMISSION)?);
-        Ok(Revocations::of(revocations.iter().chain(&readmissions)))
+        LedgerView::revocations(self)
     }
 
     /// Identities with a standing revocation.
     pub fn revoked_identities(&self) -> Result<BTreeSet<(PeerId, PublicKey)>, StoreError> {
-        let revocations = self.revocations()?;
-        let stands = |(id, key): &(PeerId, PublicKey)| revocations.standing(*id, Some(key)) != Standing::Clear;
-        Ok(revocations.subjects().filter(stands).collect())
+        LedgerView::revoked_identities(self)
     }
 }
 
@@ -170,9 +113,10 @@ fn read_peer(row: &Row<'_>) -> Result<PeerRow, StoreError> {
 mod tests {
     use super::*;
     use crate::{
+        gossip::Standing,
         model::{Rng, SigningKey},
         store::{Author, Store},
-        wire::record::{AnsweredRevocation, ReadmissionBody, Record, RevocationBody, RevocationReason},
+        wire::record::{AnsweredRevocation, ReadmissionBody, Record, RevocationBody, RevocationReason, kind},
     };
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);

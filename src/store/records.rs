@@ -2,26 +2,12 @@
 
 use super::{StoreError, Tx, View};
 use crate::{
-    model::{PeerId, SigningKey},
+    membership::{Author, Ledger, Put},
+    model::PeerId,
     wire::record::{Record, RecordHead, RecordKey},
 };
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
-
-/// Who signs what this host writes.
-#[derive(Clone)]
-pub struct Author {
-    pub peer_id: PeerId,
-    pub key: SigningKey,
-}
-
-/// What became of a record that was offered to the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
-    Stored,
-    /// The stored head is equal or newer.
-    Superseded,
-}
 
 const COLUMNS: &str = "kind, id, owner, version, deleted, body, signature";
 
@@ -40,6 +26,15 @@ impl View<'_> {
             .connection
             .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 ORDER BY id, owner"))?;
         let rows = statement.query_map([kind], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    /// Records of one kind and id, whoever owns them, tombstones included.
+    pub fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 AND id = ?2 ORDER BY owner"))?;
+        let rows = statement.query_map([kind, id], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()
     }
 
@@ -70,7 +65,7 @@ impl View<'_> {
         Ok(newest.unwrap_or(0).unsigned_abs())
     }
 
-    fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, StoreError> {
+    pub(super) fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, StoreError> {
         let head = self
             .connection
             .prepare_cached("SELECT version, hash FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3")?
@@ -85,28 +80,17 @@ impl View<'_> {
 impl Tx<'_> {
     /// Signs `body` with the author's next version and stores it.
     pub fn put_own(&self, author: &Author, kind: &str, id: &str, body: &impl Serialize) -> Result<Record, StoreError> {
-        let body = serde_json::to_value(body).map_err(|e| StoreError::corrupt("record body", e))?;
-        let version = self.next_own_version()?;
-        let record = Record::sign(&author.key, author.peer_id, kind, id, version, body)?;
-        self.upsert(&record)?;
-        Ok(record)
+        Ledger::put_own(self, author, kind, id, body)
     }
 
     /// Signs and stores the tombstone of an own record.
     pub fn delete_own(&self, author: &Author, kind: &str, id: &str) -> Result<Record, StoreError> {
-        let key = RecordKey { kind: kind.into(), id: id.into(), owner: author.peer_id };
-        let record = Record::sign_tombstone(&author.key, key, self.next_own_version()?)?;
-        self.upsert(&record)?;
-        Ok(record)
+        Ledger::delete_own(self, author, kind, id)
     }
 
     /// Stores a record that someone else signed, if it is newer than what is held. The caller has verified it.
     pub fn put_verified(&self, record: &Record) -> Result<Put, StoreError> {
-        if self.record_head(&record.key)?.is_some_and(|held| held >= head(record).unwrap_or(held)) {
-            return Ok(Put::Superseded);
-        }
-        self.upsert(record)?;
-        Ok(Put::Stored)
+        Ledger::put_verified(self, record)
     }
 
     /// Drops a record without a trace: one of a removed owner, a collected tombstone, or one that a reset found deleted.
@@ -117,16 +101,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn next_own_version(&self) -> Result<u64, StoreError> {
-        if self.is_contested()? {
-            return Err(StoreError::IdentityConflict);
-        }
-        let version = self.own_version()? + 1;
-        self.set_own_version(version)?;
-        Ok(version)
-    }
-
-    fn upsert(&self, record: &Record) -> Result<(), StoreError> {
+    pub(super) fn upsert(&self, record: &Record) -> Result<(), StoreError> {
         let version =
             i64::try_from(record.version).map_err(|_| StoreError::corrupt("record version", record.version))?;
         self.connection
@@ -142,7 +117,7 @@ impl Tx<'_> {
                 record.key.owner.to_string(),
                 version,
                 record.deleted,
-                head(record)?.hash,
+                record.head()?.hash,
                 record.body.to_string(),
                 record.signature.to_string(),
             ])?;
@@ -150,8 +125,17 @@ impl Tx<'_> {
     }
 }
 
-fn head(record: &Record) -> Result<RecordHead, StoreError> {
-    Ok(record.head()?)
+/// Whether each record is the one that was stored: its content has the hash beside it.
+pub(super) fn check_hashes(view: &View<'_>) -> Result<(), StoreError> {
+    let mut statement = view.connection.prepare(&format!("SELECT {COLUMNS}, hash FROM records"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let record = read_record(row)?;
+        if record.head()?.hash != row.get::<_, [u8; 32]>(7)? {
+            return Err(StoreError::corrupt("record", format_args!("{:?} has another hash", record.key)));
+        }
+    }
+    Ok(())
 }
 
 fn read_record(row: &Row<'_>) -> Result<Record, StoreError> {

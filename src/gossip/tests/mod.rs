@@ -3,6 +3,7 @@
 mod cluster;
 mod collection;
 mod copies;
+mod departed;
 mod fleet;
 mod hostile;
 mod machine;

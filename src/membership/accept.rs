@@ -1,0 +1,101 @@
+//! Taking peers in: after a handshake as trusted ones, after a voucher as candidates for one (cluster.md §3, §4).
+
+use super::{Ledger, Own, PeerRow, cluster, side::side};
+use crate::{
+    gossip::Discovery,
+    handshake::{self, Accepted},
+    model::{Code, Endpoint, PeerId, Refused, UnixTime},
+    wire::record::{PeerBody, ReadmissionBody, Record, kind},
+};
+use std::collections::BTreeSet;
+
+/// A peer that has proven itself, to be stored.
+#[derive(Debug, Clone)]
+pub struct Acceptance {
+    pub accepted: Accepted,
+    /// As the operator calls it here.
+    pub local_name: Option<String>,
+    /// The other side began the handshake.
+    pub we_answered: bool,
+    pub now: UnixTime,
+}
+
+/// Stores a proven peer: trust, its record, our word about it, and what the two clusters become. Gives the records that
+/// the gossip machine has to know before it is told of the trust.
+///
+/// Revocations, the license and the node limits are judged once more: they may have changed since the handshake did,
+/// and two handshakes may have passed the limit at the same time.
+pub fn accept<L: Ledger>(ledger: &L, own: Own<'_>, acceptance: &Acceptance) -> Result<Vec<Record>, Refused> {
+    let side = side(ledger, own).map_err(Into::into)?;
+    let side = side.ok_or_else(|| Refused::new(Code::NotBootstrapped, "agent is not bootstrapped"))?;
+    handshake::judge_again(side.here(own), &acceptance.accepted)
+        .map_err(|reason| Refused::new(reason.code(), reason.text()))?;
+    store(ledger, own, &side.local, acceptance).map_err(Into::into)
+}
+
+fn store<L: Ledger>(
+    ledger: &L,
+    own: Own<'_>,
+    local: &handshake::Local,
+    acceptance: &Acceptance,
+) -> Result<Vec<Record>, L::Error> {
+    let Acceptance { accepted, local_name, we_answered, now } = acceptance;
+    let (peer, key, author) = (accepted.peer_id, accepted.public_key, own.author);
+    let mut brought = vec![accepted.record.clone()];
+    if accepted.readmitted {
+        let answers = ledger.revocations()?.against(peer, &key);
+        let readmission = ReadmissionBody { peer_id: peer, public_key: key, answers, readmitted_at: *now };
+        brought.push(ledger.put_own(author, kind::READMISSION, &peer.to_string(), &readmission)?);
+    }
+    let mut row = PeerRow::trusted(peer, key, accepted.endpoints.clone(), *now);
+    row.license_id = Some(accepted.license_id);
+    row.local_name.clone_from(local_name);
+    ledger.put_peer(&row)?;
+    ledger.put_verified(&accepted.record)?;
+    let voucher = if *we_answered {
+        accepted.voucher.clone()
+    } else {
+        handshake::issue_voucher(local, peer, key, accepted.endpoints.clone(), *now)
+    };
+    ledger.put_own(author, kind::VOUCHER, &peer.to_string(), &voucher)?;
+    cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
+    learn_own_endpoints(ledger, own, &accepted.own_endpoints)?;
+    Ok(brought)
+}
+
+/// An agent that knows no endpoint of its own takes those by which it was reached (cluster.md §2).
+fn learn_own_endpoints<L: Ledger>(ledger: &L, own: Own<'_>, told: &[Endpoint]) -> Result<(), L::Error> {
+    let Some(mut row) = ledger.peer(own.author.peer_id)? else { return Ok(()) };
+    let Some(body) = row.body.take().filter(|b| b.endpoints.is_empty() && !told.is_empty()) else { return Ok(()) };
+    let body = PeerBody { endpoints: told.to_vec(), ..body };
+    row.endpoints = told.to_vec();
+    ledger.put_peer(&row)?;
+    ledger.put_own(own.author, kind::PEER, &own.author.peer_id.to_string(), &body).map(drop)
+}
+
+/// Keeps a peer that a trusted one vouches for: the endpoints at which a handshake with it is now worth an attempt.
+/// None where there is nothing to attempt.
+pub fn discovered<L: Ledger>(
+    ledger: &L,
+    own: Own<'_>,
+    found: &Discovery,
+    now: UnixTime,
+) -> Result<Option<(PeerId, Vec<Endpoint>)>, L::Error> {
+    let (Some(voucher), Some(side)) = (&found.voucher, side(ledger, own)?) else { return Ok(None) };
+    let (peer, key) = match handshake::accept_voucher(voucher, &side.held, side.local.customer_id, now) {
+        Ok(subject) => subject,
+        Err(void) => {
+            tracing::debug!(peer = %found.peer, reason = %void, "voucher refused");
+            return Ok(None);
+        }
+    };
+    if peer == own.author.peer_id || side.held.trusts(&peer) {
+        return Ok(None);
+    }
+    let mut endpoints = found.endpoints.clone();
+    endpoints.extend(voucher.subject_endpoints.iter().cloned());
+    endpoints.dedup();
+    let row = PeerRow { trusted: false, ..PeerRow::trusted(peer, key, endpoints.clone(), now) };
+    ledger.put_peer(&row)?;
+    Ok(Some((peer, endpoints)))
+}

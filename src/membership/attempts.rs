@@ -1,0 +1,211 @@
+//! Handshakes of the agent's own accord: with whom one is due, and when a failed one is worth another (cluster.md §4).
+
+use super::PeerRow;
+use crate::model::{Endpoint, Mono, PeerId, PeerStatus};
+use std::{collections::BTreeMap, time::Duration};
+
+/// After a handshake of its own accord the agent lets so long pass before it begins another one because of what that
+/// peer does: a 401 may have other reasons than a lost database, and two that refuse each other must not go on for ever.
+pub const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Attempt {
+    Due(Vec<Endpoint>),
+    /// One at a time; `then` are endpoints that became known meanwhile, tried if these fail.
+    Running {
+        called: Vec<Endpoint>,
+        then: Option<Vec<Endpoint>>,
+    },
+    /// Done, or of no avail until something changes.
+    Ended {
+        called: Vec<Endpoint>,
+        failed: bool,
+        at: Mono,
+    },
+}
+
+/// At most one attempt a peer: as many as there are known peers.
+#[derive(Debug, Clone, Default)]
+pub struct Attempts {
+    by_peer: BTreeMap<PeerId, Attempt>,
+}
+
+impl Attempts {
+    /// After a start every handshake that has not succeeded is made anew.
+    pub fn resume(&mut self, peers: &[PeerRow]) {
+        let due = peers.iter().filter(|p| !p.trusted).map(|p| (p.peer_id, Attempt::Due(p.all_endpoints())));
+        self.by_peer.extend(due);
+    }
+
+    /// A trusted peer vouches for this one, which is not trusted here.
+    pub fn handle_voucher(&mut self, peer: PeerId, endpoints: Vec<Endpoint>) {
+        match self.by_peer.get_mut(&peer) {
+            Some(Attempt::Running { called, then }) => {
+                let more = endpoints.iter().any(|e| !called.contains(e));
+                *then = more.then_some(endpoints).or(then.take());
+            }
+            _ => drop(self.by_peer.insert(peer, Attempt::Due(endpoints))),
+        }
+    }
+
+    /// A trusted peer answers that it does not know this agent: it has lost its database. Says whether a handshake is
+    /// due now.
+    pub fn handle_unknown_there(&mut self, row: &PeerRow, now: Mono) -> bool {
+        row.trusted && self.renew(row, now)
+    }
+
+    /// A peer whose handshake failed shows itself. Says whether another one is due now.
+    pub fn handle_contact(&mut self, row: &PeerRow, now: Mono) -> bool {
+        let has_failed = matches!(self.by_peer.get(&row.peer_id), Some(Attempt::Ended { failed: true, .. }));
+        !row.trusted && has_failed && self.renew(row, now)
+    }
+
+    fn renew(&mut self, row: &PeerRow, now: Mono) -> bool {
+        let is_time = match self.by_peer.get(&row.peer_id) {
+            None => true,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => false,
+            Some(Attempt::Ended { at, .. }) => now - *at >= RENEWAL_PAUSE,
+        };
+        if is_time {
+            self.by_peer.insert(row.peer_id, Attempt::Due(row.all_endpoints()));
+        }
+        is_time
+    }
+
+    /// The own license changed: what it refused may succeed now. Says whether a handshake is due.
+    pub fn handle_license_change(&mut self) -> bool {
+        let failed = self.by_peer.values_mut().filter(|a| matches!(a, Attempt::Ended { failed: true, .. }));
+        failed.fold(false, |_, attempt| {
+            if let Attempt::Ended { called, .. } = attempt {
+                *attempt = Attempt::Due(std::mem::take(called));
+            }
+            true
+        })
+    }
+
+    /// At most `room` peers whose handshake is due; it is taken to begin now.
+    pub fn take_due(&mut self, room: usize) -> Vec<(PeerId, Vec<Endpoint>)> {
+        let mut due = Vec::new();
+        for (peer, attempt) in &mut self.by_peer {
+            if due.len() == room {
+                break;
+            }
+            if let Attempt::Due(endpoints) = attempt {
+                let called = std::mem::take(endpoints);
+                due.push((*peer, called.clone()));
+                *attempt = Attempt::Running { called, then: None };
+            }
+        }
+        due
+    }
+
+    /// The handshake that [`Attempts::take_due`] gave has ended.
+    pub fn handle_end(&mut self, peer: PeerId, failed: bool, now: Mono) {
+        // Without a running one the peer was forgotten meanwhile.
+        let Some(Attempt::Running { called, then }) = self.by_peer.remove(&peer) else { return };
+        let next = match then {
+            Some(endpoints) if failed => Attempt::Due(endpoints),
+            _ => Attempt::Ended { called, failed, at: now },
+        };
+        self.by_peer.insert(peer, next);
+    }
+
+    /// Forgets peers that are gone.
+    pub fn retain(&mut self, is_known: impl Fn(PeerId) -> bool) {
+        self.by_peer.retain(|peer, _| is_known(*peer));
+    }
+
+    /// Where the handshake with a peer that is not trusted stands.
+    pub fn status(&self, peer: PeerId) -> PeerStatus {
+        match self.by_peer.get(&peer) {
+            None | Some(Attempt::Ended { failed: false, .. }) => PeerStatus::Discovered,
+            Some(Attempt::Due(_) | Attempt::Running { .. }) => PeerStatus::Handshaking,
+            Some(Attempt::Ended { failed: true, .. }) => PeerStatus::Unreachable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Rng, SigningKey, UnixTime};
+
+    const NOW: Mono = Mono::from_ms(1_000_000);
+
+    fn row(trusted: bool) -> PeerRow {
+        let wall = UnixTime::from_secs(1_800_000_000);
+        let id = PeerId::mint(wall, &mut Rng::from_seed([1; 32]));
+        let key = SigningKey::from_seed([2; 32]).public();
+        PeerRow { trusted, ..PeerRow::trusted(id, key, endpoints(&["a"]), wall) }
+    }
+
+    fn endpoints(names: &[&str]) -> Vec<Endpoint> {
+        names.iter().map(|n| n.parse().unwrap()).collect()
+    }
+
+    fn failed(row: &PeerRow) -> Attempts {
+        let mut attempts = Attempts::default();
+        attempts.handle_voucher(row.peer_id, endpoints(&["a"]));
+        assert_eq!(attempts.take_due(1), [(row.peer_id, endpoints(&["a"]))]);
+        attempts.handle_end(row.peer_id, true, NOW);
+        assert_eq!(attempts.status(row.peer_id), PeerStatus::Unreachable);
+        attempts
+    }
+
+    #[test]
+    fn one_handshake_at_a_time_and_endpoints_that_came_meanwhile_get_the_next() {
+        let peer = row(false).peer_id;
+        let mut attempts = Attempts::default();
+        attempts.handle_voucher(peer, endpoints(&["a"]));
+        assert_eq!(attempts.status(peer), PeerStatus::Handshaking);
+        assert_eq!(attempts.take_due(0), []);
+        assert_eq!(attempts.take_due(4).len(), 1);
+        attempts.handle_voucher(peer, endpoints(&["a", "b"]));
+        attempts.handle_voucher(peer, endpoints(&["a"]));
+        assert_eq!(attempts.take_due(4), [], "one is running");
+        attempts.handle_end(peer, true, NOW);
+        assert_eq!(attempts.take_due(4), [(peer, endpoints(&["a", "b"]))]);
+        attempts.handle_end(peer, true, NOW);
+        assert_eq!((attempts.take_due(4), attempts.status(peer)), (vec![], PeerStatus::Unreachable));
+    }
+
+    #[test]
+    fn a_failed_handshake_rests_until_something_changes() {
+        let peer = row(false);
+        let mut by_license = failed(&peer);
+        assert!(by_license.handle_license_change());
+        assert_eq!(by_license.take_due(1), [(peer.peer_id, endpoints(&["a"]))]);
+        let mut by_voucher = failed(&peer);
+        by_voucher.handle_voucher(peer.peer_id, endpoints(&["b"]));
+        assert_eq!(by_voucher.take_due(1).len(), 1);
+        let mut by_contact = failed(&peer);
+        assert!(!by_contact.handle_contact(&peer, NOW), "two that refuse each other do not go on for ever");
+        assert!(by_contact.handle_contact(&peer, NOW + RENEWAL_PAUSE));
+        assert_eq!(by_contact.take_due(1).len(), 1);
+    }
+
+    #[test]
+    fn trust_is_renewed_at_most_once_in_a_pause() {
+        let peer = row(true);
+        let mut attempts = Attempts::default();
+        assert!(!attempts.handle_unknown_there(&row(false), NOW));
+        assert!(attempts.handle_unknown_there(&peer, NOW));
+        assert!(!attempts.handle_unknown_there(&peer, NOW), "it is due already");
+        attempts.take_due(1);
+        attempts.handle_end(peer.peer_id, false, NOW);
+        assert!(
+            !attempts.handle_unknown_there(&peer, NOW) && attempts.handle_unknown_there(&peer, NOW + RENEWAL_PAUSE)
+        );
+    }
+
+    #[test]
+    fn a_forgotten_peer_leaves_nothing_behind() {
+        let peer = row(false).peer_id;
+        let mut attempts = Attempts::default();
+        attempts.handle_voucher(peer, endpoints(&["a"]));
+        attempts.take_due(1);
+        attempts.retain(|_| false);
+        attempts.handle_end(peer, true, NOW);
+        assert!(attempts.by_peer.is_empty());
+    }
+}

@@ -1,0 +1,29 @@
+//! What a change of membership means (cluster.md §2-4, §8): who is trusted, which cluster this is, what goes with a peer
+//! that leaves. Decisions over a [`Ledger`], each to be run within one transaction; the node brings the bytes and the
+//! clock, the store (or a ledger in memory) keeps the outcome.
+//!
+//! What holds after each of them: a trusted peer is not revoked; the cluster id is the smallest ever met, and every other
+//! one an alias; refusals come before the first write, so that a refused change has changed nothing.
+
+mod accept;
+mod attempts;
+mod birth;
+mod cluster;
+mod ledger;
+mod memory;
+mod removal;
+mod side;
+#[cfg(test)]
+mod tests;
+
+pub use accept::{Acceptance, accept, discovered};
+pub use attempts::{Attempts, RENEWAL_PAUSE};
+pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
+pub use cluster::{ClusterFacts, merge_records};
+pub use ledger::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
+pub use memory::MemoryLedger;
+pub use removal::{
+    Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
+    take_own_revocations,
+};
+pub use side::{Own, Side, side};

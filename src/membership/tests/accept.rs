@@ -1,0 +1,58 @@
+use super::*;
+use crate::model::Code;
+
+#[test]
+fn a_revocation_that_came_between_keeps_the_proven_peer_out() {
+    let world = World::of(3);
+    world.add(0, 2).unwrap();
+    let Proven { answered, .. } = world.prove(1, 0, Purpose::Add).unwrap();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    // n2 removes n1, and n0 hears of it while n1's handshake is under way.
+    world.add(1, 2).unwrap();
+    let revocation = remove_peer(&two.ledger, &two.author, one.id(), NOW).unwrap().unwrap();
+    merge_records(&zero.ledger, &zero.author, &[revocation]).unwrap();
+    let before = zero.ledger.all_records();
+    assert_eq!(zero.accept(answered, true).unwrap_err().code, Code::HandshakeFailed);
+    assert!(!zero.trusts(one));
+    assert_eq!(zero.ledger.all_records(), before, "a refused change has changed nothing");
+}
+
+#[test]
+fn two_handshakes_at_once_do_not_pass_the_node_limit() {
+    let mut world = World::of(3);
+    world.relicense(0, 2);
+    let first = world.prove(1, 0, Purpose::Add).unwrap();
+    let second = world.prove(2, 0, Purpose::Add).unwrap();
+    let zero = &world.agents[0];
+    zero.accept(first.answered, true).unwrap();
+    assert_eq!(zero.accept(second.answered, true).unwrap_err().code, Code::NodeLimitExceeded);
+    assert_eq!(zero.ledger.trusted_peers().unwrap().len(), 2);
+}
+
+#[test]
+fn a_license_that_shrank_keeps_its_members_and_takes_no_other() {
+    let mut world = World::of(4);
+    world.add(0, 1).unwrap();
+    world.add(0, 2).unwrap();
+    let renewal = world.prove(0, 1, Purpose::Join).unwrap();
+    let newcomer = world.prove(0, 3, Purpose::Join).unwrap();
+    world.relicense(0, 2);
+    let zero = &world.agents[0];
+    zero.accept(renewal.initiated, false).unwrap();
+    assert_eq!(zero.accept(newcomer.initiated, false).unwrap_err().code, Code::NodeLimitExceeded);
+}
+
+#[test]
+fn a_member_that_removed_another_takes_it_back_only_by_its_operator() {
+    let world = World::of(2);
+    world.add(0, 1).unwrap();
+    let [zero, one] = &world.agents[..] else { unreachable!() };
+    remove_peer(&zero.ledger, &zero.author, one.id(), NOW).unwrap().unwrap();
+    assert!(!zero.trusts(one));
+    assert_eq!(world.prove(1, 0, Purpose::Join).err(), Some(Reason::Revoked));
+    let Proven { initiated, answered } = world.prove(0, 1, Purpose::Add).unwrap();
+    one.accept(answered, true).unwrap();
+    let brought = zero.accept(initiated, false).unwrap();
+    assert!(brought.iter().any(|r| r.key.kind == kind::READMISSION));
+    assert!(zero.trusts(one) && zero.ledger.revoked_identities().unwrap().is_empty());
+}
