@@ -7,7 +7,9 @@ use crate::{
     model::{Code, PeerId, Refused},
     store::StoreError,
     wire::{
-        gossip::{Digests, ENVELOPE_MAX_BYTES, PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, Request},
+        gossip::{
+            Digests, ENVELOPE_MAX_BYTES, PUSH_HOPS_MAX, PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, Request,
+        },
         record::{Deactivation, Record, RecordKey, kind},
     },
 };
@@ -141,7 +143,8 @@ impl Node {
             self.store().read::<_, StoreError>(|v| Ok((v.trusted_peers()?, v.records_of(kind::SERVICE)?)))?;
         let records = last_words(identity.peer_id, services, revocation);
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
-        let (instance, hops) = (self.inner.instance.clone(), u8::from(others.len() > PUSH_ALL_PEERS));
+        let hops = if others.len() > PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
+        let instance = self.inner.instance.clone();
         let push = Request::Push(PushRequest { instance, records: records.into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
