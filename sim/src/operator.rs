@@ -36,11 +36,18 @@ pub struct Operator {
     /// By host, with when it was given.
     tokens: Rc<RefCell<BTreeMap<String, (Duration, String)>>>,
     patience: Duration,
+    /// Sent as `X-Arctic-Lock`.
+    lock: Option<String>,
 }
 
 impl Operator {
     pub(crate) fn with_patience(patience: Duration) -> Self {
-        Self { credentials: Rc::default(), tokens: Rc::default(), patience }
+        Self { credentials: Rc::default(), tokens: Rc::default(), patience, lock: None }
+    }
+
+    /// The same operator with the token of the cluster lock.
+    pub fn holding(&self, token: &str) -> Self {
+        Self { lock: Some(token.to_owned()), ..self.clone() }
     }
 
     /// Bootstraps `host` and keeps its credential.
@@ -50,7 +57,15 @@ impl Operator {
         answer
     }
 
-    /// The same; false when it was refused or not answered.
+    /// The same, with the endpoints at which the agent is reached, in order.
+    pub async fn bootstrap_at(&self, host: &str, license: &Value, endpoints: &[&str]) -> Value {
+        let body = serde_json::json!({"license": license, "name": host, "endpoints": endpoints});
+        let answer = self.call(host, Method::POST, "/v1/bootstrap", Some(body), None).await.expect(201);
+        self.keep_credential(host, &answer);
+        answer
+    }
+
+    /// The same as `bootstrap`; false when it was refused or not answered.
     pub async fn try_bootstrap(&self, host: &str, license: &Value) -> bool {
         let answer = self.ask_bootstrap(host, license).await;
         if answer.status == 201 {
@@ -70,20 +85,20 @@ impl Operator {
         self.tokens.borrow_mut().remove(host);
     }
 
-    async fn token(&self, host: &str) -> Option<String> {
+    async fn own_token(&self, host: &str) -> Option<String> {
         let now = turmoil::sim_elapsed().unwrap_or_default();
         let known = self.tokens.borrow().get(host).cloned();
         if let Some((_, token)) = known.filter(|(given, _)| now - *given < TOKEN_USE) {
             return Some(token);
         }
-        let token = self.fresh_token(host).await?;
+        let token = self.token(host, host).await?;
         self.tokens.borrow_mut().insert(host.to_owned(), (now, token.clone()));
         Some(token)
     }
 
-    /// A new token of `host` for the credential that its bootstrap gave.
-    pub async fn fresh_token(&self, host: &str) -> Option<String> {
-        let (id, secret) = self.credentials.borrow().get(host).cloned()?;
+    /// A token from `host` for the credential that the bootstrap of `issued_by` gave.
+    pub async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
+        let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
         let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         let answer = self
             .send(host, Method::POST, "/v1/oauth/token", "application/x-www-form-urlencoded", form.into(), None)
@@ -114,12 +129,12 @@ impl Operator {
 
     /// A token that has lost its force is replaced once.
     async fn authorized(&self, host: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let token = self.token(host).await;
+        let token = self.own_token(host).await;
         let answer = self.call(host, method.clone(), path, body.clone(), token).await;
         if answer.status != 401 || self.tokens.borrow_mut().remove(host).is_none() {
             return answer;
         }
-        let token = self.token(host).await;
+        let token = self.own_token(host).await;
         self.call(host, method, path, body, token).await
     }
 
@@ -143,6 +158,9 @@ impl Operator {
             tokio::spawn(async move { drop(connection.await) });
             let mut request =
                 Request::builder().method(method).uri(path).header("host", host).header("content-type", content_type);
+            if let Some(lock) = &self.lock {
+                request = request.header("x-arctic-lock", lock);
+            }
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }

@@ -145,7 +145,7 @@ fn two_clusters_of_two_become_one_by_one_add() {
             assert_eq!(before.len(), 4, "each bootstrap made a cluster");
             service(&op, "n1", "n2", "db").await.expect(201);
             service(&op, "n4", "n3", "db").await.expect(201);
-            let token = op.fresh_token("n4").await.expect("a token under the id that will lose or win");
+            let token = op.token("n4", "n4").await.expect("a token under the id that will lose or win");
 
             add(&op, "n2", "n3").await.expect(201);
             for host in ["n1", "n2", "n3", "n4"] {

@@ -3,9 +3,13 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
+    fields::Fields,
     lock,
 };
-use crate::model::{PeerStatus, VERSION};
+use crate::{
+    membership::IDENTITY_CONFLICT_HINT,
+    model::{PeerStatus, VERSION},
+};
 use serde_json::{Value, json};
 
 /// Ids that do not exist yet are empty.
@@ -33,11 +37,20 @@ pub(super) async fn status(r: Request) -> Outcome {
         .collect();
     let peers = r.node().store().read(|v| v.peers())?;
     let mut warnings = entitlement.warnings();
+    if r.node().is_contested() {
+        warnings.push(format!(
+            "another live copy of this peer's identity is heard, and this one is refused: {IDENTITY_CONFLICT_HINT}"
+        ));
+    }
     let mut lines = Vec::with_capacity(peers.len());
     for peer in &peers {
         let health = r.node().peer_health(peer.peer_id);
         if matches!(health.status, PeerStatus::Unhealthy | PeerStatus::Unreachable) {
             warnings.push(format!("peer {} is {}", peer.display_name(), super::peers::status_text(health.status)));
+        }
+        if health.has_two_copies {
+            warnings
+                .push(format!("two live copies of peer {} are heard: {IDENTITY_CONFLICT_HINT}", peer.display_name()));
         }
         lines.push(json!({
             "id": peer.peer_id,
@@ -67,4 +80,22 @@ pub(super) async fn sync(r: Request) -> Outcome {
     r.query.only(&[])?;
     let outcome = r.node().sync().await;
     Answer::ok(&json!({"triggered": true, "peers": outcome.peers, "reached": outcome.reached}))
+}
+
+/// Without `force` it only says which cluster this is: an agent that answers here has one.
+pub(super) async fn init(r: Request) -> Outcome {
+    r.query.only(&[])?;
+    let force = Fields::parse(&r.body)?.only(&["force"])?.flag("force")?.unwrap_or(false);
+    let init = r.node().init_cluster(force).await?;
+    let message = match init.was_created {
+        true => format!("Cluster {} created; all state of other peers was dropped", init.cluster_id),
+        false => format!("Cluster {} exists already", init.cluster_id),
+    };
+    Answer::ok(&json!({
+        "cluster_id": init.cluster_id,
+        "created_by": init.created_by,
+        "oldest_peer_id": init.oldest_peer_id,
+        "was_created": init.was_created,
+        "message": message,
+    }))
 }

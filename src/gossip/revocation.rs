@@ -44,7 +44,7 @@ impl Standing {
     pub fn keeps(self, record_kind: &str) -> bool {
         match self {
             Standing::Clear => true,
-            Standing::Left => matches!(record_kind, kind::REVOCATION | kind::SERVICE),
+            Standing::Left => matches!(record_kind, kind::REVOCATION | kind::SERVICE | kind::FLOOR),
             Standing::Revoked => record_kind == kind::REVOCATION,
         }
     }

@@ -6,9 +6,11 @@
 //! one an alias; refusals come before the first write, so that a refused change has changed nothing.
 
 mod accept;
+mod anew;
 mod attempts;
 mod birth;
 mod cluster;
+mod collection;
 mod ledger;
 mod memory;
 mod removal;
@@ -17,10 +19,12 @@ mod side;
 mod tests;
 
 pub use accept::{Acceptance, accept, discovered};
+pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
-pub use ledger::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
+pub use collection::{publish_floor, republish};
+pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,

@@ -37,7 +37,7 @@ pub struct Bootstrapped {
 impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        let _turn = self.inner.license_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }
@@ -68,9 +68,11 @@ impl Node {
         };
         let licensed = Licensed::new(license, clock);
         let (author, document, kept) = (identity.clone(), licensed.document(), licensed.kept());
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
                 birth.write(tx, &author)?;
+                tx.set_lineage(&instance)?;
                 tx.set_license(document.as_value())?;
                 tx.set_license_clock(&kept)
             })

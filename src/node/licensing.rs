@@ -102,7 +102,7 @@ impl Node {
     /// Takes another license of the same customer, at once (licensing.md §5). A dry run only judges it, and gives what
     /// the agent would be entitled to.
     pub async fn update_license(&self, document: &Value, dry_run: bool) -> Result<Arc<Entitlement>, Refused> {
-        let _turn = self.inner.license_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         self.tick_license().await;
         let offered = Arc::new(LicenseDocument::from_value(document)?);
         let (identity, customer, clock) = {

@@ -2,11 +2,13 @@
 //! the daemon and the simulator.
 
 mod bootstrap;
+mod collection;
 mod config;
 pub mod daemon;
 mod data_dir;
 mod gossip;
 mod identity;
+mod init;
 mod join;
 mod kernel;
 mod licensing;
@@ -24,6 +26,7 @@ pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
+pub use init::ClusterInit;
 pub use join::{AddPeer, Added};
 pub use lock::{LockView, LockWish};
 pub use peer_client::{Call, CallError, PeerAnswer};
@@ -69,8 +72,8 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    /// One bootstrap or update of the license at a time.
-    license_turn: tokio::sync::Mutex<()>,
+    /// One bootstrap, renewal or departure at a time.
+    membership_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
@@ -128,7 +131,7 @@ impl Node {
                 identity: watch::Sender::new(None),
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
-                license_turn: tokio::sync::Mutex::new(()),
+                membership_turn: tokio::sync::Mutex::new(()),
                 commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
@@ -167,11 +170,13 @@ impl Node {
         let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
         let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
         let (author, settings, license_id) = (identity.clone(), self.own_settings(), license.license_id());
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| {
                 let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
                 let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
                 tx.count_start()?;
+                tx.set_lineage(&instance)?;
                 membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;

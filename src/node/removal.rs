@@ -45,13 +45,19 @@ impl Node {
     /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        let local = peer == identity.peer_id;
+        let own_id = identity.peer_id;
+        let local = peer == own_id;
         let was_known = self.store().write(move |tx| membership::peer_was_revoked(tx, &identity, peer, &void)).await?;
         if was_known {
             tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
         self.prune_attempts()?;
         self.trust_changed(&[])?;
+        let own = RecordKey { kind: kind::REVOCATION.into(), id: peer.to_string(), owner: own_id };
+        if self.store().read(|v| v.record(&own))?.is_none() {
+            // Whom this agent itself removes, it still tells so.
+            self.forget_reached(peer);
+        }
         Ok(())
     }
 
@@ -87,7 +93,7 @@ impl Node {
     }
 
     async fn leave(&self) -> Result<Deactivation, Refused> {
-        let _turn = self.inner.license_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         let not_bootstrapped = || Refused::new(Code::NotBootstrapped, "agent is not bootstrapped");
         let identity = self.identity().ok_or_else(not_bootstrapped)?;
         // From here on the agent takes part in nothing: no handshake brings a peer back, no gossip a record.
@@ -135,8 +141,8 @@ impl Node {
             self.store().read::<_, StoreError>(|v| Ok((v.trusted_peers()?, v.records_of(kind::SERVICE)?)))?;
         let records = last_words(identity.peer_id, services, revocation);
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
-        let relay = others.len() > PUSH_ALL_PEERS;
-        let push = Request::Push(PushRequest { records: records.into(), relay, digests });
+        let (instance, hops) = (self.inner.instance.clone(), u8::from(others.len() > PUSH_ALL_PEERS));
+        let push = Request::Push(PushRequest { instance, records: records.into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
         for peer in &others {

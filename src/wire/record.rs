@@ -28,6 +28,7 @@ pub mod kind {
     pub const VOUCHER: &str = "voucher";
     pub const CLUSTER: &str = "cluster";
     pub const LOCK: &str = "lock";
+    pub const FLOOR: &str = "floor";
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -236,6 +237,15 @@ pub struct ClusterBody {
     /// The ids that its creator's cluster went by later, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<ClusterId>,
+}
+
+/// Body of a `floor` record; its id is the owner's peer id. The owner's tombstones up to `through` are collected, and
+/// none of its records up to there comes back (cluster.md §7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloorBody {
+    pub through: u64,
+    /// Names the database that the owner wrote it from; another one remembers nothing of this one's records.
+    pub lineage: String,
 }
 
 /// A trusted peer's signed word about a third one (cluster.md §4).
