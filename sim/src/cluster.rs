@@ -220,7 +220,7 @@ impl Cluster {
     pub fn crash(&mut self, host: &str) {
         crate::record(format_args!("crash {host}"));
         self.for_others(host, |sim, other| sim.partition(host, other));
-        crate::trace::unordered(|| crate::trace::untimed(|| self.sim.crash(host)));
+        crate::trace::unordered(|| self.sim.crash(host));
         self.kernel(host).expire_liveness();
     }
 
