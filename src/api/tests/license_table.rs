@@ -225,8 +225,8 @@ async fn gossip_of_a_trusted_peer_is_taken_until_suspended() {
             if state == State::Suspended {
                 assert_eq!(reply.refusal(), (403, "LICENSE_SUSPENDED"));
             } else {
-                // Authentic and licensed: only the message itself is wrong.
-                assert_eq!(reply.status, 400, "{path} in {state}: {}", reply.text);
+                // Authentic and licensed: the message itself is wrong, or no machine runs here that takes it.
+                assert!([400, 409].contains(&reply.status), "{path} in {state}: {}", reply.text);
             }
         }
     }
