@@ -102,6 +102,9 @@ pub enum Event {
     },
 }
 
+/// Events at one moment; more are a loop.
+const STEPS_AT_ONCE_MAX: u64 = 1_000_000;
+
 struct Slot {
     at: Mono,
     seq: u64,
@@ -129,6 +132,7 @@ pub struct World {
     pub options: Options,
     pub now: Mono,
     pub steps: u64,
+    steps_at_once: u64,
     seq: u64,
     queue: BinaryHeap<Least<Slot>>,
     pub nodes: Vec<Node>,
@@ -161,6 +165,7 @@ impl World {
         let mut world = Self {
             now: Mono::default(),
             steps: 0,
+            steps_at_once: 0,
             seq: 0,
             queue: BinaryHeap::new(),
             nodes: Vec::new(),
@@ -247,8 +252,12 @@ impl World {
                 break;
             }
             let Some(Least(slot)) = self.queue.pop() else { break };
+            self.steps_at_once = if slot.at > self.now { 0 } else { self.steps_at_once + 1 };
             self.now = slot.at;
             self.steps += 1;
+            if self.steps_at_once > STEPS_AT_ONCE_MAX {
+                self.violate("G6", "a moment that never ends".to_owned());
+            }
             self.take(slot.event);
         }
         if self.failure.is_none() {
