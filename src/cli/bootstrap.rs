@@ -29,6 +29,10 @@ pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError
         error.with_hint("pass --url http://HOST:8080")
     })?;
     let agent = agent_address(url)?;
+    if given(&globals.peer).is_some() {
+        let error = CliError::usage("bootstrap acts on the called agent: leave --peer out");
+        return Err(error.with_hint("unset ARCTIC_PEER, if it comes from the environment"));
+    }
     if let Some(name) = &args.name {
         check_name(name)?;
     }
@@ -42,7 +46,8 @@ pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError
     save(&session, &agent, args, &license, &answer)
 }
 
-fn read_license(file: &Path) -> Result<Box<RawValue>, CliError> {
+/// A license file as it was written.
+pub(super) fn read_license(file: &Path) -> Result<Box<RawValue>, CliError> {
     let text = files::read_input(file).map_err(|e| unreadable(file, &e.to_string()))?;
     let document: Box<RawValue> =
         serde_json::from_str(text.trim()).map_err(|e| unreadable(file, &format!("not JSON: {e}")))?;

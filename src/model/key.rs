@@ -34,13 +34,16 @@ macro_rules! base64_json {
     };
 }
 
-/// An Ed25519 public key that decodes to a point not of small order. JSON: base64 of 32 bytes.
+/// An Ed25519 public key: the canonical encoding of a point not of small order. JSON: base64 of 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
         let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint)?;
+        if !is_reduced(&bytes) {
+            return Err(KeyError::NotAPoint);
+        }
         if key.is_weak() { Err(KeyError::SmallOrder) } else { Ok(Self(bytes)) }
     }
     pub fn as_bytes(&self) -> &[u8; 32] {
@@ -55,6 +58,11 @@ impl PublicKey {
         ed25519_dalek::VerifyingKey::from_bytes(&self.0)
             .is_ok_and(|k| k.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok())
     }
+}
+
+/// Whether y is below 2^255 - 19; otherwise the same point has another encoding, and one peer could have two keys.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    bytes[31] & 0x7f != 0x7f || bytes[1..31].iter().any(|b| *b != 0xff) || bytes[0] < 0xed
 }
 
 impl std::str::FromStr for PublicKey {
@@ -188,6 +196,13 @@ mod tests {
         let mut identity = [0; 32];
         identity[0] = 1;
         assert_eq!(PublicKey::from_bytes(identity), Err(KeyError::SmallOrder));
+        // y = 3 is on the curve; 3 + p is the same point written otherwise.
+        let mut three = [0; 32];
+        three[0] = 3;
+        assert!(PublicKey::from_bytes(three).is_ok());
+        let mut raised = [0xff; 32];
+        (raised[0], raised[31]) = (0xed + 3, 0x7f);
+        assert_eq!(PublicKey::from_bytes(raised), Err(KeyError::NotAPoint));
         assert!(matches!("AAAA".parse::<PublicKey>(), Err(KeyError::Encoding { expected: 32 })));
     }
 

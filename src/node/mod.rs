@@ -10,6 +10,7 @@ mod identity;
 mod join;
 mod kernel;
 mod licensing;
+mod lock;
 mod peer_client;
 mod recovery;
 mod removal;
@@ -23,7 +24,8 @@ pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
-pub use join::AddPeer;
+pub use join::{AddPeer, Added};
+pub use lock::{LockView, LockWish};
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
 pub use run::RunError;
@@ -33,7 +35,8 @@ use crate::{
     env::Env,
     gossip::Gossip,
     handshake::Responder,
-    license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    lock::Lock,
     membership::{self, Attempts, OwnSettings},
     model::{PeerId, Rng},
     reconcile,
@@ -44,9 +47,10 @@ use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
 };
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -65,16 +69,22 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    bootstrap_turn: tokio::sync::Mutex<()>,
+    /// One bootstrap, renewal or departure at a time.
+    membership_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
+    lock: Mutex<Option<Lock>>,
     reconcile_wake: Notify,
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<Attempts>,
+    /// This peer has begun to leave its cluster.
+    leaving: AtomicBool,
+    /// It has left, and the agent is to end.
+    departed: CancellationToken,
     /// Random at each start; tells two live copies of one identity apart.
     instance: String,
 }
@@ -118,36 +128,44 @@ impl Node {
                 identity: watch::Sender::new(None),
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
-                bootstrap_turn: tokio::sync::Mutex::new(()),
+                membership_turn: tokio::sync::Mutex::new(()),
                 commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
+                lock: Mutex::new(None),
                 reconcile_wake: Notify::new(),
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
+                leaving: AtomicBool::new(false),
+                departed: CancellationToken::new(),
                 instance: format!("{:032x}", env.rng("instance").u128()),
                 env,
             }),
         };
+        node.finish_leaving().await?;
         node.resume_membership(identity).await?;
         Ok(node)
     }
 
+    /// A peer that was stopped while it left has left.
+    async fn finish_leaving(&self) -> Result<(), StoreError> {
+        if self.store().read(|v| v.is_leaving())? {
+            tracing::warn!("this peer was leaving its cluster when it was stopped; it has left");
+            self.store().write(|tx| tx.clear_membership()).await?;
+        }
+        Ok(())
+    }
+
     async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {
-        let (cluster, license, clock) =
+        let (cluster, license, kept) =
             self.store().read::<_, StoreError>(|v| Ok((v.cluster()?, v.license()?, v.license_clock()?)))?;
         if cluster.is_none() {
             return Ok(());
         }
         let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
         let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
-        let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
-        let clock = match clock {
-            Some(snapshot) => EffectiveClock::resume(&snapshot, now, mono),
-            None => EffectiveClock::start(now, mono),
-        };
         let (author, settings, license_id) = (identity.clone(), self.own_settings(), license.license_id());
         self.store()
             .write(move |tx| {
@@ -157,7 +175,8 @@ impl Node {
                 membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;
-        self.begin_membership(identity, license, clock);
+        let licensed = self.resumed(license, kept);
+        self.begin_membership(identity, licensed);
         Ok(())
     }
 

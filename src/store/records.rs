@@ -29,6 +29,15 @@ impl View<'_> {
         rows.map(|row| row?).collect()
     }
 
+    /// Records of one kind and id, whoever owns them, tombstones included.
+    pub fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 AND id = ?2 ORDER BY owner"))?;
+        let rows = statement.query_map([kind, id], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
     /// Every record, tombstones included, ordered by key: what the gossip machine starts from.
     pub fn all_records(&self) -> Result<Vec<Record>, StoreError> {
         let mut statement =
@@ -114,6 +123,19 @@ impl Tx<'_> {
             ])?;
         Ok(())
     }
+}
+
+/// Whether each record is the one that was stored: its content has the hash beside it.
+pub(super) fn check_hashes(view: &View<'_>) -> Result<(), StoreError> {
+    let mut statement = view.connection.prepare(&format!("SELECT {COLUMNS}, hash FROM records"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let record = read_record(row)?;
+        if record.head()?.hash != row.get::<_, [u8; 32]>(7)? {
+            return Err(StoreError::corrupt("record", format_args!("{:?} has another hash", record.key)));
+        }
+    }
+    Ok(())
 }
 
 fn read_record(row: &Row<'_>) -> Result<Record, StoreError> {

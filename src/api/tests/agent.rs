@@ -1,14 +1,15 @@
 //! An agent on loopback: the production node and API, an in-memory kernel, a clock that the test moves.
 
 use crate::{
-    api::Api,
+    api::{Api, token},
     env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
     kernel::FakeKernel,
-    license::{Features, LicenseDocument, Terms, TrustRoots},
-    model::{ClientId, CustomerId, LicenseId, Mono, Rng, SigningKey, UnixTime},
+    license::{EffectiveClock, Features, LicenseDocument, Terms, TrustRoots},
+    model::{ApiAccess, ClientId, CustomerId, LicenseId, Mono, PeerId, Rng, ScopeSet, SigningKey, UnixTime},
     node::{Config, Node, RecoveryToken, StartError},
     os::net::TokioNet,
     routing::Forwarding,
+    store::{StoreError, View},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -63,6 +64,11 @@ impl TestClock {
     pub(super) fn advance(&self, by: Duration) {
         let mut now = self.0.lock().unwrap();
         *now = (now.0 + by, now.1.plus(by));
+    }
+
+    /// Somebody sets the wall clock.
+    pub(super) fn set_unix(&self, to: UnixTime) {
+        self.0.lock().unwrap().1 = to;
     }
 
     /// Somebody sets the wall clock ahead.
@@ -168,6 +174,32 @@ impl Agent {
         agent.caller.bootstrap(license(terms(1))).await;
         agent
     }
+
+    /// The agent of `bootstrapped` when its license has been expired for `days`.
+    pub(super) async fn expired_for(days: u32) -> Self {
+        Self::bootstrapped().await.later((365 + days) * DAY).await
+    }
+
+    /// After so much time and a restart, with a new admin token; the clock is beyond doubt.
+    pub(super) async fn later(self, by: Duration) -> Self {
+        self.clock.advance(by);
+        let snapshot = EffectiveClock::start(self.clock.unix(), self.clock.mono()).snapshot();
+        let write = self.node.store().write(move |tx| tx.set_license_clock(&snapshot));
+        write.await.map_err(|e: StoreError| e).unwrap();
+        let mut agent = self.restarted(|_| {}).await;
+        agent.caller.token = Some(agent.admin_token());
+        agent
+    }
+
+    /// Of now.
+    pub(super) fn admin_token(&self) -> String {
+        let author = self.node.identity().unwrap();
+        let read =
+            |v: &View<'_>| Ok::<_, StoreError>((v.cluster()?.unwrap().cluster_id, v.credentials()?[0].1.client_id));
+        let (cluster, client) = self.node.store().read(read).unwrap();
+        let now = self.clock.unix();
+        token::issue(&author, cluster, client, &ScopeSet::admin(), now, &mut self.node.fork_rng()).unwrap()
+    }
 }
 
 impl Drop for Agent {
@@ -185,7 +217,19 @@ pub(super) struct LiveAgent {
 }
 
 impl LiveAgent {
+    pub(super) fn id(&self) -> PeerId {
+        self.node.identity().unwrap().peer_id
+    }
+
     pub(super) async fn bootstrapped(seed: u8, customer: u8) -> Self {
+        Self::with(seed, customer, |_| {}).await
+    }
+
+    pub(super) async fn internal(seed: u8, customer: u8) -> Self {
+        Self::with(seed, customer, |c| c.api_access = ApiAccess::Internal).await
+    }
+
+    async fn with(seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = free.local_addr().unwrap();
@@ -196,13 +240,18 @@ impl LiveAgent {
             c.api_bind = addr;
             c.default_name = format!("host-{seed}");
             c.advertise_endpoints = vec![addr.to_string().parse().unwrap()];
+            change(c);
         })
         .await;
         let stop = CancellationToken::new();
-        tokio::spawn(node.clone().run(None, stop.clone()));
+        tokio::spawn(node.clone().run(Some(RecoveryToken::of(RECOVERY)), stop.clone()));
         let mut caller = Caller { addr, token: None };
         caller.wait_until_listening().await;
-        caller.bootstrap(license(terms_at(now, customer))).await;
+        let license = license(terms_at(now, customer));
+        match node.config().api_access {
+            ApiAccess::Public => drop(caller.bootstrap(license).await),
+            ApiAccess::Internal => drop(caller.post("/v1/bootstrap", json!({ "license": license })).await.expect(201)),
+        }
         Self { caller, node, stop, _dir: dir }
     }
 }
@@ -286,6 +335,9 @@ impl Caller {
     }
     pub(super) async fn post(&self, path: &str, body: Value) -> Reply {
         self.authorized(Method::POST, path, Some(body.to_string())).await
+    }
+    pub(super) async fn put(&self, path: &str, body: Value) -> Reply {
+        self.authorized(Method::PUT, path, Some(body.to_string())).await
     }
     pub(super) async fn post_text(&self, path: &str, body: &str) -> Reply {
         self.authorized(Method::POST, path, Some(body.to_owned())).await

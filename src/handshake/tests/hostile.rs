@@ -41,7 +41,7 @@ pub fn finish_reason(world: &mut World, finish: &Finish) -> Result<FinishRespons
 }
 
 /// Changes one field of a message in place. `how` selects the kind of change; `false` if it does not apply.
-fn mutate(value: &mut Value, how: u32) -> bool {
+pub fn mutate(value: &mut Value, how: u32) -> bool {
     let before = value.clone();
     match &mut *value {
         Value::Number(n) => *value = json!(n.as_u64().unwrap_or(0) + u64::from(how) + 1),

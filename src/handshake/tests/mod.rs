@@ -5,6 +5,7 @@ mod answer;
 mod flood;
 mod honest;
 mod hostile;
+mod machine;
 mod refusal;
 
 use super::*;

@@ -1,6 +1,9 @@
 //! Scenarios of simulation.md §8 that harness A proves, by those names. Each builds what it needs and breaks what it
 //! must; a violated invariant, or [`World::violate`], is its failure.
 
+pub mod crafted_signature;
+pub mod edge_signatures;
+
 use super::world::World;
 
 /// A named story with a seed.

@@ -1,0 +1,13 @@
+//! Random faults over production nodes, then calm: every invariant holds in time.
+
+use sim::chaos::{Shape, check};
+use sim::twin_run;
+use std::time::Duration;
+
+const SEEDS: std::ops::Range<u64> = 1..4;
+const SHORT: Shape = Shape { chaos: Duration::from_secs(60), nodes: None };
+
+#[test]
+fn faults_pass_and_every_invariant_holds() {
+    twin_run("faults_pass_and_every_invariant_holds", SEEDS, |seed| check(seed, SHORT));
+}
