@@ -100,6 +100,10 @@ pub enum Event {
     Restart {
         node: usize,
     },
+    /// A node that says good-bye has said it.
+    Leave {
+        node: usize,
+    },
 }
 
 /// Events at one moment; more are a loop.
@@ -285,6 +289,7 @@ impl World {
             Event::End(index) => self.end_fault(index),
             Event::Operate(index) => self.operate(index),
             Event::Restart { node } => self.restart_if_due(node),
+            Event::Leave { node } => self.end_membership(node),
         }
     }
 
@@ -320,6 +325,6 @@ fn node_of(event: &Event) -> Option<usize> {
         Event::Wake { node, .. } | Event::LicenseTick { node, .. } => Some(*node),
         Event::Request { to, .. } => Some(*to),
         Event::Answer { to: caller, .. } | Event::Unconnected { caller, .. } | Event::GiveUp { caller } => Some(caller.node),
-        Event::Begin(_) | Event::End(_) | Event::Operate(_) | Event::Restart { .. } => None,
+        Event::Begin(_) | Event::End(_) | Event::Operate(_) | Event::Restart { .. } | Event::Leave { .. } => None,
     }
 }
