@@ -3,7 +3,15 @@
 use arctic::planted::Bug;
 use clap::Parser;
 use sim::tickless::{
-    Plan, faults::Kind, marks, plan, report::{REPORTED, Report}, run_plan, scenarios::{SCENARIOS, Scenario}, shrink::shrink, trace::Detail, world::World,
+    Plan,
+    faults::Kind,
+    marks, plan,
+    report::{REPORTED, Report},
+    run_plan,
+    scenarios::{SCENARIOS, Scenario},
+    shrink::shrink,
+    trace::Detail,
+    world::World,
 };
 use std::{
     collections::BTreeMap,
@@ -195,7 +203,8 @@ fn tell_failure(args: &Args, story: Story, seed: u64) {
     let commit = commit();
     if let Story::Told(_) = story {
         let ran = story.run(seed, REPORTED);
-        let report = Report { scenario: story.name(), seed, world: &ran.world, plans: None, commit: &commit, reproduce };
+        let report =
+            Report { scenario: story.name(), seed, world: &ran.world, plans: None, commit: &commit, reproduce };
         return println!("{}", report.write());
     }
     let whole: Plan = plan(seed);

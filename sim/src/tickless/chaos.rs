@@ -13,7 +13,8 @@ use std::time::Duration;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A hostile member, a clone and a foreign clock are rare in life; a wiped database too. One of each a run.
-const ONCE_A_RUN: &[Kind] = &[Kind::ClonedDisk, Kind::Hostile, Kind::WipedDatabase, Kind::FlippedPage, Kind::OldSnapshot];
+const ONCE_A_RUN: &[Kind] =
+    &[Kind::ClonedDisk, Kind::Hostile, Kind::WipedDatabase, Kind::FlippedPage, Kind::OldSnapshot];
 
 impl World {
     pub(super) fn begin_fault(&mut self, index: usize) {
@@ -186,7 +187,14 @@ impl World {
     fn swizzle(&mut self, id: u64, fault: &Fault) {
         for n in 0..self.options.nodes.min(64) {
             let freed = fault.at + Duration::from_millis(self.rng.below(1 + fault.lasts.as_millis() as u64));
-            let rule = Rule { id, kind: fault.kind, from: Nodes::All, to: Nodes::one(n), amount: 0, until: freed.max(self.now) };
+            let rule = Rule {
+                id,
+                kind: fault.kind,
+                from: Nodes::All,
+                to: Nodes::one(n),
+                amount: 0,
+                until: freed.max(self.now),
+            };
             self.network.rules.push(rule);
         }
     }

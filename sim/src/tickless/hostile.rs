@@ -58,7 +58,8 @@ impl World {
             Hostility::Withholds => Vec::new(),
             Hostility::Replays => {
                 sometimes!("a member replays records of others");
-                let held = self.nodes[n].disk.read(|s| s.records.values().map(|h| h.record.clone()).collect::<Vec<_>>());
+                let held =
+                    self.nodes[n].disk.read(|s| s.records.values().map(|h| h.record.clone()).collect::<Vec<_>>());
                 held.iter().skip(shot as usize).step_by(3).take(20).map(|r| (**r).clone()).collect()
             }
             Hostility::Oversizes => {

@@ -321,7 +321,8 @@ mod tests {
     #[test]
     fn a_transaction_is_whole_or_gone_and_a_crash_takes_only_what_was_not_synced() {
         let disk = Disk::default();
-        let (key, owner) = (SigningKey::from_seed([1; 32]), PeerId::mint(UnixTime::default(), &mut Rng::from_seed([1; 32])));
+        let (key, owner) =
+            (SigningKey::from_seed([1; 32]), PeerId::mint(UnixTime::default(), &mut Rng::from_seed([1; 32])));
         let record = |version| Record::sign(&key, owner, "service", "x", version, serde_json::json!({})).unwrap();
         let put = |version, fate| {
             disk.transaction(fate, |tx| {

@@ -12,7 +12,7 @@ use crate::sometimes;
 use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
-    license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots},
+    license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
     membership::{self, Acceptance, Author, LedgerView, Own, Side},
     model::{Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, record::Record},
@@ -429,7 +429,8 @@ impl World {
         let acceptance = Acceptance { accepted, local_name, we_answered, now: wall };
         let stored = self.write(n, |tx, own| Ok(membership::accept(tx, own, &acceptance)?));
         let name = self.peer_name(peer);
-        self.trace.line(now, format_args!("n{} accepts {name} {}", n + 1, if stored.is_ok() { "ok" } else { "failed" }));
+        self.trace
+            .line(now, format_args!("n{} accepts {name} {}", n + 1, if stored.is_ok() { "ok" } else { "failed" }));
         match stored {
             Ok(brought) => {
                 self.witness_accept(n, peer, readmitted, by_operator);
@@ -543,10 +544,7 @@ impl World {
         let mono = node.clock.mono(self.now);
         let views = node.disk.trusted_keys().into_keys().filter_map(|peer| member.gossip.peer_view(peer));
         let healthy = views.filter(|v| v.status == PeerStatus::Healthy);
-        let mut times: Vec<_> =
-            healthy.filter_map(|v| Some(v.heard?.time.plus(mono.saturating_since(v.last_seen?)))).collect();
-        times.sort();
-        times.get(times.len() / 2).copied()
+        median_time(healthy.filter_map(|v| Some(v.heard?.time.plus(mono.saturating_since(v.last_seen?)))).collect())
     }
 
     /// Where a node can be reached, in its own words.

@@ -167,9 +167,16 @@ pub struct Pending {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    Gossip { to: PeerId, op: Op },
-    Handshake { id: u64 },
-    Reverse { id: u64 },
+    Gossip {
+        to: PeerId,
+        op: Op,
+    },
+    Handshake {
+        id: u64,
+    },
+    Reverse {
+        id: u64,
+    },
     /// Nobody waits for the answer.
     Farewell,
 }

@@ -113,7 +113,10 @@ impl World {
     }
 
     fn refusal(&mut self, refusal: Refusal) -> Refused {
-        sometimes!(refusal.reason == arctic::handshake::Reason::SessionExpired, "a responder knows the session no more");
+        sometimes!(
+            refusal.reason == arctic::handshake::Reason::SessionExpired,
+            "a responder knows the session no more"
+        );
         refusal.into()
     }
 
@@ -232,7 +235,8 @@ impl World {
         }
         let Some(key) = node.disk.trusted_key(auth.sender) else {
             let id = auth.sender.to_string();
-            let about = node.disk.records_of(kind::REVOCATION).unwrap_or_default().into_iter().filter(|r| r.key.id == id);
+            let about =
+                node.disk.records_of(kind::REVOCATION).unwrap_or_default().into_iter().filter(|r| r.key.id == id);
             let about: Vec<_> = about.take(REVOCATIONS_TOLD_MAX).collect();
             let refused = unauthorized("not trusted");
             return Err(if about.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: about })) });

@@ -9,12 +9,12 @@ use super::{
 /// (delta debugging), while `more` allows another run.
 pub fn shrink(plan: &Plan, invariant: &'static str, mut more: impl FnMut() -> bool) -> Plan {
     let mut best = plan.clone();
-    let fails = |candidate: &Plan| {
-        run_plan(candidate, Detail::Off).world.failure.is_some_and(|f| f.invariant == invariant)
-    };
+    let fails =
+        |candidate: &Plan| run_plan(candidate, Detail::Off).world.failure.is_some_and(|f| f.invariant == invariant);
     loop {
         let before = (best.faults.len(), best.work.len());
-        best.faults = minimal(&best.faults, &mut more, |faults| fails(&Plan { faults: faults.to_vec(), ..best.clone() }));
+        best.faults =
+            minimal(&best.faults, &mut more, |faults| fails(&Plan { faults: faults.to_vec(), ..best.clone() }));
         best.work = minimal(&best.work, &mut more, |work| fails(&Plan { work: work.to_vec(), ..best.clone() }));
         if best.outsider.is_some() && more() && fails(&Plan { outsider: None, ..best.clone() }) {
             best.outsider = None;

@@ -25,11 +25,18 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
     Bootstrap,
-    Add { other: usize },
-    Create { target: usize, name: u64 },
+    Add {
+        other: usize,
+    },
+    Create {
+        target: usize,
+        name: u64,
+    },
     Update,
     Delete,
-    Remove { other: usize },
+    Remove {
+        other: usize,
+    },
     Renew,
     Oversize,
     Sync,
@@ -103,7 +110,8 @@ impl World {
             return;
         }
         let state = self.nodes[n].member().map(|m| m.entitlement.state);
-        let blocked = state.is_some_and(|s| s >= State::ReadOnly) && !matches!(work, Work::Renew | Work::Sync | Work::Leave);
+        let blocked =
+            state.is_some_and(|s| s >= State::ReadOnly) && !matches!(work, Work::Renew | Work::Sync | Work::Leave);
         if blocked {
             sometimes!("a write is blocked by the license");
             return;
@@ -182,7 +190,14 @@ impl World {
                 sometimes!("two services want one name");
             }
             let mut body = ServiceBody::plain(&name, own.author.peer_id, target, wall);
-            body.routes.push(Route { id: 1, source_cidr: None, dest_cidr: cidr, priority: 100, version: 1, created_at: wall });
+            body.routes.push(Route {
+                id: 1,
+                source_cidr: None,
+                dest_cidr: cidr,
+                priority: 100,
+                version: 1,
+                created_at: wall,
+            });
             body.next_route_id = 2;
             tx.put_own(own.author, kind::SERVICE, &id.to_string(), &body)?;
             Ok(())
@@ -256,7 +271,11 @@ impl World {
     /// What was to be said is said.
     pub(super) fn end_membership(&mut self, n: usize) {
         let state = self.nodes[n].disk.snapshot();
-        let kept = super::ledger::Facts { own_version: state.facts.own_version, starts: state.facts.starts, ..Default::default() };
+        let kept = super::ledger::Facts {
+            own_version: state.facts.own_version,
+            starts: state.facts.starts,
+            ..Default::default()
+        };
         self.crash(n);
         self.replace_disk(n, super::ledger::State { facts: kept, ..Default::default() });
         self.restart_after(n, Duration::from_secs(1));

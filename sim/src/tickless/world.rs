@@ -195,8 +195,10 @@ impl World {
 
     /// A license of a customer, issued at `issued_at`.
     pub fn license(&mut self, customer: u8, issued_at: UnixTime, lasts: Duration) -> Arc<LicenseDocument> {
-        let customer_id =
-            CustomerId::mint(UnixTime::default(), &mut Rng::from_seed(derive(self.options.seed, "customer", customer.into())));
+        let customer_id = CustomerId::mint(
+            UnixTime::default(),
+            &mut Rng::from_seed(derive(self.options.seed, "customer", customer.into())),
+        );
         let terms = Terms {
             customer_id,
             license_id: LicenseId::mint(issued_at, &mut self.rng),
@@ -324,7 +326,9 @@ fn node_of(event: &Event) -> Option<usize> {
     match event {
         Event::Wake { node, .. } | Event::LicenseTick { node, .. } => Some(*node),
         Event::Request { to, .. } => Some(*to),
-        Event::Answer { to: caller, .. } | Event::Unconnected { caller, .. } | Event::GiveUp { caller } => Some(caller.node),
+        Event::Answer { to: caller, .. } | Event::Unconnected { caller, .. } | Event::GiveUp { caller } => {
+            Some(caller.node)
+        }
         Event::Begin(_) | Event::End(_) | Event::Operate(_) | Event::Restart { .. } | Event::Leave { .. } => None,
     }
 }

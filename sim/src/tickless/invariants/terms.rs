@@ -2,11 +2,7 @@
 
 use super::super::world::World;
 use crate::sometimes;
-use arctic::{
-    license::State,
-    model::UnixTime,
-    reconcile::Compiled,
-};
+use arctic::{license::State, model::UnixTime, reconcile::Compiled};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
