@@ -1,6 +1,7 @@
 //! Peer-signed HTTP requests (api.md §2): four headers over method, path, body, time, nonce, both peer ids and, for
 //! forwarded calls, whom they are for.
 
+use super::nonces::NONCE_BYTES;
 use super::sign::{Domain, Transcript};
 use crate::model::{ClientId, PeerId, PublicKey, ScopeSet, Signature, SigningKey, UnixTime};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -17,7 +18,6 @@ pub const HEADER_ON_BEHALF: &str = "x-arctic-on-behalf";
 pub const CLOCK_WINDOW: Duration = Duration::from_secs(60);
 /// How long a nonce is remembered: twice the window.
 pub const NONCE_MEMORY: Duration = Duration::from_secs(120);
-const NONCE_BYTES: usize = 16;
 
 /// The operator for whom a peer forwards a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
