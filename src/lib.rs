@@ -27,7 +27,7 @@
 //! | room | holds | style |
 //! |---|---|---|
 //! | `model`, `wire` | the nouns; signing, records, messages: bounded, versioned | values |
-//! | `gossip`, `handshake`, `license`, `routing` | machines and rules | sans-IO: time and randomness are arguments |
+//! | `gossip`, `handshake`, `license`, `lock`, `routing` | machines and rules | sans-IO: time and randomness are arguments |
 //! | `membership` | what a change of membership means, over a `Ledger` | decisions; sans-IO |
 //! | `kernel`, `env` | what is outside the process, as traits: kernel, network, clock, engines, randomness | dyn, few verbs |
 //! | `store` | SQLite: signed records and facts of this host; every commit gives a `Revision` | transactions |
@@ -41,7 +41,7 @@
 //! | type | a process has |
 //! |---|---|
 //! | `node::Node`, `store::Store`, `env::Env` | one, shared by clones of a handle |
-//! | `gossip::Gossip`, `handshake::Responder` | one each, from membership on; behind a lock that is never held across an await |
+//! | `gossip::Gossip`, `lock::Lock`, `handshake::Responder` | one each, from membership on; behind a lock that is never held across an await |
 //! | `handshake::Initiator` | one a handshake that this agent begins |
 //! | `reconcile::Reconcile`, `dataplane::Engine` | one each, from membership on |
 //! | `routing::Forwarding`, `license::Entitlement` | one current snapshot in a watch; old ones live while a flow reads them |
@@ -61,6 +61,7 @@ pub mod gossip;
 pub mod handshake;
 pub mod kernel;
 pub mod license;
+pub mod lock;
 pub mod membership;
 pub mod model;
 pub mod node;

@@ -1,6 +1,6 @@
 //! A cluster of production nodes on simulated hosts.
 
-use crate::{Operator, SimClock, SimNet};
+use crate::{Operator, SimClock, SimNet, Skew, StreamFaults};
 use arctic::{
     env::{BoxFuture, EngineSetup, Engines, Env, InterceptPorts, RunningEngines},
     kernel::{Arrival, FakeKernel, HostView, Packet, Verdict},
@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     io,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -32,23 +33,44 @@ pub struct Options {
     pub nodes: usize,
     pub max_latency: Duration,
     pub duration: Duration,
+    /// How long an operator waits for an answer.
+    pub patience: Duration,
 }
 
 impl Options {
     pub fn new(seed: u64, nodes: usize) -> Self {
-        Self { seed, nodes, max_latency: Duration::from_millis(50), duration: Duration::from_secs(3600) }
+        Self {
+            seed,
+            nodes,
+            max_latency: Duration::from_millis(50),
+            duration: Duration::from_secs(3600),
+            patience: Duration::from_secs(90),
+        }
     }
 }
 
-/// Nodes n1…, each with a directory and a kernel that outlive its crashes.
+/// What of a host outlives its crashes.
+pub struct SimHost {
+    pub kernel: Arc<FakeKernel>,
+    pub skew: Skew,
+    pub streams: Arc<StreamFaults>,
+    dir: TempDir,
+}
+
+impl SimHost {
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Nodes n1…
 pub struct Cluster {
     sim: turmoil::Sim<'static>,
-    kernels: BTreeMap<String, Arc<FakeKernel>>,
+    hosts: BTreeMap<String, SimHost>,
     vendor: SigningKey,
     seed: u64,
     operator: Operator,
     acts: usize,
-    _dirs: Vec<TempDir>,
 }
 
 impl Cluster {
@@ -64,33 +86,30 @@ impl Cluster {
             .tcp_capacity(4096)
             .build();
         let vendor = SigningKey::from_seed(derive(options.seed, "vendor", 0));
-        let mut cluster_kernels = BTreeMap::new();
-        let mut dirs = Vec::new();
+        let mut hosts = BTreeMap::new();
         for n in 1..=options.nodes {
             let name = format!("n{n}");
-            let kernel = Arc::new(FakeKernel::new());
-            let dir = tempfile::tempdir().expect("a scratch directory");
-            cluster_kernels.insert(name.clone(), kernel.clone());
-            let host = HostSoftware {
+            let host = SimHost {
+                kernel: Arc::new(FakeKernel::new()),
+                skew: Skew::default(),
+                streams: Arc::default(),
+                dir: scratch_directory(),
+            };
+            let software = HostSoftware {
                 name: name.clone(),
                 seed: options.seed,
-                kernel,
-                data_dir: dir.path().to_owned(),
+                kernel: host.kernel.clone(),
+                skew: host.skew.clone(),
+                streams: host.streams.clone(),
+                data_dir: host.data_dir().to_owned(),
                 roots: TrustRoots::from_keys([vendor.public()]),
                 starts: Rc::new(Cell::new(0)),
             };
-            dirs.push(dir);
-            sim.host(name.as_str(), move || host.clone().run());
+            hosts.insert(name.clone(), host);
+            sim.host(name.as_str(), move || software.clone().run());
         }
-        Self {
-            sim,
-            kernels: cluster_kernels,
-            vendor,
-            seed: options.seed,
-            operator: Operator::default(),
-            acts: 0,
-            _dirs: dirs,
-        }
+        let operator = Operator::with_patience(options.patience);
+        Self { sim, hosts, vendor, seed: options.seed, operator, acts: 0 }
     }
 
     /// A license of this run's vendor; equal `customer` gives one customer id.
@@ -110,35 +129,43 @@ impl Cluster {
         LicenseDocument::issue(&self.vendor, terms).expect("well-formed terms").as_value().clone()
     }
 
+    pub fn host(&self, name: &str) -> &SimHost {
+        &self.hosts[name]
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.hosts.keys().cloned().collect()
+    }
+
     pub fn kernel(&self, host: &str) -> &FakeKernel {
-        &self.kernels[host]
+        &self.host(host).kernel
     }
 
     /// What the rules of `host` do with a new TCP connection that enters it for `dest`.
     pub fn verdict(&self, host: &str, dest: &str) -> Verdict {
-        let packet = Packet {
-            arrival: Arrival::Entered { interface: "eth0".into() },
-            source: "192.0.2.1".parse().expect("an address"),
-            dest: dest.parse().expect("an address"),
-            protocol: 6,
-            dest_port: 443,
-            mark: 0,
-            reply: false,
-            opening: true,
-            connection_mark: 0,
-            transparent_socket: false,
-        };
-        let kernel = self.kernel(host);
-        let view = HostView { listener_v4: true, listener_v6: true, alive: kernel.alive(), ..HostView::default() };
-        kernel.classify(&packet, &view)
+        verdict(self.kernel(host), dest)
     }
 
     pub fn captures(&self, host: &str, dest: &str) -> bool {
-        matches!(self.verdict(host, dest), Verdict::Captured { .. })
+        captures(self.kernel(host), dest)
+    }
+
+    /// Simulated time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.sim.elapsed()
     }
 
     /// Lets an operator act until it is done; nodes run on meanwhile. A panic of anyone fails the run.
     pub fn act<F, Fut>(&mut self, script: F)
+    where
+        F: FnOnce(Operator) -> Fut,
+        Fut: Future<Output = ()> + 'static,
+    {
+        self.act_while(script, |_| {});
+    }
+
+    /// The same, and `before_step` sees the cluster before each step of 5 ms.
+    pub fn act_while<F, Fut>(&mut self, script: F, mut before_step: impl FnMut(&mut Self))
     where
         F: FnOnce(Operator) -> Fut,
         Fut: Future<Output = ()> + 'static,
@@ -149,7 +176,12 @@ impl Cluster {
             script.await;
             Ok(())
         });
-        while !self.sim.step().expect("every node runs until it is stopped") {}
+        loop {
+            before_step(self);
+            if self.sim.step().expect("every node runs until it is stopped") {
+                return;
+            }
+        }
     }
 
     /// Like a power cut: the host stops at once, and nobody is told.
@@ -160,6 +192,7 @@ impl Cluster {
         crate::record(format_args!("crash {host}"));
         self.for_others(host, |sim, other| sim.partition(host, other));
         crate::trace::unordered(|| self.sim.crash(host));
+        self.kernel(host).expire_liveness();
     }
 
     pub fn restart(&mut self, host: &str) {
@@ -170,7 +203,7 @@ impl Cluster {
 
     fn for_others(&self, host: &str, f: impl Fn(&turmoil::Sim<'static>, &str)) {
         let operators = (1..=self.acts).map(|n| format!("operator-{n}"));
-        let others = self.kernels.keys().cloned().chain(operators).filter(|other| other != host);
+        let others = self.hosts.keys().cloned().chain(operators).filter(|other| other != host);
         others.for_each(|other| f(&self.sim, &other));
     }
 
@@ -182,6 +215,29 @@ impl Cluster {
     pub fn heal(&mut self, one: &[&str], other: &[&str]) {
         crate::record(format_args!("heal {one:?} | {other:?}"));
         self.for_pairs(one, other, |sim, a, b| sim.repair(a, b));
+    }
+
+    /// Nothing of what `from` sends arrives at `to`.
+    pub fn partition_oneway(&mut self, from: &str, to: &str) {
+        crate::record(format_args!("partition {from} -> {to}"));
+        self.sim.partition_oneway(from, to);
+    }
+
+    /// Keeps back what the two send each other, until `release` lets all of it go at once.
+    pub fn hold(&mut self, one: &str, other: &str) {
+        crate::record(format_args!("hold {one} | {other}"));
+        self.sim.hold(one, other);
+    }
+
+    pub fn release(&mut self, one: &str, other: &str) {
+        crate::record(format_args!("release {one} | {other}"));
+        self.sim.release(one, other);
+    }
+
+    /// How long a message takes at most between the two.
+    pub fn set_max_latency(&mut self, one: &str, other: &str, latency: Duration) {
+        crate::record(format_args!("latency {one} | {other} {latency:?}"));
+        self.sim.set_link_max_message_latency(one, other, latency);
     }
 
     fn for_pairs(&mut self, one: &[&str], other: &[&str], f: impl Fn(&turmoil::Sim<'static>, &str, &str)) {
@@ -198,7 +254,9 @@ struct HostSoftware {
     name: String,
     seed: u64,
     kernel: Arc<FakeKernel>,
-    data_dir: std::path::PathBuf,
+    skew: Skew,
+    streams: Arc<StreamFaults>,
+    data_dir: PathBuf,
     roots: TrustRoots,
     starts: Rc<Cell<u64>>,
 }
@@ -208,9 +266,9 @@ impl HostSoftware {
         let start = self.starts.get();
         self.starts.set(start + 1);
         let env = Env::new(
-            Arc::new(SimNet),
+            Arc::new(SimNet { faults: self.streams }),
             self.kernel,
-            Arc::new(SimClock { skew: Duration::ZERO }),
+            Arc::new(SimClock { skew: self.skew }),
             Arc::new(SimEngines),
             derive(self.seed, &self.name, start),
         );
@@ -221,7 +279,36 @@ impl HostSoftware {
     }
 }
 
-fn derive(seed: u64, label: &str, n: u64) -> [u8; 32] {
+/// What the rules in `kernel` do with a new TCP connection that enters its host for `dest`.
+pub fn verdict(kernel: &FakeKernel, dest: &str) -> Verdict {
+    let packet = Packet {
+        arrival: Arrival::Entered { interface: "eth0".into() },
+        source: "192.0.2.1".parse().expect("an address"),
+        dest: dest.parse().expect("an address"),
+        protocol: 6,
+        dest_port: 443,
+        mark: 0,
+        reply: false,
+        opening: true,
+        connection_mark: 0,
+        transparent_socket: false,
+    };
+    let view = HostView { listener_v4: true, listener_v6: true, alive: kernel.alive(), ..HostView::default() };
+    kernel.classify(&packet, &view)
+}
+
+pub fn captures(kernel: &FakeKernel, dest: &str) -> bool {
+    matches!(verdict(kernel, dest), Verdict::Captured { .. })
+}
+
+/// In memory where the system offers it: what a disk loses is not the subject here, and syncs to one take long.
+fn scratch_directory() -> TempDir {
+    const MEMORY: &str = "/dev/shm";
+    let made = if Path::new(MEMORY).is_dir() { tempfile::tempdir_in(MEMORY) } else { tempfile::tempdir() };
+    made.expect("a scratch directory")
+}
+
+pub(crate) fn derive(seed: u64, label: &str, n: u64) -> [u8; 32] {
     Sha256::new().chain_update(seed.to_be_bytes()).chain_update(n.to_be_bytes()).chain_update(label).finalize().into()
 }
 

@@ -1,17 +1,20 @@
 //! The deterministic simulator: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network,
 //! virtual time and a kernel kept in memory. One seed gives one run; the trace of two runs is equal byte for byte.
 
+pub mod chaos;
 mod clock;
 mod cluster;
 mod net;
 mod operator;
+mod streams;
 pub mod tickless;
 mod trace;
 
-pub use clock::{EPOCH, SimClock};
-pub use cluster::{Cluster, Options};
+pub use clock::{EPOCH, SimClock, Skew};
+pub use cluster::{Cluster, Options, SimHost, captures, verdict};
 pub use net::SimNet;
 pub use operator::{Answer, Operator};
+pub use streams::{StreamFault, StreamFaults};
 pub use trace::{Trace, record};
 
 /// turmoil reports panics of spawned tasks only under `tokio_unstable`; without it a broken node would look healthy.

@@ -1,3 +1,4 @@
+use crate::StreamFaults;
 use arctic::{
     env::{BoxFuture, BoxListener, BoxStream, Listener, Net},
     model::Endpoint,
@@ -5,11 +6,15 @@ use arctic::{
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 use turmoil::net::{TcpListener, TcpStream};
 
-/// The simulated network, as the host that asks sees it.
-pub struct SimNet;
+/// The simulated network, as the host that asks sees it; `faults` meet the connections that it opens.
+#[derive(Default)]
+pub struct SimNet {
+    pub faults: Arc<StreamFaults>,
+}
 
 impl Net for SimNet {
     fn listen(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<BoxListener>> {
@@ -24,7 +29,10 @@ impl Net for SimNet {
     }
 
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>> {
-        Box::pin(async move { Ok(Box::new(TcpStream::connect((to.host(), to.port())).await?) as BoxStream) })
+        Box::pin(async move {
+            let stream = TcpStream::connect((to.host(), to.port())).await?;
+            Ok(StreamFaults::meet(&self.faults, stream))
+        })
     }
 }
 

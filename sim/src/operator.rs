@@ -8,7 +8,6 @@ use serde_json::Value;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 use turmoil::net::TcpStream;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An answer of an agent; status 0 when none came.
@@ -27,24 +26,63 @@ impl Answer {
     }
 }
 
+/// A token is used this long, then asked for anew.
+const TOKEN_USE: Duration = Duration::from_secs(30);
+
 /// Remembers the credential that each host's bootstrap gave.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Operator {
     credentials: Rc<RefCell<BTreeMap<String, (String, String)>>>,
+    /// By host, with when it was given.
+    tokens: Rc<RefCell<BTreeMap<String, (Duration, String)>>>,
+    patience: Duration,
 }
 
 impl Operator {
+    pub(crate) fn with_patience(patience: Duration) -> Self {
+        Self { credentials: Rc::default(), tokens: Rc::default(), patience }
+    }
+
     /// Bootstraps `host` and keeps its credential.
     pub async fn bootstrap(&self, host: &str, license: &Value) -> Value {
-        let body = serde_json::json!({"license": license, "name": host});
-        let answer = self.call(host, Method::POST, "/v1/bootstrap", Some(body), None).await.expect(201);
-        let text = |key: &str| answer[key].as_str().expect("a string").to_owned();
-        self.credentials.borrow_mut().insert(host.to_owned(), (text("client_id"), text("client_secret")));
+        let answer = self.ask_bootstrap(host, license).await.expect(201);
+        self.keep_credential(host, &answer);
         answer
     }
 
-    async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
-        let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
+    /// The same; false when it was refused or not answered.
+    pub async fn try_bootstrap(&self, host: &str, license: &Value) -> bool {
+        let answer = self.ask_bootstrap(host, license).await;
+        if answer.status == 201 {
+            self.keep_credential(host, &answer.body);
+        }
+        answer.status == 201
+    }
+
+    async fn ask_bootstrap(&self, host: &str, license: &Value) -> Answer {
+        let body = serde_json::json!({"license": license, "name": host});
+        self.call(host, Method::POST, "/v1/bootstrap", Some(body), None).await
+    }
+
+    fn keep_credential(&self, host: &str, answer: &Value) {
+        let text = |key: &str| answer[key].as_str().expect("a string").to_owned();
+        self.credentials.borrow_mut().insert(host.to_owned(), (text("client_id"), text("client_secret")));
+        self.tokens.borrow_mut().remove(host);
+    }
+
+    async fn token(&self, host: &str) -> Option<String> {
+        let now = turmoil::sim_elapsed().unwrap_or_default();
+        let known = self.tokens.borrow().get(host).cloned();
+        if let Some((_, token)) = known.filter(|(given, _)| now - *given < TOKEN_USE) {
+            return Some(token);
+        }
+        let token = self.fresh_token(host).await?;
+        self.tokens.borrow_mut().insert(host.to_owned(), (now, token.clone()));
+        Some(token)
+    }
+
+    async fn fresh_token(&self, host: &str) -> Option<String> {
+        let (id, secret) = self.credentials.borrow().get(host).cloned()?;
         let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         let answer = self
             .send(host, Method::POST, "/v1/oauth/token", "application/x-www-form-urlencoded", form.into(), None)
@@ -53,18 +91,30 @@ impl Operator {
     }
 
     pub async fn get(&self, host: &str, path: &str) -> Answer {
-        let token = self.token(host, host).await;
-        self.call(host, Method::GET, path, None, token).await
+        self.authorized(host, Method::GET, path, None).await
     }
 
     pub async fn post(&self, host: &str, path: &str, body: Value) -> Answer {
-        let token = self.token(host, host).await;
-        self.call(host, Method::POST, path, Some(body), token).await
+        self.authorized(host, Method::POST, path, Some(body)).await
+    }
+
+    pub async fn put(&self, host: &str, path: &str, body: Value) -> Answer {
+        self.authorized(host, Method::PUT, path, Some(body)).await
     }
 
     pub async fn delete(&self, host: &str, path: &str) -> Answer {
-        let token = self.token(host, host).await;
-        self.call(host, Method::DELETE, path, None, token).await
+        self.authorized(host, Method::DELETE, path, None).await
+    }
+
+    /// A token that has lost its force is replaced once.
+    async fn authorized(&self, host: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let token = self.token(host).await;
+        let answer = self.call(host, method.clone(), path, body.clone(), token).await;
+        if answer.status != 401 || self.tokens.borrow_mut().remove(host).is_none() {
+            return answer;
+        }
+        let token = self.token(host).await;
+        self.call(host, method, path, body, token).await
     }
 
     async fn call(&self, host: &str, method: Method, path: &str, body: Option<Value>, token: Option<String>) -> Answer {
@@ -96,7 +146,7 @@ impl Operator {
             Some(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) })
         };
         let none = Answer { status: 0, body: Value::Null };
-        tokio::time::timeout(REQUEST_TIMEOUT, exchange).await.ok().flatten().unwrap_or(none)
+        tokio::time::timeout(self.patience, exchange).await.ok().flatten().unwrap_or(none)
     }
 
     /// Asks again every 100 ms of simulated time until `holds`, at most `bound` long; gives the time it took.

@@ -1,5 +1,5 @@
 //! The checks before a handler, in the order of api.md §1: size, rate, license, authentication, api_access, scope,
-//! body. Existence and limits are the handlers'. A body is read only after everything that can be refused without it;
+//! body. A request for another peer leaves here for that peer. Existence and limits are the handlers'. A body is read only after everything that can be refused without it;
 //! a peer's signature covers the body, so there its claims come first, then the body, then the signature.
 
 use super::{
@@ -7,7 +7,7 @@ use super::{
     answer::{Outcome, RETRY_AFTER_S, clip, invalid, rate_limited, refusal, unauthorized},
     caller::Caller,
     endpoints::{Access, Endpoint, Input},
-    lock,
+    lock, proxy,
     query::Query,
     rate::{RateClass, retry_after_s},
     signed::{self, Claim},
@@ -32,7 +32,8 @@ use std::{net::IpAddr, sync::Arc};
 use tokio::sync::SemaphorePermit;
 
 const HEADER_RECOVERY: &str = "x-arctic-recovery";
-const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
+pub(super) const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
+pub(super) const HEADER_LOCK: HeaderName = HeaderName::from_static("x-arctic-lock");
 const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-license-state");
 
 /// Bodies above [`SMALL_BODY_BYTES`] that are read at one time for signatures still to be checked.
@@ -42,6 +43,8 @@ const SMALL_BODY_BYTES: u64 = 64 * 1024;
 /// A request that passed every check, as a handler takes it.
 pub(super) struct Request {
     pub(super) api: Arc<Api>,
+    /// Of our own answer.
+    pub(super) request_id: RequestId,
     pub(super) caller: Caller,
     pub(super) source: IpAddr,
     pub(super) method: Method,
@@ -92,6 +95,8 @@ struct Head<'a> {
     method: &'a Method,
     path_and_query: &'a str,
     headers: &'a HeaderMap,
+    /// The other peer that this request is for.
+    target: Option<PeerId>,
 }
 
 /// Checks and serves one request; refusals become answers too.
@@ -104,7 +109,7 @@ pub(super) async fn serve(
     request: hyper::Request<Body>,
 ) -> Response {
     let mut caller = Caller::Anonymous;
-    let admitted = admit_and_handle(api.clone(), endpoint, source, params, request, &mut caller);
+    let admitted = admit_and_handle(api.clone(), endpoint, (source, request_id), params, request, &mut caller);
     let outcome = match tokio::time::timeout(endpoint.deadline, admitted).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", endpoint.deadline.as_secs()))),
@@ -115,7 +120,9 @@ pub(super) async fn serve(
         Ok(answer) => answer.into_response(),
         Err(refused) => refusal(&refused, request_id),
     };
+    // A proxied answer speaks of its own agent's license.
     if caller.is_authenticated()
+        && !response.headers().contains_key(proxy::HEADER_VIA)
         && let Some(entitlement) = api.node.entitlement().filter(|e| e.state.warns())
     {
         response.headers_mut().insert(HEADER_LICENSE_STATE, HeaderValue::from_static(entitlement.state.text()));
@@ -126,16 +133,19 @@ pub(super) async fn serve(
 async fn admit_and_handle(
     api: Arc<Api>,
     endpoint: &Endpoint,
-    source: IpAddr,
+    (source, request_id): (IpAddr, RequestId),
     params: Vec<(String, String)>,
     request: hyper::Request<Body>,
     caller: &mut Caller,
 ) -> Outcome {
     let (parts, body) = request.into_parts();
     let path_and_query = parts.uri.path_and_query().map_or("", |p| p.as_str());
-    let head = Head { api: &api, endpoint, source, method: &parts.method, path_and_query, headers: &parts.headers };
+    let target = proxy::target(&parts.headers, api.node.identity().map(|i| i.peer_id))?;
+    let (method, headers) = (&parts.method, &parts.headers);
+    let head = Head { api: &api, endpoint, source, method, path_and_query, headers, target };
 
     head.check_size()?;
+    head.check_proxied()?;
     head.check_rate()?;
     let recovery = head.recovery()?;
     head.check_license(recovery)?;
@@ -143,14 +153,17 @@ async fn admit_and_handle(
     *caller = proven;
     head.check_api_access(caller)?;
     head.check_scope(caller)?;
-    head.check_target_peer()?;
     let body = body.read(endpoint).await?;
     head.check_content_type()?;
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
 
     let (caller, path_and_query) = (caller.clone(), path_and_query.to_owned());
     let (method, headers) = (parts.method, parts.headers);
-    (endpoint.handler)(Request { api, caller, source, method, path_and_query, params, query, headers, body }).await
+    let request = Request { api, request_id, caller, source, method, path_and_query, params, query, headers, body };
+    match target {
+        Some(target) => proxy::to_target(&request, target, endpoint.deadline).await,
+        None => (endpoint.handler)(request).await,
+    }
 }
 
 /// A body that was read early, because a signature covers it, or not yet.
@@ -190,6 +203,15 @@ impl Head<'_> {
             Some(bytes) if bytes > self.endpoint.body_max_bytes as u64 => Err(too_large(self.endpoint.body_max_bytes)),
             _ => Ok(()),
         }
+    }
+
+    /// What is between one peer and its caller cannot be asked of another one.
+    fn check_proxied(&self) -> Result<(), Refused> {
+        if self.target.is_none() || self.endpoint.is_proxied() {
+            return Ok(());
+        }
+        let text = format!("{} is not proxied: call the agent of that peer itself", self.endpoint.path);
+        Err(invalid(text).with_hint(format!("leave {HEADER_TARGET_PEER} (--peer) out")))
     }
 
     fn declared_bytes(&self) -> Option<u64> {
@@ -250,6 +272,8 @@ impl Head<'_> {
     async fn authenticate(&self, recovery: bool, body: Body) -> Result<(Caller, Pending), Refused> {
         let signed = signed::is_signed(self.headers);
         match self.endpoint.access {
+            Access::Public if self.target.is_some() && recovery => Ok((Caller::Recovery, Pending::Unread(body))),
+            Access::Public if self.target.is_some() => Ok((self.bearer()?, Pending::Unread(body))),
             Access::Public | Access::Login => Ok((Caller::Anonymous, Pending::Unread(body))),
             Access::Peer => match self.signed(body).await? {
                 (Claim { sender, on_behalf: None, .. }, body) => Ok((Caller::Peer(sender), Pending::Read(body))),
@@ -258,17 +282,25 @@ impl Head<'_> {
             Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) if recovery => {
                 Ok((Caller::Recovery, Pending::Unread(body)))
             }
-            Access::ScopedOrForwarded(_) if signed => match self.signed(body).await? {
-                (Claim { sender, on_behalf: Some(client), .. }, body) => {
-                    self.check_credential(client.client_id, &client.scopes)?;
-                    Ok((Caller::Forwarded { by: sender, client }, Pending::Read(body)))
-                }
-                _ => Err(unauthorized("a peer calls this endpoint for a client only")),
-            },
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) if signed => {
+                let (claim, body) = self.signed(body).await?;
+                Ok((self.forwarded(claim)?, Pending::Read(body)))
+            }
             Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => {
                 Ok((self.bearer()?, Pending::Unread(body)))
             }
         }
+    }
+
+    /// A client whose request a peer brings: any that it sent to us, or a write that only we can make.
+    fn forwarded(&self, claim: Claim) -> Result<Caller, Refused> {
+        let by = claim.sender;
+        let client = claim.on_behalf.ok_or_else(|| unauthorized("a peer calls this endpoint for a client only"))?;
+        if !client.proxied && !matches!(self.endpoint.access, Access::ScopedOrForwarded(_)) {
+            return Err(unauthorized("this endpoint has no owner to forward to: a peer only proxies it"));
+        }
+        self.check_credential(client.client_id, &client.scopes)?;
+        Ok(Caller::Forwarded { by, client })
     }
 
     /// A signed request of a trusted peer, checked from cheap to dear, and its body.
@@ -320,13 +352,7 @@ impl Head<'_> {
     }
 
     fn check_api_access(&self, caller: &Caller) -> Result<(), Refused> {
-        let operator = match self.endpoint.access {
-            Access::Public | Access::Peer => false,
-            Access::Login => true,
-            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => {
-                matches!(caller, Caller::Client { .. })
-            }
-        };
+        let operator = self.endpoint.access == Access::Login || caller.is_operator();
         if operator && self.node().config().api_access == ApiAccess::Internal {
             return Err(Refused::new(
                 Code::ApiAccessInternal,
@@ -344,17 +370,6 @@ impl Head<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// A request for another peer must not be served here as if it were for this one.
-    fn check_target_peer(&self) -> Result<(), Refused> {
-        let Some(target) = self.headers.get(HEADER_TARGET_PEER) else { return Ok(()) };
-        let own_id = self.node().identity().map(|i| i.peer_id);
-        let named = target.to_str().ok().and_then(|t| t.parse().ok());
-        if named.is_some() && named == own_id {
-            return Ok(());
-        }
-        Err(invalid(format!("{HEADER_TARGET_PEER} names another peer: ask that peer itself")))
     }
 
     fn check_content_type(&self) -> Result<(), Refused> {

@@ -1,6 +1,9 @@
 //! Answers and errors as HTTP (api.md §1).
 
-use crate::model::{Code, Refused, RequestId};
+use crate::{
+    model::{Code, Refused, RequestId},
+    node::PeerAnswer,
+};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use hyper::{
@@ -25,8 +28,7 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Outcome {
-        let body = serde_json::to_vec(value).map_err(Refused::internal)?.into();
-        Ok(Self { status, headers: vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body })
+        Ok(Self { status, ..Self::encoded(serde_json::to_vec(value).map_err(Refused::internal)?) })
     }
     pub(super) fn ok(value: &impl Serialize) -> Outcome {
         Self::json(StatusCode::OK, value)
@@ -37,15 +39,28 @@ impl Answer {
     pub(super) fn no_content() -> Self {
         Self { status: StatusCode::NO_CONTENT, headers: Vec::new(), body: Bytes::new() }
     }
-    /// The answer of another agent, unchanged.
-    pub(super) fn relayed(status: u16, body: Bytes) -> Outcome {
-        let status = StatusCode::from_u16(status).map_err(Refused::internal)?;
-        let headers = if body.is_empty() {
-            Vec::new()
-        } else {
-            vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))]
-        };
-        Ok(Self { status, headers, body })
+    /// 200 with JSON that is encoded already.
+    pub(super) fn encoded(body: Vec<u8>) -> Self {
+        let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        Self { status: StatusCode::OK, headers, body: body.into() }
+    }
+    /// The answer of another agent: its status and body, and those of its headers that `is_kept` names.
+    pub(super) fn relayed(answer: PeerAnswer, is_kept: impl Fn(&HeaderName) -> bool) -> Outcome {
+        let status = StatusCode::from_u16(answer.status).map_err(Refused::internal)?;
+        let headers = answer.headers.iter().filter(|(name, _)| is_kept(name));
+        Ok(Self { status, headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(), body: answer.body })
+    }
+    pub(super) fn is_error(&self) -> bool {
+        self.status.is_client_error() || self.status.is_server_error()
+    }
+    /// An error of another agent under the id of our own answer.
+    pub(super) fn under(mut self, request_id: RequestId) -> Self {
+        if let Ok(serde_json::Value::Object(mut error)) = serde_json::from_slice(&self.body)
+            && error.insert("request_id".into(), json!(request_id)).is_some()
+        {
+            self.body = serde_json::Value::Object(error).to_string().into();
+        }
+        self
     }
     /// Marks an answer that holds a secret.
     pub(super) fn uncached(self) -> Self {

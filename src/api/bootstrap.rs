@@ -48,21 +48,28 @@ fn read(body: &[u8]) -> Result<BootstrapRequest, Refused> {
         return Ok(BootstrapRequest { license: fields.into_value(), ..none });
     }
     let fields = fields.only(&["license", "name", "description", "endpoints"])?;
-    let license = fields.value("license").ok_or_else(|| fields.missing("license"))?;
-    if !license.is_object() {
-        return Err(fields.wrong("license", "a license document (the unchanged content of license.json)"));
-    }
+    let license = license_of(&fields)?;
     let description = fields.text("description")?;
     if description.is_some_and(|d| d.len() > DESCRIPTION_MAX_BYTES) {
         return Err(invalid(format!("field `description` is longer than {DESCRIPTION_MAX_BYTES} bytes")));
     }
     Ok(BootstrapRequest {
-        license: license.clone(),
+        license,
         name: peer_name(&fields)?,
         description: description.map(str::to_owned),
         endpoints: endpoint_list(&fields)?.unwrap_or_default(),
         ..none
     })
+}
+
+/// The field `license`: a document, not looked into.
+pub(super) fn license_of(fields: &Fields) -> Result<serde_json::Value, Refused> {
+    let license = fields.value("license").ok_or_else(|| fields.missing("license"))?;
+    if license.is_object() {
+        Ok(license.clone())
+    } else {
+        Err(fields.wrong("license", "a license document (the unchanged content of license.json)"))
+    }
 }
 
 /// Host and port of the request, unless only this host could reach them.

@@ -34,18 +34,31 @@ impl Caller {
         }
     }
 
-    /// The form in which another peer is asked for the same. One hop: what was forwarded is not forwarded again.
-    pub(super) fn on_behalf(&self) -> Result<OnBehalf, Refused> {
+    /// The form in which another peer is asked for the same: because it owns the object, or because the operator named
+    /// it (`proxied`). One hop: what was forwarded is not forwarded again.
+    pub(super) fn on_behalf(&self, proxied: bool) -> Result<OnBehalf, Refused> {
         match self {
-            Self::Client { client_id, scopes } => Ok(OnBehalf { client_id: *client_id, scopes: scopes.clone() }),
+            Self::Client { client_id, scopes } => {
+                Ok(OnBehalf { client_id: *client_id, scopes: scopes.clone(), proxied })
+            }
             Self::Recovery => Err(Refused::new(Code::Forbidden, "a recovery token counts only on its own agent")
-                .with_hint("ask the agent that owns the object, or use a credential")),
+                .with_hint("call the agent of that peer itself, or use a credential")),
+            Self::Forwarded { client: OnBehalf { proxied: true, .. }, .. } => Err(Refused::new(
+                Code::Conflict,
+                "this peer does not own the object, and a request is forwarded only once",
+            )
+            .with_hint("send the request without a target peer (without --peer), or to the owner of the object")),
             Self::Forwarded { .. } => {
                 Err(Refused::new(Code::Conflict, "a forwarded request reached an agent that does not own the object")
                     .with_hint("the cluster has not converged yet; try again"))
             }
             Self::Anonymous | Self::Peer(_) => Err(Refused::new(Code::Forbidden, "no client to forward for")),
         }
+    }
+
+    /// Whether this is a client that chose to call this very agent.
+    pub(super) fn is_operator(&self) -> bool {
+        matches!(self, Self::Client { .. } | Self::Forwarded { client: OnBehalf { proxied: true, .. }, .. })
     }
 
     pub(super) fn is_authenticated(&self) -> bool {

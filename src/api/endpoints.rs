@@ -73,6 +73,14 @@ impl Endpoint {
             handler,
         }
     }
+    /// Whether an operator may name another peer that is to serve it (api.md §2).
+    pub(super) fn is_proxied(&self) -> bool {
+        match self.access {
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => true,
+            Access::Public => self.group == EndpointGroup::Probe,
+            Access::Login | Access::Peer => false,
+        }
+    }
     fn before_bootstrap(self) -> Self {
         Self { before_bootstrap: true, ..self }
     }
@@ -99,6 +107,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
+    let put = |path, group, access, handler| Endpoint::new(Method::PUT, path, group, access, handler);
     let delete = |path, group, access, handler| Endpoint::new(Method::DELETE, path, group, access, handler);
     let service_routes = "/v1/services/{sid}/routes";
     vec![
@@ -156,6 +165,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
             .patient(),
         get("/v1/license", Group::License, Client, handler!(license::get)),
+        put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]
 }
 

@@ -29,5 +29,5 @@ pub(super) async fn push(r: Request) -> Outcome {
 
 async fn gossip(r: Request, op: Op) -> Outcome {
     let Caller::Peer(from) = r.caller else { return Err(unauthorized("gossip is between peers")) };
-    Answer::relayed(200, r.node().gossip_message(from, op, &r.body).await?.into())
+    Ok(Answer::encoded(r.node().gossip_message(from, op, &r.body).await?))
 }

@@ -8,6 +8,7 @@
 //! | `admission` | the checks, in the order of api.md §1 |
 //! | `caller`, `token`, `signed` | who asks, and the proofs |
 //! | `rate`, `query`, `fields`, `answer` | buckets; input and output forms |
+//! | `forward`, `proxy` | requests that go on to another peer: to the owner of the object, to the one the operator named |
 //! | the others | one noun each |
 
 mod admission;
@@ -23,6 +24,7 @@ mod health;
 mod license;
 mod oauth;
 mod peers;
+mod proxy;
 mod query;
 mod rate;
 mod routes;

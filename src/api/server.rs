@@ -9,6 +9,7 @@ use super::{
 use crate::{
     env::{BoxListener, BoxStream},
     model::{Code, Refused, RequestId, UnixTime},
+    wire::request::HEADER_PEER,
 };
 use axum::{
     Router,
@@ -39,7 +40,7 @@ const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which means that file descriptors ran out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-const HEADER_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const HEADER_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -135,7 +136,14 @@ async fn answer(
     request.extensions_mut().insert(Connected { source, request_id });
     let Ok(mut response) = router.oneshot(request.map(Body::new)).await;
     let headers = response.headers_mut();
-    headers.extend(HeaderValue::try_from(request_id.to_string()).ok().map(|id| (HEADER_REQUEST_ID, id)));
+    if let Ok(id) = HeaderValue::try_from(request_id.to_string()) {
+        // A proxied answer keeps the id that its body has.
+        headers.entry(HEADER_REQUEST_ID).or_insert(id);
+    }
+    let own_id = api.node.identity().and_then(|i| HeaderValue::try_from(i.peer_id.to_string()).ok());
+    if let Some(id) = own_id {
+        headers.entry(HEADER_PEER).or_insert(id);
+    }
     headers.extend(http_date(api.node.env().clock.unix()).map(|date| (DATE, date)));
     Ok(response)
 }

@@ -86,19 +86,6 @@ impl Wish {
         }
         Ok(())
     }
-
-    fn check_features(&self, entitlement: &Entitlement) -> Result<(), Refused> {
-        let asked = [
-            (self.transport == Transport::Kcp, "kcp"),
-            (self.requires_interface, "macvlan"),
-            (self.fully_transparent, "transparent_mode"),
-            (self.bandwidth_limit_mbps > 0, "qos"),
-        ];
-        for (_, feature) in asked.into_iter().filter(|(wanted, _)| *wanted) {
-            entitlement.document.check_feature(feature)?;
-        }
-        Ok(())
-    }
 }
 
 fn transport(fields: &Fields) -> Result<Transport, Refused> {
@@ -190,7 +177,7 @@ pub(super) async fn create(r: Request) -> Outcome {
             let text = format!("a service named `{}` already exists", body.name);
             return Err(Refused::new(Code::AlreadyExists, text));
         }
-        wish.check_features(&entitlement)?;
+        entitlement.document.check_features_of(&body).map_err(Refused::from)?;
         entitlement.document.check_services(services.len() + 1).map_err(Refused::from)?;
         let id = mint_id(&services, now, &mut rng)?;
         Ok(tx.put_service(&author, id, &body)?)
@@ -342,7 +329,8 @@ impl Surroundings {
         let Self { names, entitlement, reconciled } = self;
         let body = &service.body;
         let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
-        let active = ends_trusted && entitlement.data_plane_runs();
+        let licensed = entitlement.data_plane_runs() && entitlement.document.features().missing_for(body).is_none();
+        let active = ends_trusted && licensed;
         let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
         json!({
             "id": service.id,

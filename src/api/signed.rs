@@ -112,7 +112,7 @@ mod tests {
         let (now, mut rng) = (UnixTime::from_secs(1_800_000_000), Rng::from_seed([1; 32]));
         let (a, b) = (PeerId::mint(now, &mut rng), PeerId::mint(now, &mut rng));
         let key = SigningKey::from_seed([2; 32]);
-        let who = OnBehalf { client_id: ClientId::mint(now, &mut rng), scopes: ScopeSet::admin() };
+        let who = OnBehalf { client_id: ClientId::mint(now, &mut rng), scopes: ScopeSet::admin(), proxied: false };
         let request = SignedRequest {
             method: "POST",
             path: "/v1/services?x=1",

@@ -29,6 +29,10 @@ pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError
         error.with_hint("pass --url http://HOST:8080")
     })?;
     let agent = agent_address(url)?;
+    if given(&globals.peer).is_some() {
+        let error = CliError::usage("bootstrap acts on the called agent: leave --peer out");
+        return Err(error.with_hint("unset ARCTIC_PEER, if it comes from the environment"));
+    }
     if let Some(name) = &args.name {
         check_name(name)?;
     }

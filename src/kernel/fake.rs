@@ -93,6 +93,11 @@ impl FakeKernel {
         self.state().faults.push_back(fault);
     }
 
+    /// Takes back the faults that have met no write yet.
+    pub fn take_faults(&self) -> Vec<Fault> {
+        self.state().faults.drain(..).collect()
+    }
+
     /// The program of the tables, if they exist.
     pub fn tables(&self) -> Option<Vec<Table>> {
         self.state().tables.clone()

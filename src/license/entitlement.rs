@@ -1,7 +1,7 @@
 use super::{
     EffectiveClock, EndpointGroup, LicenseDocument, LicenseError, LicenseRefusal, State, TrustRoots,
     allow::{self, RENEWAL_COMMAND},
-    state::{days_left, grace_ends_at, read_only_ends_at, state_at, state_since},
+    state::{days_left, grace_ends_at, read_only_ends_at, state_at, state_since, warning_begins_at},
 };
 use crate::model::{Code, CustomerId, Refused, UnixTime};
 use std::{sync::Arc, time::Duration};
@@ -108,6 +108,13 @@ impl Entitlement {
     }
     pub fn read_only_ends_at(&self) -> UnixTime {
         read_only_ends_at(self.document.expires_at())
+    }
+    /// How long until the license enters its next state, if the clock goes on; None in the last one.
+    pub fn until_next_state(&self) -> Option<Duration> {
+        let expires_at = self.document.expires_at();
+        let borders = [warning_begins_at(expires_at), expires_at, self.grace_ends_at(), self.read_only_ends_at()];
+        let next = borders.into_iter().find(|border| *border > self.effective_time)?;
+        Some(next.saturating_since(self.effective_time))
     }
     pub fn days_left(&self) -> i64 {
         days_left(self.document.expires_at(), self.effective_time)

@@ -1,8 +1,11 @@
+use crate::model::{ServiceBody, Transport};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeSet;
 
 /// The feature names that this version knows (licensing.md §1). Others may stand in a license and mean nothing.
-pub const KNOWN_FEATURES: [&str; 5] = ["kcp", "ip_tunnel", "transparent_mode", "macvlan", "qos"];
+pub const KNOWN_FEATURES: [&str; 5] = ["kcp", IP_TUNNEL, "transparent_mode", "macvlan", "qos"];
+/// What carries all but TCP.
+pub const IP_TUNNEL: &str = "ip_tunnel";
 const EVERY_FEATURE: &str = "*";
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +27,26 @@ impl Features {
     pub fn allows(&self, feature: &str) -> bool {
         self.0.contains(EVERY_FEATURE) || self.0.contains(feature)
     }
+    /// The first feature that a service asks for and the license lacks.
+    pub fn missing_for(&self, service: &ServiceBody) -> Option<&'static str> {
+        features_of(service).find(|feature| !self.allows(feature))
+    }
     /// The names as licensed, sorted; `*` stays `*`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
+}
+
+/// The features that a service asks for by its fields (licensing.md §5). `ip_tunnel` is not among them: it decides about
+/// the traffic of a service, not about the service.
+pub fn features_of(service: &ServiceBody) -> impl Iterator<Item = &'static str> {
+    let asked = [
+        (service.transport_type == Transport::Kcp, "kcp"),
+        (service.requires_interface, "macvlan"),
+        (service.fully_transparent, "transparent_mode"),
+        (service.bandwidth_limit_mbps > 0, "qos"),
+    ];
+    asked.into_iter().filter_map(|(asked, feature)| asked.then_some(feature))
 }
 
 impl Serialize for Features {

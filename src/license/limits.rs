@@ -1,5 +1,5 @@
-use super::{Features, LicenseDocument};
-use crate::model::{Code, Refused};
+use super::{Features, LicenseDocument, features_of};
+use crate::model::{Code, Refused, ServiceBody};
 
 /// A request refused by the terms of the license (licensing.md §5).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,5 +54,9 @@ impl LicenseDocument {
     }
     pub fn check_feature(&self, feature: &str) -> Result<(), LimitError> {
         check_feature(self.features(), feature)
+    }
+    /// Whether the license includes every feature that the service asks for.
+    pub fn check_features_of(&self, service: &ServiceBody) -> Result<(), LimitError> {
+        features_of(service).try_for_each(|feature| self.check_feature(feature))
     }
 }

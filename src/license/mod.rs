@@ -15,7 +15,7 @@ pub use allow::{EndpointGroup, LicenseRefusal, RENEWAL_COMMAND, check};
 pub use clock::{ClockSnapshot, EffectiveClock, MARK_PERSIST_INTERVAL, TICK_INTERVAL};
 pub use document::{LICENSE_MAX_BYTES, LicenseDocument, LicenseError, Terms};
 pub use entitlement::{AdmissionError, Entitlement, check_admission};
-pub use features::{Features, FeaturesError, KNOWN_FEATURES};
+pub use features::{Features, FeaturesError, IP_TUNNEL, KNOWN_FEATURES, features_of};
 pub use limits::{LimitError, check_feature, check_nodes, check_services};
 pub use roots::{TrustRoots, key_id};
 pub use state::{State, days_left, grace_ends_at, read_only_ends_at, state_at, state_since, warning_begins_at};

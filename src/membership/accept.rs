@@ -7,6 +7,7 @@ use crate::{
     model::{Code, Endpoint, PeerId, Refused, UnixTime},
     wire::record::{PeerBody, ReadmissionBody, Record, kind},
 };
+use std::collections::BTreeSet;
 
 /// A peer that has proven itself, to be stored.
 #[derive(Debug, Clone)]
@@ -57,7 +58,7 @@ fn store<L: Ledger>(
         handshake::issue_voucher(local, peer, key, accepted.endpoints.clone(), *now)
     };
     ledger.put_own(author, kind::VOUCHER, &peer.to_string(), &voucher)?;
-    cluster::merge_with(ledger, accepted)?;
+    cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
     learn_own_endpoints(ledger, own, &accepted.own_endpoints)?;
     Ok(brought)
 }

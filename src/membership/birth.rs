@@ -57,7 +57,12 @@ impl Birth {
                 license_id: license.license_id(),
                 created_at: now,
             },
-            cluster: ClusterBody { cluster_id: ClusterId::mint(now, rng), created_at: now, client_id },
+            cluster: ClusterBody {
+                cluster_id: ClusterId::mint(now, rng),
+                created_at: now,
+                client_id,
+                aliases: Vec::new(),
+            },
             credential: CredentialBody {
                 client_id,
                 secrets: vec![SecretDigest { sha256: secret.digest_hex(), not_after: None }],

@@ -1,6 +1,6 @@
 //! First start of a peer: license stored, identity and credential made (cluster.md §2).
 
-use super::{Identity, Node, identity};
+use super::{Identity, Node, identity, licensing::Licensed};
 use crate::{
     license::{EffectiveClock, LicenseDocument, check_admission},
     membership::{Birth, FirstWords, OwnSettings},
@@ -37,7 +37,7 @@ pub struct Bootstrapped {
 impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        let _turn = self.inner.bootstrap_turn.lock().await;
+        let _turn = self.inner.license_turn.lock().await;
         if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }
@@ -66,15 +66,16 @@ impl Node {
             max_nodes: license.max_nodes(),
             max_services: license.max_services(),
         };
-        let (author, document, snapshot) = (identity.clone(), license.clone(), clock.snapshot());
+        let licensed = Licensed::new(license, clock);
+        let (author, document, kept) = (identity.clone(), licensed.document(), licensed.kept());
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
                 birth.write(tx, &author)?;
                 tx.set_license(document.as_value())?;
-                tx.set_license_clock(&snapshot)
+                tx.set_license_clock(&kept)
             })
             .await?;
-        self.begin_membership(identity, license, clock);
+        self.begin_membership(identity, licensed);
         tracing::info!(peer = %answer.peer_id, cluster = %answer.cluster_id, license = %answer.license_id, "bootstrapped");
         Ok(answer)
     }

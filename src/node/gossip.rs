@@ -141,6 +141,7 @@ impl Node {
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
         let mut pushed = self.begin_gossip()?;
+        let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
         loop {
             if let Err(e) = self.commit_events().await {
@@ -181,6 +182,10 @@ impl Node {
                     let now = entitlement.borrow_and_update().as_deref().map(terms);
                     if std::mem::replace(&mut licensed, now) != now {
                         self.attempts().handle_license_change();
+                    }
+                    let silent = self.is_silent();
+                    if std::mem::replace(&mut was_silent, silent) && !silent {
+                        self.with_gossip(|machine, now| machine.handle_sync(now));
                     }
                 }
                 () = self.inner.gossip_wake.notified() => {}
@@ -277,6 +282,9 @@ impl Node {
 
     async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
         let op = request.op();
+        if self.is_silent() {
+            return (to, Err(CallFailed { op }));
+        }
         let call = Call::post(op.path(), request.encode());
         let reply = match self.call_member(to, &call, None).await {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
@@ -293,6 +301,11 @@ impl Node {
             CallFailed { op }
         });
         (to, reply)
+    }
+
+    /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
+    fn is_silent(&self) -> bool {
+        self.entitlement().is_some_and(|e| e.state == State::Suspended)
     }
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {

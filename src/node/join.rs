@@ -256,7 +256,7 @@ fn dial_failure(e: CallError) -> DialFailure {
         CallError::Refused => DialFailure::Refused,
         CallError::Timeout | CallError::NoAnswer => DialFailure::Timeout,
         CallError::NoSuchHost => DialFailure::NameNotFound,
-        CallError::Io(_) | CallError::Protocol(_) => DialFailure::Failed,
+        CallError::Io(_) | CallError::Protocol(_) | CallError::OtherPeer => DialFailure::Failed,
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     env::Env,
     gossip::Gossip,
     handshake::Responder,
-    license::{EffectiveClock, Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
     membership::{self, Attempts, OwnSettings},
     model::{PeerId, Rng},
     reconcile,
@@ -65,7 +65,8 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    bootstrap_turn: tokio::sync::Mutex<()>,
+    /// One bootstrap or update of the license at a time.
+    license_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
@@ -118,7 +119,7 @@ impl Node {
                 identity: watch::Sender::new(None),
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
-                bootstrap_turn: tokio::sync::Mutex::new(()),
+                license_turn: tokio::sync::Mutex::new(()),
                 commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
@@ -136,18 +137,13 @@ impl Node {
     }
 
     async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {
-        let (cluster, license, clock) =
+        let (cluster, license, kept) =
             self.store().read::<_, StoreError>(|v| Ok((v.cluster()?, v.license()?, v.license_clock()?)))?;
         if cluster.is_none() {
             return Ok(());
         }
         let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
         let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
-        let (now, mono) = (self.env().clock.unix(), self.env().clock.mono());
-        let clock = match clock {
-            Some(snapshot) => EffectiveClock::resume(&snapshot, now, mono),
-            None => EffectiveClock::start(now, mono),
-        };
         let (author, settings, license_id) = (identity.clone(), self.own_settings(), license.license_id());
         self.store()
             .write(move |tx| {
@@ -157,7 +153,8 @@ impl Node {
                 membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;
-        self.begin_membership(identity, license, clock);
+        let licensed = self.resumed(license, kept);
+        self.begin_membership(identity, licensed);
         Ok(())
     }
 

@@ -6,14 +6,14 @@ use crate::{
     store::Author,
     wire::{
         nonces::mint_nonce,
-        request::{OnBehalf, SignedRequest},
+        request::{HEADER_PEER, OnBehalf, SignedRequest},
     },
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request,
-    header::{self, HeaderValue},
+    HeaderMap, Method, Request,
+    header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use std::{io, sync::Mutex, time::Duration};
@@ -41,6 +41,9 @@ pub enum CallError {
     Io(io::Error),
     #[error("not an answer of an agent: {0}")]
     Protocol(String),
+    /// Whoever answered cannot have acted upon the request: it was signed for the peer that was meant.
+    #[error("another peer answers at the endpoint")]
+    OtherPeer,
 }
 
 impl CallError {
@@ -54,6 +57,7 @@ impl CallError {
 #[derive(Debug, Clone)]
 pub struct PeerAnswer {
     pub status: u16,
+    pub headers: HeaderMap,
     pub body: Bytes,
     /// The endpoint that answered.
     pub endpoint: Endpoint,
@@ -68,8 +72,8 @@ pub struct Call {
     pub path: String,
     pub body: Bytes,
     pub answer_timeout: Duration,
-    /// The condition of a write, passed on to the owner of the object.
-    pub if_match: Option<HeaderValue>,
+    /// Headers of an operator's request that are passed on with it.
+    pub passed_on: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Call {
@@ -79,7 +83,7 @@ impl Call {
             path: path.into(),
             body: Bytes::new(),
             answer_timeout: ANSWER_TIMEOUT,
-            if_match: None,
+            passed_on: Vec::new(),
         }
     }
     pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
@@ -88,7 +92,7 @@ impl Call {
             path: path.into(),
             body: body.into(),
             answer_timeout: ANSWER_TIMEOUT,
-            if_match: None,
+            passed_on: Vec::new(),
         }
     }
 }
@@ -130,7 +134,9 @@ impl PeerClient {
             target,
             on_behalf,
         };
-        self.exchange(endpoint, call, signed.headers(&author.key), ANSWER_MAX_BYTES).await
+        let answer = self.exchange(endpoint, call, signed.headers(&author.key), ANSWER_MAX_BYTES).await?;
+        let answered_by = answer.headers.get(HEADER_PEER).and_then(|id| id.to_str().ok()?.parse().ok());
+        if answered_by == Some(target) { Ok(answer) } else { Err(CallError::OtherPeer) }
     }
 
     async fn exchange(
@@ -153,8 +159,8 @@ impl PeerClient {
             for (name, value) in headers {
                 request = request.header(name, value);
             }
-            if let Some(version) = &call.if_match {
-                request = request.header(header::IF_MATCH, version);
+            for (name, value) in &call.passed_on {
+                request = request.header(name, value);
             }
             let request = request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))?;
             let clock = &self.env.clock;
@@ -162,13 +168,14 @@ impl PeerClient {
                 let sent_at = clock.mono();
                 let response = sender.send_request(request).await.map_err(protocol)?;
                 let round_trip = clock.mono() - sent_at;
-                let status = response.status().as_u16();
-                let body = Limited::new(response.into_body(), answer_max_bytes)
+                let (head, body) = response.into_parts();
+                let body = Limited::new(body, answer_max_bytes)
                     .collect()
                     .await
                     .map_err(|e| CallError::Protocol(e.to_string()))?
                     .to_bytes();
-                Ok(PeerAnswer { status, body, endpoint: endpoint.clone(), round_trip })
+                let (status, headers) = (head.status.as_u16(), head.headers);
+                Ok(PeerAnswer { status, headers, body, endpoint: endpoint.clone(), round_trip })
             };
             tokio::pin!(exchange, connection);
             tokio::select! {

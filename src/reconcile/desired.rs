@@ -3,7 +3,7 @@
 use super::status::{Condition, ConditionStatus, Reconciler};
 use crate::{
     kernel::{BoxFuture, Capture, Family, Intercept, MarkMask, PeerSocket, Ruleset},
-    license::Entitlement,
+    license::{Entitlement, Features, IP_TUNNEL},
     model::{DEFAULT_API_PORT, PeerId, Service, ServiceId, Transport, UnixTime},
     routing::{CompiledRoute, ForwardedService, Forwarding, PeerPath},
     store::{Revision, Store, StoreError},
@@ -29,6 +29,8 @@ pub struct Desired {
     pub services: Vec<Service>,
     /// False while the license is suspended or absent.
     pub data_plane_runs: bool,
+    /// What the license includes; nothing while it is absent.
+    pub features: Features,
     /// Peers to which traffic is not shaped (dataplane.md §9).
     pub unshaped: BTreeSet<PeerId>,
     /// Addresses of the host names in endpoints, as far as they are known.
@@ -44,6 +46,7 @@ impl Desired {
             peers: BTreeMap::new(),
             services: vec![],
             data_plane_runs: false,
+            features: Features::default(),
             unshaped: BTreeSet::new(),
             addresses: BTreeMap::new(),
         }
@@ -90,14 +93,16 @@ impl StoreSource {
 impl Source for StoreSource {
     fn desired(&mut self) -> Result<Desired, StoreError> {
         let revision = self.revision.borrow_and_update().0;
-        let data_plane_runs = self.entitlement.borrow_and_update().as_ref().is_some_and(|e| e.data_plane_runs());
+        let entitlement = self.entitlement.borrow_and_update().clone();
+        let data_plane_runs = entitlement.as_ref().is_some_and(|e| e.data_plane_runs());
+        let features = entitlement.map(|e| e.document.features().clone()).unwrap_or_default();
         let addresses = self.addresses.borrow_and_update().clone();
         let local = *self.local.borrow_and_update();
         if local.is_none() {
             return Ok(Desired { revision, ..Desired::idle(None) });
         }
         let (services, rows) = self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?)))?;
-        let mut desired = Desired { revision, services, data_plane_runs, addresses, ..Desired::idle(local) };
+        let mut desired = Desired { revision, services, data_plane_runs, features, addresses, ..Desired::idle(local) };
         for row in rows.into_iter().filter(|row| Some(row.peer_id) != local) {
             if !row.qos_enabled {
                 desired.unshaped.insert(row.peer_id);
@@ -221,6 +226,12 @@ pub fn compile(desired: &Desired, mask: MarkMask, intercept: Intercept, marks: &
             None => carried.push(*service),
         }
     }
+    if !desired.features.allows(IP_TUNNEL) {
+        let tcp_only =
+            || lacks_feature(format!("the license does not include the feature {IP_TUNNEL}: only TCP is carried"));
+        let without = carried.iter().filter(|s| outgoing.contains(&s.id));
+        skipped.extend(without.map(|s| ((s.id, Reconciler::Iptun), tcp_only())));
+    }
     let entries = carried.iter().map(|s| (s.id, forwarded(desired, s, marks))).collect();
     let sources = carried.iter().filter(|s| outgoing.contains(&s.id)).copied();
     let forwarding = Forwarding::new(desired.revision, desired.peers.clone(), entries, sources);
@@ -244,6 +255,9 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     if !desired.data_plane_runs {
         return Some(Skipped::pending("LICENSE_SUSPENDED", "the license does not permit traffic"));
     }
+    if let Some(feature) = desired.features.missing_for(body) {
+        return Some(lacks_feature(format!("the license does not include the feature {feature}")));
+    }
     if body.transport_type == Transport::Kcp {
         return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "transport kcp is not available in this version"));
     }
@@ -257,6 +271,10 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
         return Some(Skipped::failed("MARKS_EXHAUSTED", "FWMARK_MASK has no mark left for this service"));
     }
     None
+}
+
+fn lacks_feature(message: String) -> Skipped {
+    Skipped::failed("LICENSE_FEATURE_DISABLED", message)
 }
 
 fn forwarded(desired: &Desired, service: &Service, marks: &Marks) -> ForwardedService {

@@ -391,6 +391,10 @@ fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<()
         let applied = |by, message| made(by, ConditionStatus::Applied, "APPLIED", message);
         let tproxy = skipped(Reconciler::Tproxy);
         status.set_condition(id, tproxy.unwrap_or_else(|| applied(Reconciler::Tproxy, "the engine carries it")));
+        match skipped(Reconciler::Iptun) {
+            Some(tunnel) => status.set_condition(id, tunnel),
+            None => status.drop_condition(id, Reconciler::Iptun),
+        }
         if !compiled.outgoing.contains(&id) {
             continue;
         }

@@ -101,6 +101,13 @@ impl Status {
         }
     }
 
+    /// A reconciler that has nothing to say of a service.
+    pub(super) fn drop_condition(&mut self, service: ServiceId, reconciler: Reconciler) {
+        if let Some(conditions) = self.conditions.get_mut(&service) {
+            conditions.retain(|c| c.reconciler != reconciler);
+        }
+    }
+
     pub fn condition(&self, service: ServiceId, reconciler: Reconciler) -> Option<&Condition> {
         self.conditions.get(&service)?.iter().find(|c| c.reconciler == reconciler)
     }

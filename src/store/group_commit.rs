@@ -9,7 +9,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 use tokio::sync::oneshot;
 
@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 const BATCH_MAX_WRITES: usize = 256;
 
 /// Tells a submitter how the commit went.
-type Tell = Box<dyn FnOnce(Result<(), String>) + Send>;
+type Tell = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
 /// A queued write: runs in a savepoint, or not at all where there is no transaction; whether what it did stays, and how
 /// to tell.
 type Job = Box<dyn FnOnce(Option<&Tx<'_>>) -> (bool, Tell) + Send>;
@@ -43,11 +43,11 @@ impl GroupCommit {
         let job = move |tx: Option<&Tx<'_>>| -> (bool, Tell) {
             let result = tx.map(f);
             let stays = matches!(result, Some(Ok(_)));
-            let answer = move |commit: Result<(), String>| {
+            let answer = move |commit: Result<(), Arc<rusqlite::Error>>| {
                 let outcome = match (result, commit) {
                     (Some(Err(e)), _) => Err(e),
                     (Some(Ok(value)), Ok(())) => Ok(value),
-                    (_, Err(reason)) => Err(StoreError::Commit(reason).into()),
+                    (_, Err(error)) => Err(StoreError::commit(&error).into()),
                     (None, Ok(())) => Err(StoreError::Commit("the write was not run".into()).into()),
                 };
                 // A caller that has gone away wants no answer.
@@ -97,7 +97,7 @@ fn allowed_to_block<T>(f: impl FnOnce() -> T) -> T {
 fn run(connection: &mut Connection, batch: Vec<Job>) -> bool {
     let mut tells = Vec::with_capacity(batch.len());
     let mut jobs = batch.into_iter();
-    let outcome = commit(connection, &mut jobs, &mut tells).map_err(|e| e.to_string());
+    let outcome = commit(connection, &mut jobs, &mut tells).map_err(Arc::new);
     // After an error the rest of the batch is not run, only told.
     tells.extend(jobs.map(|job| job(None).1));
     for tell in tells {

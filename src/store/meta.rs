@@ -22,6 +22,15 @@ impl View<'_> {
         text.map(|t| serde_json::from_str(&t).map_err(|e| StoreError::corrupt(key, e))).transpose()
     }
 
+    /// Whether every fact can be read.
+    pub(super) fn check_facts(&self) -> Result<(), StoreError> {
+        self.cluster()?;
+        self.license()?;
+        self.license_clock::<Value>()?;
+        self.starts()?;
+        self.own_version().map(drop)
+    }
+
     /// None before bootstrap.
     pub fn cluster(&self) -> Result<Option<ClusterFacts>, StoreError> {
         self.meta(CLUSTER)

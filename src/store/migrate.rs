@@ -1,21 +1,31 @@
 //! Opening and schema migration: forward only, one transaction each, a copy of the file kept before each upgrade.
 
-use super::StoreError;
-use rusqlite::Connection;
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    time::Duration,
+use super::{
+    StoreError,
+    files::{remove_if_present, with_suffix},
+    integrity,
 };
+use rusqlite::Connection;
+use std::{path::Path, time::Duration};
 
 /// In order; the schema version is the number of migrations applied.
 pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_init.sql")];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Opens it, finds it sound and brings it to the newest schema. A damaged one is put aside.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     if !path.exists() {
         remove_stale_journals(path)?;
     }
+    match open_sound(path) {
+        Err(StoreError::Open { source, .. }) if integrity::is_damage(&source) => {
+            Err(integrity::put_aside(path, source.to_string()))
+        }
+        opened => opened,
+    }
+}
+
+fn open_sound(path: &Path) -> Result<Connection, StoreError> {
     let failed = |action| move |source| StoreError::Open { path: path.to_owned(), action, source };
     let mut connection = Connection::open(path).map_err(failed("cannot be opened"))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("cannot be configured"))?;
@@ -23,6 +33,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
         .map_err(failed("cannot be switched to write-ahead logging"))?;
     migrate(&mut connection, path)?;
+    if let Err(reason) = integrity::check(&connection) {
+        drop(connection);
+        return Err(integrity::put_aside(path, reason));
+    }
     Ok(connection)
 }
 
@@ -71,19 +85,6 @@ fn keep_copy(connection: &Connection, path: &Path, version: u32) -> Result<(), S
 fn remove_stale_journals(path: &Path) -> Result<(), StoreError> {
     remove_if_present(&with_suffix(path, "-wal"))?;
     remove_if_present(&with_suffix(path, "-shm"))
-}
-
-fn remove_if_present(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(StoreError::Files { path: path.to_owned(), source }),
-        _ => Ok(()),
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! gives a new [`Revision`]; whoever watches it reads again. No clock and no randomness: times and ids are arguments.
 
 mod credentials;
+mod files;
 mod group_commit;
+mod integrity;
 mod ledger;
 mod meta;
 mod migrate;
@@ -12,7 +14,7 @@ mod services;
 
 pub use crate::membership::{Author, ClusterFacts, PeerRow, Put};
 
-use crate::model::Refused;
+use crate::model::{Code, Refused};
 use group_commit::GroupCommit;
 use rusqlite::Connection;
 use std::{
@@ -34,10 +36,17 @@ pub enum StoreError {
         "database {path} has schema {found}, newer than {known} of this version: run the version that wrote it, or restore {path}.pre-{known}"
     )]
     NewerSchema { path: PathBuf, found: u32, known: u32 },
+    #[error(
+        "database {path} is damaged ({reason}) and is not used; it is kept as {kept}: put a backup in its place, or start the agent again and bootstrap it; its identity stays in peer.key, and its peers bring the cluster's state back"
+    )]
+    Damaged { path: PathBuf, kept: PathBuf, reason: String },
     #[error("database files of {path}")]
     Files { path: PathBuf, source: std::io::Error },
     #[error("database commit: {0}")]
     Commit(String),
+    /// The disk refused, as opposed to the database: full, or failing.
+    #[error("database commit: the disk refuses it: {0}")]
+    Disk(String),
     #[error("database query")]
     Sql(#[from] rusqlite::Error),
     #[error("database holds a {what} that cannot be read: {text}")]
@@ -50,12 +59,35 @@ impl StoreError {
     fn corrupt(what: &'static str, text: impl ToString) -> Self {
         Self::Corrupt { what, text: text.to_string() }
     }
+
+    /// What the disk said, where it is the disk that failed.
+    fn disk_refused(&self) -> Option<String> {
+        match self {
+            Self::Disk(reason) => Some(reason.clone()),
+            Self::Sql(e) if is_of_disk(e) => Some(e.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Why a commit failed, told to each whose write was in it.
+    fn commit(error: &rusqlite::Error) -> Self {
+        if is_of_disk(error) { Self::Disk(error.to_string()) } else { Self::Commit(error.to_string()) }
+    }
 }
 
 impl From<StoreError> for Refused {
     fn from(e: StoreError) -> Self {
-        Refused::internal(e)
+        let Some(reason) = e.disk_refused() else { return Refused::internal(e) };
+        tracing::error!(reason, "the disk refuses a write of the database");
+        Refused::new(Code::Internal, format!("the change was not saved, nothing has changed: {reason}"))
+            .with_hint("free space in the agent's DATA_DIR, or see to its disk; then try again")
     }
+}
+
+/// Whether a failure is the disk's.
+fn is_of_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(DiskFull | SystemIoFailure | CannotOpen | ReadOnly))
 }
 
 /// A handle; clones share one pair of connections.

@@ -116,6 +116,19 @@ impl Tx<'_> {
     }
 }
 
+/// Whether each record is the one that was stored: its content has the hash beside it.
+pub(super) fn check_hashes(view: &View<'_>) -> Result<(), StoreError> {
+    let mut statement = view.connection.prepare(&format!("SELECT {COLUMNS}, hash FROM records"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let record = read_record(row)?;
+        if record.head()?.hash != row.get::<_, [u8; 32]>(7)? {
+            return Err(StoreError::corrupt("record", format_args!("{:?} has another hash", record.key)));
+        }
+    }
+    Ok(())
+}
+
 fn read_record(row: &Row<'_>) -> Result<Record, StoreError> {
     let text = |i: usize| row.get::<_, String>(i);
     let body = text(5)?;

@@ -213,6 +213,9 @@ pub struct ClusterBody {
     pub created_at: UnixTime,
     /// The credential shared by the members (cluster.md §3).
     pub client_id: ClientId,
+    /// The ids that its creator's cluster went by later, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<ClusterId>,
 }
 
 /// A trusted peer's signed word about a third one (cluster.md §4).

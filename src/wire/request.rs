@@ -1,5 +1,5 @@
 //! Peer-signed HTTP requests (api.md §2): four headers over method, path, body, time, nonce, both peer ids and, for
-//! forwarded calls, whom they are for.
+//! forwarded calls, whom they are for and why they are forwarded.
 
 use super::nonces::NONCE_BYTES;
 use super::sign::{Domain, Transcript};
@@ -18,22 +18,37 @@ pub const HEADER_ON_BEHALF: &str = "x-arctic-on-behalf";
 pub const CLOCK_WINDOW: Duration = Duration::from_secs(60);
 /// How long a nonce is remembered: twice the window.
 pub const NONCE_MEMORY: Duration = Duration::from_secs(120);
+/// Marks a call that the operator sent to this very peer.
+const PROXIED: &str = "proxied";
 
 /// The operator for whom a peer forwards a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnBehalf {
     pub client_id: ClientId,
     pub scopes: ScopeSet,
+    /// The operator chose the receiver (`X-Arctic-Target-Peer`); otherwise it is asked because it owns the object.
+    pub proxied: bool,
 }
 
 impl OnBehalf {
-    /// `cli_…;scope,scope`.
+    /// `cli_…;scope,scope`, with `;proxied` behind it for a proxied call.
     pub fn header(&self) -> String {
-        format!("{};{}", self.client_id, self.scopes.to_string().replace(' ', ","))
+        let scopes = self.scopes.to_string().replace(' ', ",");
+        if self.proxied {
+            format!("{};{scopes};{PROXIED}", self.client_id)
+        } else {
+            format!("{};{scopes}", self.client_id)
+        }
     }
     pub fn parse(text: &str) -> Option<Self> {
-        let (client, scopes) = text.split_once(';')?;
-        Some(Self { client_id: client.parse().ok()?, scopes: scopes.parse().ok()? })
+        let mut parts = text.split(';');
+        let (client_id, scopes) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let proxied = match (parts.next(), parts.next()) {
+            (None, _) => false,
+            (Some(PROXIED), None) => true,
+            _ => return None,
+        };
+        Some(Self { client_id, scopes, proxied })
     }
 }
 
@@ -60,10 +75,9 @@ impl SignedRequest<'_> {
             .field(self.nonce)
             .field(self.sender.to_string())
             .field(self.target.to_string());
-        match self.on_behalf {
-            Some(who) => transcript.field(who.client_id.to_string()).field(who.scopes.to_string()),
-            None => transcript,
-        }
+        let Some(who) = self.on_behalf else { return transcript };
+        let transcript = transcript.field(who.client_id.to_string()).field(who.scopes.to_string());
+        if who.proxied { transcript.field(PROXIED) } else { transcript }
     }
 
     /// The headers to send with the request.
@@ -97,8 +111,12 @@ mod tests {
         let mut rng = Rng::from_seed([1; 32]);
         let now = UnixTime::from_ms(1_000_000);
         let (a, b) = (PeerId::mint(now, &mut rng), PeerId::mint(now, &mut rng));
-        let who = OnBehalf { client_id: ClientId::mint(now, &mut rng), scopes: ScopeSet::admin() };
-        assert_eq!(OnBehalf::parse(&who.header()), Some(who.clone()));
+        let who = OnBehalf { client_id: ClientId::mint(now, &mut rng), scopes: ScopeSet::admin(), proxied: false };
+        let proxied = OnBehalf { proxied: true, ..who.clone() };
+        for form in [&who, &proxied] {
+            assert_eq!(OnBehalf::parse(&form.header()).as_ref(), Some(form));
+            assert_eq!(OnBehalf::parse(&format!("{};other", form.header())), None);
+        }
         let key = SigningKey::from_seed([2; 32]);
         let request = SignedRequest {
             method: "POST",
@@ -122,6 +140,7 @@ mod tests {
             SignedRequest { sender: b, ..request.clone() },
             SignedRequest { target: a, ..request.clone() },
             SignedRequest { on_behalf: None, ..request.clone() },
+            SignedRequest { on_behalf: Some(&proxied), ..request.clone() },
         ];
         assert!(variants.iter().all(|v| !v.verify(&key.public(), &signature)));
     }

@@ -183,6 +183,25 @@ fn peer_names_the_agent_that_handles_the_call() {
 }
 
 #[test]
+fn what_the_named_peer_refuses_is_the_error_of_the_command() {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    station.run("health --peer tokyo").ok();
+    assert_eq!(agent.one("GET /livez").headers["x-arctic-target-peer"], TOKYO);
+    assert!(agent.one("GET /livez").headers.contains_key("authorization"), "it is the operator who asks for it");
+    for (status, code, exit) in
+        [(422, "PEER_UNREACHABLE", 4), (403, "API_ACCESS_INTERNAL", 5), (404, "NOT_FOUND", 1), (409, "CONFLICT", 1)]
+    {
+        agent.on("GET /v1/services", status, serde_json::json!({"error": "no", "code": code}));
+        station.run("services list --peer tokyo").fails(exit, "Error: no");
+    }
+    station.run("services list --peer nobody").fails(1, "Error: peer not found");
+    let license = station.file("license.json", "{}");
+    let bootstrap = format!("bootstrap --url {} --license-file {license} --peer tokyo", agent.url());
+    station.run(&bootstrap).fails(2, "Error: bootstrap acts on the called agent: leave --peer out");
+}
+
+#[test]
 fn preferences_are_defaults_and_environment_and_flags_win() {
     let agent = FakeAgent::start();
     let station = Workstation::with_cluster(&[(LONDON, agent.port)]);

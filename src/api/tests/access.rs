@@ -302,14 +302,3 @@ async fn an_internal_agent_takes_only_the_recovery_token() {
     agent.clock.advance(Duration::from_secs(12));
     get(RECOVERY).await.expect(200);
 }
-
-#[tokio::test]
-async fn a_request_for_another_peer_is_not_served_here() {
-    let agent = Agent::bootstrapped().await;
-    let bearer = format!("Bearer {}", agent.caller.token.clone().unwrap());
-    let own_id = agent.node.identity().unwrap().peer_id.to_string();
-    for (target, status) in [(own_id.as_str(), 200), ("peer_01ARZ3NDEKTSV4RRFFQ69G5FAV", 400), ("x", 400)] {
-        let headers = [("authorization", bearer.as_str()), ("x-arctic-target-peer", target)];
-        assert_eq!(agent.caller.send(Method::GET, "/v1/services", &headers, "").await.status, status);
-    }
-}

@@ -5,7 +5,7 @@ use crate::{
     env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
     kernel::FakeKernel,
     license::{Features, LicenseDocument, Terms, TrustRoots},
-    model::{ClientId, CustomerId, LicenseId, Mono, Rng, SigningKey, UnixTime},
+    model::{ApiAccess, ClientId, CustomerId, LicenseId, Mono, PeerId, Rng, SigningKey, UnixTime},
     node::{Config, Node, RecoveryToken, StartError},
     os::net::TokioNet,
     routing::Forwarding,
@@ -185,7 +185,19 @@ pub(super) struct LiveAgent {
 }
 
 impl LiveAgent {
+    pub(super) fn id(&self) -> PeerId {
+        self.node.identity().unwrap().peer_id
+    }
+
     pub(super) async fn bootstrapped(seed: u8, customer: u8) -> Self {
+        Self::with(seed, customer, |_| {}).await
+    }
+
+    pub(super) async fn internal(seed: u8, customer: u8) -> Self {
+        Self::with(seed, customer, |c| c.api_access = ApiAccess::Internal).await
+    }
+
+    async fn with(seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = free.local_addr().unwrap();
@@ -196,13 +208,18 @@ impl LiveAgent {
             c.api_bind = addr;
             c.default_name = format!("host-{seed}");
             c.advertise_endpoints = vec![addr.to_string().parse().unwrap()];
+            change(c);
         })
         .await;
         let stop = CancellationToken::new();
-        tokio::spawn(node.clone().run(None, stop.clone()));
+        tokio::spawn(node.clone().run(Some(RecoveryToken::of(RECOVERY)), stop.clone()));
         let mut caller = Caller { addr, token: None };
         caller.wait_until_listening().await;
-        caller.bootstrap(license(terms_at(now, customer))).await;
+        let license = license(terms_at(now, customer));
+        match node.config().api_access {
+            ApiAccess::Public => drop(caller.bootstrap(license).await),
+            ApiAccess::Internal => drop(caller.post("/v1/bootstrap", json!({ "license": license })).await.expect(201)),
+        }
         Self { caller, node, stop, _dir: dir }
     }
 }

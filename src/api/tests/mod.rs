@@ -5,4 +5,5 @@ mod agent;
 mod joining;
 mod objects;
 mod peers_only;
+mod proxying;
 mod starting;

@@ -85,7 +85,7 @@ async fn gossip_is_for_trusted_peers_with_a_fresh_signature_for_us() {
     stranger.id = own_id;
     refused(&stranger.headers((path, body), own_id, now, None), path).await;
     let client = super::agent::client_of(agent.caller.token.as_deref().unwrap());
-    let who = OnBehalf { client_id: client, scopes: ScopeSet::admin() };
+    let who = OnBehalf { client_id: client, scopes: ScopeSet::admin(), proxied: false };
     refused(&peer.headers((path, body), own_id, now, Some(&who)), path).await;
 }
 
@@ -125,7 +125,7 @@ async fn forwarded_calls_are_for_known_clients_and_never_for_more_than_they_may(
     let (path, body, now) = ("/v1/services", r#"{"target_peer_id":"peer_x"}"#, agent.clock.unix());
     let known = super::agent::client_of(agent.caller.token.as_deref().unwrap());
     let mut call = async |client_id: ClientId, scopes: &str, path: &'static str| {
-        let who = OnBehalf { client_id, scopes: scopes.parse().unwrap() };
+        let who = OnBehalf { client_id, scopes: scopes.parse().unwrap(), proxied: false };
         let headers = peer.headers((path, body), own_id, now, Some(&who));
         post(&agent.caller, path, &headers, body).await
     };
@@ -247,7 +247,7 @@ async fn a_peer_that_forgot_us_is_called_again() {
 }
 
 /// Polls for 20 s at most.
-async fn until(mut done: impl FnMut() -> bool) {
+pub(super) async fn until(mut done: impl FnMut() -> bool) {
     let waited = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(20)).await;

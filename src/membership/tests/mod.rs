@@ -209,7 +209,6 @@ impl World {
 
     /// Brings to each agent the records of whom it trusts, and lets it handshake with whom they vouch for, until nothing
     /// is new.
-    #[expect(dead_code, reason = "see the next test")]
     fn gossip(&self) {
         for _ in 0..=self.agents.len() {
             for (n, agent) in self.agents.iter().enumerate() {

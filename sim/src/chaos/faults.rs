@@ -1,0 +1,273 @@
+//! The faults of a run: drawn per seed as a list, each with a begin and an end.
+
+use crate::StreamFault;
+use arctic::{kernel::Fault as KernelFault, model::Rng};
+use std::{fmt, time::Duration};
+
+const MINUTE_MS: i64 = 60_000;
+const YEAR_MS: i64 = 365 * 24 * 60 * MINUTE_MS;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    Partition {
+        one: Vec<String>,
+        other: Vec<String>,
+    },
+    OneWay {
+        from: String,
+        to: String,
+    },
+    Isolate(String),
+    Slow {
+        one: String,
+        other: String,
+        latency: Duration,
+    },
+    /// What is sent waits, and comes all at once.
+    Clog {
+        one: String,
+        other: String,
+    },
+    Crash(String),
+    CrashInWrite(String),
+    /// The data directory as it was at the begin comes back at the end.
+    OldCopy(String),
+    /// The database is gone; `peer.key` stays.
+    Wipe(String),
+    Clock {
+        host: String,
+        ahead_ms: i64,
+    },
+    Streams {
+        host: String,
+        fault: StreamFault,
+        count: usize,
+    },
+    Kernel {
+        host: String,
+        fault: KernelFault,
+    },
+    ForeignEdit(String),
+    ForeignFlush(String),
+    ForeignPolicyFlush(String),
+}
+
+/// Every knob by name; a sweep shows that each has turned.
+pub const KNOBS: [&str; 25] = [
+    "partition",
+    "one-way partition",
+    "isolate",
+    "slow link",
+    "clog",
+    "crash",
+    "crash during write",
+    "old copy",
+    "wiped database",
+    "clock skew",
+    "clock back",
+    "clock +10 years",
+    "clock 1970",
+    "reset mid-body",
+    "truncated body",
+    "byte drip",
+    "half-open",
+    "kernel EEXIST",
+    "kernel EBUSY",
+    "kernel ENOBUFS",
+    "kernel EINTR",
+    "kernel lost notification",
+    "kernel foreign edit",
+    "kernel vanished",
+    "kernel policy flush",
+];
+
+impl Fault {
+    /// Its knob.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Partition { .. } => "partition",
+            Self::OneWay { .. } => "one-way partition",
+            Self::Isolate(_) => "isolate",
+            Self::Slow { .. } => "slow link",
+            Self::Clog { .. } => "clog",
+            Self::Crash(_) => "crash",
+            Self::CrashInWrite(_) => "crash during write",
+            Self::OldCopy(_) => "old copy",
+            Self::Wipe(_) => "wiped database",
+            Self::Clock { ahead_ms, .. } => match *ahead_ms {
+                ms if ms > YEAR_MS => "clock +10 years",
+                ms if ms < -YEAR_MS => "clock 1970",
+                ms if ms < -10 * MINUTE_MS => "clock back",
+                _ => "clock skew",
+            },
+            Self::Streams { fault, .. } => fault.name(),
+            Self::Kernel { fault, .. } => match fault {
+                KernelFault::Exists => "kernel EEXIST",
+                KernelFault::Busy => "kernel EBUSY",
+                KernelFault::NoBuffers => "kernel ENOBUFS",
+                KernelFault::Interrupted => "kernel EINTR",
+                KernelFault::LostNotification => "kernel lost notification",
+                KernelFault::ForeignEdit => "kernel foreign edit",
+                KernelFault::Vanished => "kernel vanished",
+            },
+            Self::ForeignEdit(_) => "kernel foreign edit",
+            Self::ForeignFlush(_) => "kernel vanished",
+            Self::ForeignPolicyFlush(_) => "kernel policy flush",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// After the begin of the chaos phase.
+    pub at: Duration,
+    pub lasts: Duration,
+    pub fault: Fault,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1}s+{:.1}s {:?}", self.at.as_secs_f64(), self.lasts.as_secs_f64(), self.fault)
+    }
+}
+
+/// What the faults of one seed may touch.
+pub(super) struct Ground<'a> {
+    pub hosts: &'a [String],
+    /// May lose data: not the one that leaves, and one at most, so that somebody still has what it lost.
+    pub loser: &'a str,
+    pub lasts: Duration,
+}
+
+/// Each seed draws how likely each kind is, some not at all; then the list, in order of time.
+pub(super) fn draw(ground: &Ground<'_>, rng: &mut Rng) -> Vec<Planned> {
+    let kinds: Vec<(u64, Kind)> = Kind::ALL.iter().map(|&kind| (weight(rng), kind)).collect();
+    let total = kinds.iter().map(|(weight, _)| weight).sum::<u64>().max(1);
+    let count = 4 + rng.below(12);
+    let mut list: Vec<Planned> = (0..count)
+        .filter_map(|_| {
+            let mut ticket = rng.below(total);
+            let drawn = kinds.iter().find(|(weight, _)| {
+                let found = ticket < *weight;
+                ticket = ticket.saturating_sub(*weight);
+                found
+            });
+            drawn.map(|(_, kind)| plan(*kind, ground, rng))
+        })
+        .collect();
+    list.extend(data_loss(ground, rng));
+    list.sort_by_key(|p| p.at);
+    list
+}
+
+/// A third of the kinds is off.
+fn weight(rng: &mut Rng) -> u64 {
+    if rng.below(3) == 0 { 0 } else { 1 + rng.below(9) }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Partition,
+    OneWay,
+    Isolate,
+    Slow,
+    Clog,
+    Crash,
+    CrashInWrite,
+    Clock,
+    Streams,
+    Kernel,
+    ForeignHand,
+}
+
+impl Kind {
+    const ALL: [Self; 11] = [
+        Self::Partition,
+        Self::OneWay,
+        Self::Isolate,
+        Self::Slow,
+        Self::Clog,
+        Self::Crash,
+        Self::CrashInWrite,
+        Self::Clock,
+        Self::Streams,
+        Self::Kernel,
+        Self::ForeignHand,
+    ];
+}
+
+fn plan(kind: Kind, ground: &Ground<'_>, rng: &mut Rng) -> Planned {
+    let at = Duration::from_millis(rng.below(ground.lasts.as_millis() as u64));
+    let lasts = Duration::from_millis(500 + rng.below(45_000));
+    let (one, other) = pair(ground.hosts, rng);
+    let fault = match kind {
+        Kind::Partition => {
+            let (one, other) = ground.hosts.iter().cloned().partition(|_| rng.below(2) == 0);
+            Fault::Partition { one, other }
+        }
+        Kind::OneWay => Fault::OneWay { from: one, to: other },
+        Kind::Isolate => Fault::Isolate(one),
+        Kind::Slow => Fault::Slow { one, other, latency: Duration::from_millis(100 + rng.below(1_900)) },
+        Kind::Clog => Fault::Clog { one, other },
+        Kind::Crash => Fault::Crash(one),
+        Kind::CrashInWrite => Fault::CrashInWrite(one),
+        Kind::Clock => Fault::Clock { host: one, ahead_ms: clock(rng) },
+        Kind::Streams => Fault::Streams { host: one, fault: stream_fault(rng), count: 1 + rng.below(20) as usize },
+        Kind::Kernel => Fault::Kernel { host: one, fault: kernel_fault(rng) },
+        Kind::ForeignHand => match rng.below(3) {
+            0 => Fault::ForeignEdit(one),
+            1 => Fault::ForeignFlush(one),
+            _ => Fault::ForeignPolicyFlush(one),
+        },
+    };
+    Planned { at, lasts, fault }
+}
+
+fn data_loss(ground: &Ground<'_>, rng: &mut Rng) -> Option<Planned> {
+    let host = ground.loser.to_owned();
+    let fault = match rng.below(4) {
+        0 => Fault::OldCopy(host),
+        1 => Fault::Wipe(host),
+        _ => return None,
+    };
+    let third = ground.lasts.as_millis() as u64 / 3;
+    let at = Duration::from_millis(third / 2 + rng.below(third));
+    Some(Planned { at, lasts: Duration::from_millis(2_000 + rng.below(third)), fault })
+}
+
+fn pair(hosts: &[String], rng: &mut Rng) -> (String, String) {
+    let one = rng.below(hosts.len() as u64) as usize;
+    let step = 1 + rng.below(hosts.len() as u64 - 1) as usize;
+    (hosts[one].clone(), hosts[(one + step) % hosts.len()].clone())
+}
+
+fn clock(rng: &mut Rng) -> i64 {
+    match rng.below(4) {
+        0 => rng.below(20 * MINUTE_MS as u64) as i64 - 10 * MINUTE_MS,
+        1 => -(3_600_000 + rng.below(86_400_000) as i64),
+        2 => 10 * YEAR_MS,
+        _ => -60 * YEAR_MS,
+    }
+}
+
+fn stream_fault(rng: &mut Rng) -> StreamFault {
+    let bytes = 1 + rng.below(600) as usize;
+    match rng.below(4) {
+        0 => StreamFault::ResetAfter(bytes),
+        1 => StreamFault::EndAfter(bytes),
+        2 => StreamFault::Drip,
+        _ => StreamFault::HalfOpen,
+    }
+}
+
+fn kernel_fault(rng: &mut Rng) -> KernelFault {
+    match rng.below(7) {
+        0 => KernelFault::Exists,
+        1 => KernelFault::Busy,
+        2 => KernelFault::NoBuffers,
+        3 => KernelFault::Interrupted,
+        4 => KernelFault::ForeignEdit,
+        5 => KernelFault::LostNotification,
+        _ => KernelFault::Vanished,
+    }
+}

@@ -1,0 +1,187 @@
+//! What the operator was told, and so what may and must be there at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the acknowledgements say of one object. `Maybe` stays: a call without an answer may take effect at any later time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    Must,
+    MustNot,
+    Maybe,
+}
+
+/// How a write ended, as far as the operator can know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Acknowledged,
+    Refused,
+    Unknown,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct RouteMemory {
+    pub presence: Presence,
+    pub id: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct ServiceMemory {
+    /// Absent while no answer named it.
+    pub id: Option<String>,
+    /// Names of hosts.
+    pub source: String,
+    pub target: String,
+    pub presence: Presence,
+    /// By destination.
+    pub routes: BTreeMap<String, RouteMemory>,
+    pub limit: u64,
+    /// Limits that calls without an answer may still set.
+    pub late_limits: BTreeSet<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// By name.
+    pub services: BTreeMap<String, ServiceMemory>,
+    /// The host that the operator removed, and how that ended; `Maybe` also after a re-admission.
+    pub removed: Option<(String, Presence)>,
+    /// The host that a write is on its way to.
+    pub in_flight: Option<String>,
+    /// Hosts that lost their database and wait for a bootstrap.
+    pub to_bootstrap: BTreeSet<String>,
+    /// Hosts that fell back in time and have not caught up yet: nobody writes to them.
+    pub recovering: BTreeSet<String>,
+    pub acknowledged: u64,
+    /// What no state may show, seen on the way.
+    pub seen: Vec<String>,
+    next: u32,
+}
+
+impl Presence {
+    fn after_addition(ending: Ending) -> Self {
+        match ending {
+            Ending::Acknowledged => Self::Must,
+            Ending::Refused => Self::MustNot,
+            Ending::Unknown => Self::Maybe,
+        }
+    }
+
+    fn after_deletion(self, ending: Ending) -> Self {
+        match (ending, self) {
+            (Ending::Refused, before) => before,
+            (Ending::Unknown, _) | (_, Self::Maybe) => Self::Maybe,
+            (Ending::Acknowledged, _) => Self::MustNot,
+        }
+    }
+
+    /// Whether `present` contradicts it.
+    pub fn denies(self, present: bool) -> bool {
+        matches!((self, present), (Self::Must, false) | (Self::MustNot, true))
+    }
+}
+
+impl Memory {
+    pub fn next_number(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    pub fn created(&mut self, name: String, source: String, target: String, id: Option<String>, ending: Ending) {
+        self.count(ending);
+        let presence = Presence::after_addition(ending);
+        let service = ServiceMemory {
+            id,
+            source,
+            target,
+            presence,
+            routes: BTreeMap::new(),
+            limit: 0,
+            late_limits: BTreeSet::new(),
+        };
+        self.services.insert(name, service);
+    }
+
+    pub fn deleted(&mut self, name: &str, ending: Ending) {
+        self.count(ending);
+        self.change(name, |s| s.presence = s.presence.after_deletion(ending));
+    }
+
+    pub fn route_added(&mut self, name: &str, dest: String, id: Option<u64>, ending: Ending) {
+        self.count(ending);
+        let presence = Presence::after_addition(ending);
+        self.change(name, |s| drop(s.routes.insert(dest, RouteMemory { presence, id })));
+    }
+
+    pub fn route_deleted(&mut self, name: &str, dest: &str, ending: Ending) {
+        self.count(ending);
+        self.change(name, |s| {
+            if let Some(route) = s.routes.get_mut(dest) {
+                route.presence = route.presence.after_deletion(ending);
+            }
+        });
+    }
+
+    pub fn limited(&mut self, name: &str, limit: u64, ending: Ending) {
+        self.count(ending);
+        self.change(name, |s| match ending {
+            Ending::Acknowledged => s.limit = limit,
+            Ending::Refused => {}
+            Ending::Unknown => drop(s.late_limits.insert(limit)),
+        });
+    }
+
+    /// A removal takes every service with it that begins or ends at the host.
+    pub fn peer_removed(&mut self, host: &str, ending: Ending) {
+        self.count(ending);
+        let presence = Presence::Must.after_deletion(ending);
+        if ending != Ending::Refused {
+            self.removed = Some((host.to_owned(), presence));
+            self.involving(host, |s| s.presence = s.presence.after_deletion(ending));
+        }
+    }
+
+    /// Its services were voided, unless it never heard of its removal.
+    pub fn peer_readmitted(&mut self, host: &str, ending: Ending) {
+        self.count(ending);
+        if ending != Ending::Refused {
+            self.removed = Some((host.to_owned(), Presence::Maybe));
+            self.involving(host, |s| s.presence = Presence::Maybe);
+        }
+    }
+
+    /// Nobody but the host had what it lost: either state will do.
+    pub fn lost(&mut self, service_id: &str) {
+        let of_id = |s: &&mut ServiceMemory| s.id.as_deref() == Some(service_id);
+        for service in self.services.values_mut().filter(of_id) {
+            service.presence = Presence::Maybe;
+            service.routes.values_mut().for_each(|r| r.presence = Presence::Maybe);
+            service.late_limits.extend(0..=super::workload::LIMIT_MAX_MBPS);
+        }
+    }
+
+    /// Whether the host counts as a member: `None` when the operator cannot know.
+    pub fn is_member(&self, host: &str) -> Option<bool> {
+        match &self.removed {
+            Some((removed, presence)) if removed == host => match presence {
+                Presence::MustNot => Some(false),
+                Presence::Must => Some(true),
+                Presence::Maybe => None,
+            },
+            _ => Some(true),
+        }
+    }
+
+    fn involving(&mut self, host: &str, f: impl Fn(&mut ServiceMemory)) {
+        self.services.values_mut().filter(|s| s.source == host || s.target == host).for_each(f);
+    }
+
+    fn change(&mut self, name: &str, f: impl FnOnce(&mut ServiceMemory)) {
+        if let Some(service) = self.services.get_mut(name) {
+            f(service);
+        }
+    }
+
+    fn count(&mut self, ending: Ending) {
+        self.acknowledged += u64::from(ending == Ending::Acknowledged);
+    }
+}

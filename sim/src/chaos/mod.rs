@@ -1,0 +1,192 @@
+//! Random runs of production nodes: faults drawn per seed, an operator who writes meanwhile and remembers what was
+//! acknowledged, then calm, in which every invariant must hold within its bound.
+
+mod calm;
+mod faults;
+mod memory;
+mod storm;
+mod sweep;
+mod workload;
+
+pub use calm::CONVERGENCE_BOUND;
+pub use faults::{Fault, KNOBS, Planned};
+pub use sweep::{Summary, idle, shrink, sweep};
+
+use crate::{Cluster, Options, cluster::derive, trace};
+use arctic::model::Rng;
+use calm::Inspection;
+use memory::Memory;
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    time::Duration,
+};
+use storm::Storm;
+use workload::{Workload, endpoint_of};
+
+/// How long faults last in a run, and an operator waits for an answer.
+const CHAOS: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(12);
+const JOINING_BOUND: Duration = Duration::from_secs(60);
+
+/// What became of one run.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    pub seed: u64,
+    pub nodes: usize,
+    /// The list that was drawn; the run may have used a part of it.
+    pub faults: Vec<String>,
+    /// How often each knob turned.
+    pub fired: BTreeMap<&'static str, u64>,
+    pub acknowledged: u64,
+    pub simulated: Duration,
+    /// From the end of the faults until every invariant held.
+    pub converged_after: Duration,
+    /// Invariants that did not hold, or the panic that ended the run.
+    pub violated: Vec<String>,
+}
+
+/// The size of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub chaos: Duration,
+    /// `None`: drawn from the seed, 3 to 6.
+    pub nodes: Option<usize>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { chaos: CHAOS, nodes: None }
+    }
+}
+
+/// One run; a violated invariant or a panic is in its outcome.
+pub fn run(seed: u64) -> Outcome {
+    run_part(seed, Shape::default(), |_| true)
+}
+
+/// The same with those faults of the list that `keep` chooses by position.
+pub fn run_part(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool) -> Outcome {
+    let mut outcome = Outcome { seed, ..Outcome::default() };
+    let ended = catch_unwind(AssertUnwindSafe(|| play(&mut outcome, shape, keep)));
+    if let Err(panic) = ended {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        outcome.violated.push(format!("panic: {}", text.unwrap_or_default()));
+    }
+    outcome
+}
+
+/// One run for a test: panics with the report when an invariant is violated.
+///
+/// `SIM_FAULTS=0,3` keeps only those faults of the list.
+pub fn check(seed: u64, shape: Shape) {
+    let chosen = std::env::var("SIM_FAULTS").ok();
+    let chosen: Option<Vec<usize>> = chosen.map(|list| list.split(',').filter_map(|n| n.parse().ok()).collect());
+    let outcome = run_part(seed, shape, |n| chosen.as_ref().is_none_or(|kept| kept.contains(&n)));
+    assert!(outcome.violated.is_empty(), "{outcome}");
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.violated.is_empty() {
+            let (simulated, after) = (self.simulated.as_secs(), self.converged_after.as_secs_f64());
+            let (seed, nodes, acknowledged) = (self.seed, self.nodes, self.acknowledged);
+            return write!(
+                f,
+                "seed {seed}: {nodes} nodes, {simulated} s, {acknowledged} writes, well {after:.1} s after"
+            );
+        }
+        writeln!(f, "SIM FAILED  chaos\nseed        {}\nnodes       {}", self.seed, self.nodes)?;
+        for (n, fault) in self.faults.iter().enumerate() {
+            writeln!(f, "fault {n:<5} {fault}")?;
+        }
+        for violated in &self.violated {
+            writeln!(f, "violated    {violated}")?;
+        }
+        write!(
+            f,
+            "at          {:.3} s of simulated time\nreproduce   SIM_SEED={} cargo test --release -p sim --test chaos faults_pass -- --nocapture",
+            self.simulated.as_secs_f64(),
+            self.seed
+        )
+    }
+}
+
+fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
+    let mut rng = Rng::from_seed(derive(outcome.seed, "chaos", 0));
+    let drawn = 3 + rng.below(4) as usize;
+    outcome.nodes = shape.nodes.unwrap_or(drawn);
+    let options = Options { patience: PATIENCE, ..Options::new(outcome.seed, outcome.nodes) };
+    let mut cluster = Cluster::new(&options);
+    let license = cluster.license(1, 50);
+    let peer_ids = join_all(&mut cluster, &license);
+
+    let hosts = cluster.names();
+    let leaver = hosts.last().filter(|_| hosts.len() > 3 && rng.below(2) == 0).cloned();
+    let loser = &hosts[rng.below(hosts.len() as u64 - 1) as usize];
+    let ground = faults::Ground { hosts: &hosts, loser, lasts: shape.chaos };
+    let list = faults::draw(&ground, &mut rng);
+    outcome.faults = list.iter().map(ToString::to_string).collect();
+    let list: Vec<Planned> = list.into_iter().enumerate().filter(|(n, _)| keep(*n)).map(|(_, p)| p).collect();
+
+    let memory = Rc::new(RefCell::new(Memory::default()));
+    let mut storm = Storm::new(&cluster, &list, memory.clone(), leaver.clone(), options.max_latency);
+    let workload = |op| Workload {
+        op,
+        rng: rng.fork(),
+        hosts: hosts.clone(),
+        peer_ids: peer_ids.clone(),
+        license: license.clone(),
+        memory: memory.clone(),
+        leaver,
+        ends_at: shape.chaos,
+    };
+    cluster.act_while(|op| workload(op).run(), |cluster| storm.blow(cluster));
+    outcome.fired = storm.calm(&mut cluster);
+    outcome.acknowledged = memory.borrow().acknowledged;
+
+    let kernels = hosts.iter().map(|h| (h.clone(), cluster.host(h).kernel.clone())).collect();
+    let verdict = Rc::new(RefCell::new(Ok(Duration::ZERO)));
+    let told = verdict.clone();
+    cluster.act(|op| async move {
+        let inspection = Inspection { op, kernels, peer_ids, memory, license };
+        let result = inspection.run().await;
+        *told.borrow_mut() = result;
+    });
+    outcome.simulated = cluster.elapsed();
+    let verdict = std::mem::replace(&mut *verdict.borrow_mut(), Ok(Duration::ZERO));
+    match verdict {
+        Ok(after) => outcome.converged_after = after,
+        Err(violated) => outcome.violated = violated,
+    }
+    trace::record(format_args!("outcome {outcome}"));
+}
+
+/// Bootstraps everyone and makes them one cluster; peer ids by host.
+fn join_all(cluster: &mut Cluster, license: &serde_json::Value) -> BTreeMap<String, String> {
+    let hosts = cluster.names();
+    let ids = Rc::new(RefCell::new(BTreeMap::new()));
+    let (license, told) = (license.clone(), ids.clone());
+    cluster.act(|op| async move {
+        for host in &hosts {
+            let made = op.bootstrap(host, &license).await;
+            told.borrow_mut().insert(host.clone(), made["peer_id"].as_str().unwrap_or_default().to_owned());
+        }
+        for host in &hosts[1..] {
+            op.post(&hosts[0], "/v1/peers", endpoint_of(host)).await.expect(201);
+        }
+        let count = hosts.len();
+        for host in &hosts {
+            let all_healthy = move |answer: &crate::Answer| {
+                let peers = answer.body["peers"].as_array().cloned().unwrap_or_default();
+                peers.len() == count && peers.iter().all(|p| p["status"] == "healthy")
+            };
+            op.eventually(host, "/v1/peers", JOINING_BOUND, all_healthy).await;
+        }
+    });
+    ids.take()
+}

@@ -1,0 +1,105 @@
+//! Many seeds, and what they say together.
+
+use super::{KNOBS, Outcome, Shape, run_part};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+/// What a sweep found.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    pub seeds: u64,
+    /// Times nodes.
+    pub cluster_time: Duration,
+    pub acknowledged: u64,
+    pub slowest_convergence: Duration,
+    pub fired: BTreeMap<&'static str, u64>,
+    pub failed: Vec<Outcome>,
+}
+
+impl Summary {
+    pub fn add(&mut self, outcome: Outcome) {
+        self.seeds += 1;
+        self.cluster_time += outcome.simulated;
+        self.acknowledged += outcome.acknowledged;
+        self.slowest_convergence = self.slowest_convergence.max(outcome.converged_after);
+        for (&knob, times) in &outcome.fired {
+            *self.fired.entry(knob).or_default() += times;
+        }
+        if !outcome.violated.is_empty() {
+            self.failed.push(outcome);
+        }
+    }
+
+    /// Knobs that never turned: the sweep proved nothing about them.
+    pub fn never_fired(&self) -> Vec<&'static str> {
+        KNOBS.into_iter().filter(|knob| self.fired.get(knob).is_none_or(|times| *times == 0)).collect()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for outcome in &self.failed {
+            writeln!(f, "{outcome}\n")?;
+        }
+        for (knob, times) in &self.fired {
+            writeln!(f, "fired       {times:>6} {knob}")?;
+        }
+        write!(
+            f,
+            "sim: tier=B seeds={} hours={:.2} acknowledged={} slowest_convergence={:.1}s failed={}",
+            self.seeds,
+            self.cluster_time.as_secs_f64() / 3600.0,
+            self.acknowledged,
+            self.slowest_convergence.as_secs_f64(),
+            self.failed.len()
+        )
+    }
+}
+
+/// Runs the seeds on so many threads, each run on one of them; `done` hears of each outcome as it comes.
+pub fn sweep(
+    seeds: impl IntoIterator<Item = u64, IntoIter: Send>,
+    threads: usize,
+    done: impl Fn(&Outcome) + Sync,
+) -> Summary {
+    let (seeds, summary) = (Mutex::new(seeds.into_iter()), Mutex::new(Summary::default()));
+    let next = || seeds.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    let outcome = run_part(seed, Shape::default(), |_| true);
+                    done(&outcome);
+                    summary.lock().unwrap_or_else(PoisonError::into_inner).add(outcome);
+                }
+            });
+        }
+    });
+    summary.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Leaves out faults one by one while the run still fails; positions in the list of those that are needed.
+pub fn shrink(failed: &Outcome, shape: Shape) -> Vec<usize> {
+    let mut needed: Vec<usize> = (0..failed.faults.len()).collect();
+    for candidate in (0..failed.faults.len()).rev() {
+        let fewer: Vec<usize> = needed.iter().copied().filter(|n| *n != candidate).collect();
+        if !run_part(failed.seed, shape, |n| fewer.contains(&n)).violated.is_empty() {
+            needed = fewer;
+        }
+    }
+    needed
+}
+
+/// Joins so many nodes and leaves them alone for a while; the simulated time that took, for who holds a stopwatch (S3).
+pub fn idle(nodes: usize, lasts: Duration) -> Duration {
+    let mut cluster = crate::Cluster::new(&crate::Options::new(1, nodes));
+    let license = cluster.license(1, 100);
+    super::join_all(&mut cluster, &license);
+    cluster.act(|_| async move { tokio::time::sleep(lasts).await });
+    cluster.elapsed()
+}
