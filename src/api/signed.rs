@@ -7,8 +7,8 @@ use crate::{
     wire::{
         nonces::{NonceMemory, NonceRefusal},
         request::{
-            CLOCK_WINDOW, HEADER_NONCE, HEADER_ON_BEHALF, HEADER_PEER, HEADER_SIGNATURE, HEADER_TIMESTAMP, OnBehalf,
-            SignedRequest, parse_nonce,
+            HEADER_NONCE, HEADER_ON_BEHALF, HEADER_PEER, HEADER_SIGNATURE, HEADER_TIMESTAMP, OnBehalf, SignedRequest,
+            check_clock, parse_nonce,
         },
     },
 };
@@ -52,16 +52,7 @@ impl Claim {
 
     /// The refusal names both clocks.
     pub(super) fn check_clock(&self, now: UnixTime) -> Result<(), Refused> {
-        let apart = now.saturating_since(self.timestamp).max(self.timestamp.saturating_since(now));
-        if apart <= CLOCK_WINDOW {
-            return Ok(());
-        }
-        Err(unauthorized(format!(
-            "request was signed at {} by the clock of {}, and here it is {now}: clocks may differ by {} s",
-            self.timestamp,
-            self.sender,
-            CLOCK_WINDOW.as_secs()
-        )))
+        check_clock(self.sender, self.timestamp, now).map_err(|apart| unauthorized(apart.to_string()))
     }
 
     /// `path` includes the query.

@@ -21,6 +21,24 @@ pub const NONCE_MEMORY: Duration = Duration::from_secs(120);
 /// Marks a call that the operator sent to this very peer.
 const PROXIED: &str = "proxied";
 
+/// Two clocks are too far apart for a request to be taken; both are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "request was signed at {signed_at} by the clock of {sender}, and here it is {now}: clocks may differ by {} s",
+    CLOCK_WINDOW.as_secs()
+)]
+pub struct ClocksApart {
+    pub sender: PeerId,
+    pub signed_at: UnixTime,
+    pub now: UnixTime,
+}
+
+/// Whether a request signed at `signed_at` may be taken at `now`.
+pub fn check_clock(sender: PeerId, signed_at: UnixTime, now: UnixTime) -> Result<(), ClocksApart> {
+    let apart = now.saturating_since(signed_at).max(signed_at.saturating_since(now));
+    if apart <= CLOCK_WINDOW { Ok(()) } else { Err(ClocksApart { sender, signed_at, now }) }
+}
+
 /// The operator for whom a peer forwards a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnBehalf {

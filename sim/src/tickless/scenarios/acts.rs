@@ -1,13 +1,14 @@
 //! What scenarios do to a world beyond the work of operators.
 
 use super::super::{
+    member::{here, own},
     node::Why,
     workload::Work,
     world::World,
 };
 use arctic::{
     handshake::{Purpose, Target},
-    membership::{self, Own},
+    membership,
     model::{ClusterId, Endpoint, LicenseId, PeerId, Rng, SigningKey, UnixTime, X25519Public},
     wire::handshake::{Challenge, Init, PROTOCOL, default_api_port},
 };
@@ -43,9 +44,8 @@ impl World {
             let mono = node.clock.mono(now);
             let Some(process) = node.process.as_mut() else { continue };
             let Some(member) = process.member.as_ref() else { continue };
-            let own = Own { author: &node.author, entitlement: &member.entitlement, api_port: default_api_port() };
-            let Ok(Some(side)) = membership::side(&node.disk, own) else { continue };
-            let response = process.responder.handle_init(side.here(&self.roots), source, &init, mono, &mut rng);
+            let Ok(Some(side)) = membership::side(&node.disk, own(&node.author, member, &self.roots)) else { continue };
+            let response = process.responder.handle_init(here(&side, &self.roots), source, &init, mono, &mut rng);
             self.witness_session(n, &init, response.as_ref().ok());
         }
         self.nodes[n].process.as_ref().map_or(0, |p| p.responder.open_sessions())

@@ -1,19 +1,10 @@
 //! Clocks that are wrong: scenarios 8 and 9.
 
 use super::{
-    super::{
-        node::EPOCH,
-        workload::Work,
-        world::World,
-    },
+    super::{node::EPOCH, workload::Work, world::World},
     stage::{Casting, DAY, HOUR, Stage, id, services},
 };
-use arctic::{
-    kernel::Ruleset,
-    license::State,
-    membership::LedgerView,
-    model::UnixTime,
-};
+use arctic::{kernel::Ruleset, license::State, membership::LedgerView, model::UnixTime};
 use std::time::Duration;
 
 const TICKS: Duration = Duration::from_secs(150);
@@ -48,7 +39,9 @@ pub fn future_clock_wins_nothing(casting: Casting) -> World {
     let last = stage.world.nodes[ahead].disk.service(service).ok().flatten();
     let Some(last) = last else { return stage.world };
     stage.within(SOON, "G8", "the last write of the owner is everywhere, whatever year the one before had", |w| {
-        others.iter().all(|n| w.nodes[*n].disk.service(service).ok().flatten().is_some_and(|s| s.version == last.version))
+        others
+            .iter()
+            .all(|n| w.nodes[*n].disk.service(service).ok().flatten().is_some_and(|s| s.version == last.version))
     });
     // Others' later writes about their own objects stand as well.
     stage.rest();

@@ -1,11 +1,7 @@
 //! Clusters that meet, grow and contain something odd: scenarios 22, 23 and 25.
 
 use super::{
-    super::{
-        ledger::NoResult,
-        workload::Work,
-        world::World,
-    },
+    super::{ledger::NoResult, workload::Work, world::World},
     stage::{Casting, Stage, agree, all_trust, id, services, trusts},
 };
 use arctic::{
@@ -78,7 +74,9 @@ pub fn merge_in_any_order_with_crashes(casting: Casting) -> World {
     let smallest = ids.iter().copied().min();
     for n in &all {
         let Some((winner, aliases)) = cluster(&stage.world, *n) else { continue };
-        stage.demand("C2", Some(winner) == smallest, || format!("n{} is in {winner}, the smallest is {smallest:?}", n + 1));
+        stage.demand("C2", Some(winner) == smallest, || {
+            format!("n{} is in {winner}, the smallest is {smallest:?}", n + 1)
+        });
         stage.demand("C2", !aliases.contains(&winner), || format!("n{} has its own cluster as an alias", n + 1));
         let seen = services(&stage.world, *n);
         stage.demand("C3", seen == known, || format!("n{} sees {} services of {}", n + 1, seen.len(), known.len()));
@@ -104,7 +102,8 @@ pub fn poison_record_is_contained(casting: Casting) -> World {
         serde_json::json!({"name": 7, "routes": "none"}),
         serde_json::json!(null),
         serde_json::json!([[[[[]]]]]),
-        serde_json::to_value(arctic::model::ServiceBody { target_peer_id: stranger, ..good.clone() }).unwrap_or_default(),
+        serde_json::to_value(arctic::model::ServiceBody { target_peer_id: stranger, ..good.clone() })
+            .unwrap_or_default(),
         serde_json::to_value(arctic::model::ServiceBody { source_peer_id: stranger, ..good }).unwrap_or_default(),
     ];
     for (n, body) in poisons.into_iter().enumerate() {
@@ -144,7 +143,8 @@ pub fn poison_record_is_contained(casting: Casting) -> World {
     let trusted = all_trust(&stage.world, &[0, 1, 2, 3]);
     stage.demand("H1", trusted, || "a bad record cost trust".to_owned());
     let records = stage.world.nodes[others[0]].disk.records_of(kind::SERVICE).unwrap_or_default().len();
-    stage.demand("G1", records >= 8, || format!("{records} service records: what nobody reads is relayed all the same"));
+    stage
+        .demand("G1", records >= 8, || format!("{records} service records: what nobody reads is relayed all the same"));
     stage.world
 }
 

@@ -41,8 +41,7 @@ pub fn revoked_peer_never_returns_after_collection(casting: Casting) -> World {
         stage.demand("R1", gone, || format!("n{} still has something of the removed peer", n + 1));
     }
     stage.days_pass(40);
-    let tombstone =
-        RecordKey { kind: kind::SERVICE.into(), id: doomed.to_string(), owner: id(&stage.world, owner) };
+    let tombstone = RecordKey { kind: kind::SERVICE.into(), id: doomed.to_string(), owner: id(&stage.world, owner) };
     for n in core {
         let collected = stage.world.nodes[*n].disk.read(|s| !s.records.contains_key(&tombstone));
         stage.demand("R2", collected, || format!("n{} keeps a tombstone for 40 days because of one laggard", n + 1));
@@ -56,7 +55,9 @@ pub fn revoked_peer_never_returns_after_collection(casting: Casting) -> World {
     stage.world.start(x);
     stage.world.run_for(SOON);
     let everyone = [0, 1, 2, 3, x];
-    stage.within(SOON, "G1", "the returned peer agrees with the others", |w| agree(w, &everyone) && all_trust(w, &everyone));
+    stage.within(SOON, "G1", "the returned peer agrees with the others", |w| {
+        agree(w, &everyone) && all_trust(w, &everyone)
+    });
     for n in everyone {
         let world = &stage.world;
         let back = trusts(world, n, p) || !held_of(world, n, p_id).is_empty();

@@ -7,8 +7,8 @@ use super::{
         message::Encoding,
         network::{Nodes, Rule},
         scale::grown,
-        world::{Options, World},
         workload::Work,
+        world::{Options, World},
     },
     stage::{Casting, DAY, HOUR, Stage, agree, services},
 };

@@ -8,9 +8,7 @@ use arctic::{
         ReverseAnswer, SESSIONS_MAX, Target,
     },
     license::{LicenseDocument, TrustRoots},
-    model::{
-        ApiAccess, ClusterId, DataPorts, Endpoint, Mono, PeerId, Rng, SigningKey, UnixTime, X25519Public,
-    },
+    model::{ApiAccess, ClusterId, DataPorts, Endpoint, Mono, PeerId, Rng, SigningKey, UnixTime, X25519Public},
     wire::{
         handshake::{Challenge, Finish, Identity, Init, PROTOCOL, default_api_port},
         record::{PeerBody, Record, kind},
@@ -85,12 +83,13 @@ pub fn thousand_join_one(stage: &mut Stage) {
             Due::Send(n) => {
                 let Some(machine) = guests[n].machine.as_mut() else { continue };
                 machine.handle_timeout(now);
-                guests[n].call = machine.poll_transmit();
-                queue.push(Reverse(match (&guests[n].call, machine.poll_timeout()) {
+                let call = machine.poll_transmit();
+                queue.push(Reverse(match (&call, machine.poll_timeout()) {
                     (Some(_), _) => (soon(rng), Due::Arrive(n)),
                     (None, Some((at, _))) => (at.max(now), Due::Send(n)),
                     (None, None) => (now, Due::Begin(n)),
                 }));
+                guests[n].call = call;
             }
             Due::Arrive(n) => {
                 let Some(call) = guests[n].call.take() else { continue };

@@ -1,0 +1,413 @@
+//! The sweep of harness A: `scripts/sweep --help`. Many seeds on all cores, replay of one, canaries, figures.
+
+use arctic::planted::Bug;
+use clap::Parser;
+use sim::tickless::{
+    Plan,
+    faults::Kind,
+    marks, plan,
+    report::{REPORTED, Report},
+    run_plan,
+    scenarios::{SCENARIOS, Scenario},
+    shrink::shrink,
+    trace::Detail,
+    world::World,
+};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A mark or a fault kind that so many seeds never reach is dead.
+const COVERAGE_FROM_SEEDS: u64 = 1000;
+/// One seed in so many runs twice, and its two traces are compared.
+const TWIN_ONE_IN: u64 = 20;
+/// Within so many seeds a planted bug must show.
+const CANARY_SEEDS: u64 = 500;
+const CHAOS: &str = "chaos";
+
+/// Simulates clusters under faults and checks what must hold.
+#[derive(Parser)]
+struct Args {
+    /// Seeds of chaos to run.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// Stop after so many minutes, whatever has been run.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Replay one seed and print its end.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A scenario of simulation.md §8 instead of chaos.
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Threads; all cores without it.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Plant each bug and see that it is found.
+    #[arg(long)]
+    canaries: bool,
+    /// Plant one bug, by its name.
+    #[arg(long)]
+    plant: Option<String>,
+    /// Figures of large clusters.
+    #[arg(long)]
+    scale: bool,
+    /// Speeds S1 and S2.
+    #[arg(long)]
+    bench: bool,
+    /// Print the hash of the trace of each seed, for a comparison with another process.
+    #[arg(long)]
+    hashes: bool,
+    /// Seconds that shrinking a failure may take.
+    #[arg(long, default_value_t = 120)]
+    shrink_seconds: u64,
+    /// Go on after a failure.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the sweep measures how fast the simulator is; no run sees this clock")]
+fn wall() -> Instant {
+    Instant::now()
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(name) = &args.plant {
+        let Some(bug) = Bug::ALL.into_iter().find(|bug| bug.name() == name) else {
+            eprintln!("no bug {name:?}; there are {}", Bug::ALL.map(Bug::name).join(", "));
+            return ExitCode::FAILURE;
+        };
+        arctic::planted::plant(&[bug]);
+    }
+    let done = if args.canaries {
+        canaries(&args)
+    } else if args.bench {
+        sim::tickless::scale::print_speeds();
+        true
+    } else if args.scale {
+        sim::tickless::scale::print_scale();
+        true
+    } else if let Some(seed) = args.seed {
+        replay(&args, seed)
+    } else if args.hashes {
+        hashes(&args)
+    } else {
+        sweep(&args)
+    };
+    if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What a run of a seed is made of.
+#[derive(Clone, Copy)]
+enum Story {
+    Chaos,
+    Told(&'static Scenario),
+}
+
+impl Story {
+    fn of(name: Option<&str>) -> Option<Self> {
+        match name {
+            None | Some(CHAOS) => Some(Story::Chaos),
+            Some(name) => SCENARIOS.iter().find(|s| s.name == name).map(Story::Told),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Story::Chaos => CHAOS,
+            Story::Told(scenario) => scenario.name,
+        }
+    }
+
+    fn run(self, seed: u64, detail: Detail) -> Ran {
+        match self {
+            Story::Chaos => {
+                let run = run_plan(&plan(seed), detail);
+                Ran { world: run.world, marks: run.marks }
+            }
+            Story::Told(scenario) => {
+                drop(marks::take());
+                let world = (scenario.run)(seed, seed % 10 == 0, detail);
+                Ran { world, marks: marks::take() }
+            }
+        }
+    }
+}
+
+struct Ran {
+    world: World,
+    marks: BTreeMap<&'static str, u64>,
+}
+
+/// What all seeds came to.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    simulated: Duration,
+    node_hours: f64,
+    marks: BTreeMap<&'static str, u64>,
+    fired: BTreeMap<Kind, u64>,
+    rested: Vec<Duration>,
+    twins: u64,
+}
+
+impl Totals {
+    fn take(&mut self, ran: &Ran) {
+        self.seeds += 1;
+        let span = ran.world.now.since_start();
+        self.simulated += span;
+        self.node_hours += span.as_secs_f64() * ran.world.options.nodes as f64 / 3600.0;
+        for (mark, hits) in &ran.marks {
+            *self.marks.entry(mark).or_default() += u64::from(*hits > 0);
+        }
+        for (kind, count) in ran.world.fired() {
+            *self.fired.entry(*kind).or_default() += count;
+        }
+        self.rested.extend(ran.world.rested_after);
+    }
+}
+
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success());
+        output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+    };
+    let id = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    let is_dirty = git(&["status", "--porcelain", "-uno"]).is_some_and(|text| !text.is_empty());
+    if is_dirty { format!("{id} (dirty)") } else { id }
+}
+
+fn command(args: &Args, story: Story, seed: u64) -> String {
+    let scenario = if let Story::Told(s) = story { format!(" --scenario {}", s.name) } else { String::new() };
+    let plant = args.plant.as_ref().map(|name| format!(" --plant {name}")).unwrap_or_default();
+    format!("scripts/sweep --seed {seed}{scenario}{plant}")
+}
+
+/// Runs a failing seed again with its whole trace, cuts it down and prints it.
+fn tell_failure(args: &Args, story: Story, seed: u64) {
+    let reproduce = command(args, story, seed);
+    let commit = commit();
+    if let Story::Told(_) = story {
+        let ran = story.run(seed, REPORTED);
+        let report =
+            Report { scenario: story.name(), seed, world: &ran.world, plans: None, commit: &commit, reproduce };
+        return println!("{}", report.write());
+    }
+    let whole: Plan = plan(seed);
+    let Some(failure) = run_plan(&whole, Detail::Off).world.failure else { return };
+    let end = wall() + Duration::from_secs(args.shrink_seconds);
+    let shrunk = shrink(&whole, failure.invariant, || wall() < end);
+    let run = run_plan(&shrunk, REPORTED);
+    let plans = Some((&whole, &shrunk));
+    let report = Report { scenario: CHAOS, seed, world: &run.world, plans, commit: &commit, reproduce };
+    println!("{}", report.write());
+}
+
+fn replay(args: &Args, seed: u64) -> bool {
+    let Some(story) = story_of(args) else { return false };
+    let ran = story.run(seed, REPORTED);
+    match &ran.world.failure {
+        Some(_) => {
+            tell_failure(args, story, seed);
+            false
+        }
+        None => {
+            let (lines, hash) = (ran.world.trace.len(), ran.world.trace.hash());
+            ran.world.node_lines().iter().for_each(|line| println!("{line}"));
+            println!("sim: seed={seed} failed=0 rested={:?} lines={lines} trace={hash:016x}", ran.world.rested_after);
+            true
+        }
+    }
+}
+
+fn story_of(args: &Args) -> Option<Story> {
+    let story = Story::of(args.scenario.as_deref());
+    if story.is_none() {
+        let names: Vec<&str> = SCENARIOS.iter().map(|s| s.name).collect();
+        eprintln!("no scenario {:?}; there are {CHAOS}, {}", args.scenario, names.join(", "));
+    }
+    story
+}
+
+fn hashes(args: &Args) -> bool {
+    let Some(story) = story_of(args) else { return false };
+    let seeds: Vec<u64> = (args.from..args.from + args.seeds).collect();
+    let found = Mutex::new(BTreeMap::new());
+    on_threads(args, &seeds, |seed| {
+        let trace = story.run(seed, Detail::Recent).world.trace;
+        found.lock().unwrap_or_else(|p| p.into_inner()).insert(seed, (trace.hash(), trace.len()));
+        true
+    });
+    for (seed, (hash, lines)) in found.into_inner().unwrap_or_else(|p| p.into_inner()) {
+        println!("{} {seed} {hash:016x} {lines}", story.name());
+    }
+    true
+}
+
+/// Takes seeds in order on all threads until `work` says no.
+fn on_threads(args: &Args, seeds: &[u64], work: impl Fn(u64) -> bool + Sync) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or(cores).max(1);
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let planted = args.plant.as_ref().and_then(|name| Bug::ALL.into_iter().find(|bug| bug.name() == name));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                arctic::planted::plant(planted.as_slice());
+                while !stop.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(seed) = seeds.get(at as usize) else { return };
+                    if !work(*seed) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Seeds that once failed: `[scenario] seed`, one a line, oldest first.
+fn known_seeds() -> Vec<(Story, u64)> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("seeds/tickless.txt");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines
+        .filter_map(|line| {
+            let (name, seed) = line.split_once(char::is_whitespace)?;
+            Some((Story::of(Some(name))?, seed.trim().parse().ok()?))
+        })
+        .collect()
+}
+
+fn sweep(args: &Args) -> bool {
+    let Some(story) = story_of(args) else { return false };
+    let started = wall();
+    let totals = Mutex::new(Totals::default());
+    let failed = Mutex::new(Vec::new());
+    let is_over = || args.minutes.is_some_and(|minutes| started.elapsed() >= Duration::from_secs(60 * minutes));
+    let take = |story: Story, seed: u64| {
+        let ran = story.run(seed, Detail::Recent);
+        if ran.world.failure.is_some() {
+            failed.lock().unwrap_or_else(|p| p.into_inner()).push((story, seed));
+        }
+        let is_twin = seed % TWIN_ONE_IN == 0;
+        if is_twin {
+            let twin = story.run(seed, Detail::Full).world.trace;
+            let own = &ran.world.trace;
+            if (twin.hash(), twin.len()) != (own.hash(), own.len()) {
+                println!("SIM NOT DETERMINISTIC  {}\nseed        {seed}", story.name());
+                failed.lock().unwrap_or_else(|p| p.into_inner()).push((story, seed));
+            }
+        }
+        let mut totals = totals.lock().unwrap_or_else(|p| p.into_inner());
+        totals.twins += u64::from(is_twin);
+        totals.take(&ran);
+        (ran.world.failure.is_none() || args.keep_going) && !is_over()
+    };
+    if matches!(story, Story::Chaos) {
+        let known = known_seeds();
+        let numbers: Vec<u64> = (0..known.len() as u64).collect();
+        on_threads(args, &numbers, |at| take(known[at as usize].0, known[at as usize].1));
+    }
+    let seeds: Vec<u64> = (args.from..args.from + args.seeds).collect();
+    on_threads(args, &seeds, |seed| take(story, seed));
+    let took = started.elapsed();
+    let totals = totals.into_inner().unwrap_or_else(|p| p.into_inner());
+    let mut failed = failed.into_inner().unwrap_or_else(|p| p.into_inner());
+    failed.sort_by_key(|(_, seed)| *seed);
+    if let Some((story, seed)) = failed.first() {
+        tell_failure(args, *story, *seed);
+    }
+    if failed.len() > 1 {
+        let list: Vec<String> = failed.iter().map(|(story, seed)| format!("{} {seed}", story.name())).collect();
+        println!("failed      {}", list.join(", "));
+    }
+    let dead = if matches!(story, Story::Chaos) { print_coverage(&totals) } else { 0 };
+    print_rest(&totals);
+    println!(
+        "sim: seeds={} hours={:.1} failed={} speedup={:.0}x twins={} dead={dead}",
+        totals.seeds,
+        totals.node_hours,
+        failed.len(),
+        totals.simulated.as_secs_f64() / took.as_secs_f64(),
+        totals.twins,
+    );
+    failed.is_empty() && (dead == 0 || totals.seeds < COVERAGE_FROM_SEEDS)
+}
+
+/// Prints what was reached; gives the number of marks and fault kinds that never were.
+fn print_coverage(totals: &Totals) -> usize {
+    let dead_marks: Vec<&str> = marks::ALL.iter().filter(|m| !totals.marks.contains_key(*m)).copied().collect();
+    let dead_kinds: Vec<&str> =
+        Kind::ALL.iter().filter(|k| !totals.fired.contains_key(k)).map(|kind| kind.name()).collect();
+    let rare = marks::ALL.iter().filter(|m| {
+        let seeds = totals.marks.get(*m).copied().unwrap_or(0);
+        seeds > 0 && seeds * 100 < totals.seeds
+    });
+    let rare: Vec<&str> = rare.copied().collect();
+    println!("marks       {} of {} reached", marks::ALL.len() - dead_marks.len(), marks::ALL.len());
+    println!("faults      {} of {} kinds fired", Kind::ALL.len() - dead_kinds.len(), Kind::ALL.len());
+    dead_marks.iter().for_each(|mark| println!("never       {mark}"));
+    dead_kinds.iter().for_each(|kind| println!("never       fault {kind}"));
+    rare.iter().for_each(|mark| println!("rare        {mark}"));
+    dead_marks.len() + dead_kinds.len()
+}
+
+fn print_rest(totals: &Totals) {
+    let mut rested = totals.rested.clone();
+    rested.sort();
+    let at = |percent: usize| rested.get((rested.len() * percent / 100).min(rested.len().saturating_sub(1)));
+    if let (Some(half), Some(most), Some(worst)) = (at(50), at(99), rested.last()) {
+        println!("rest        p50={half:.1?} p99={most:.1?} max={worst:.1?} after faults stop");
+    }
+}
+
+/// Each planted bug has to show within its seeds.
+fn canaries(args: &Args) -> bool {
+    let mut all = true;
+    for bug in Bug::ALL {
+        let started = wall();
+        let found = Mutex::new(None::<(u64, &'static str, &'static str)>);
+        let seeds: Vec<u64> = (1..=CANARY_SEEDS).collect();
+        let with_bug = Args { plant: Some(bug.name().to_owned()), ..Args::parse_from(["sweep"]) };
+        let with_bug = Args { threads: args.threads, ..with_bug };
+        let stories: Vec<Story> = std::iter::once(Story::Chaos).chain(SCENARIOS.iter().map(Story::Told)).collect();
+        on_threads(&with_bug, &seeds, |seed| {
+            for story in &stories {
+                if matches!(story, Story::Told(s) if seed > s.seeds) {
+                    continue;
+                }
+                if let Some(failure) = story.run(seed, Detail::Off).world.failure {
+                    let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
+                    if found.is_none_or(|(before, ..)| seed < before) {
+                        *found = Some((seed, story.name(), failure.invariant));
+                    }
+                    return false;
+                }
+            }
+            true
+        });
+        let took = started.elapsed().as_secs_f64();
+        match found.into_inner().unwrap_or_else(|p| p.into_inner()) {
+            Some((seed, story, invariant)) => {
+                println!("canary      {:<28} found by {invariant} in {story}, seed {seed}, {took:.1} s", bug.name());
+            }
+            None => {
+                println!("canary      {:<28} NOT FOUND in {CANARY_SEEDS} seeds, {took:.1} s", bug.name());
+                all = false;
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,98 @@
+//! What must hold (simulation.md §4), by letter and number: E after every event, Q at quiescence, T over the whole run.
+
+mod quiet;
+mod records;
+mod sessions;
+mod terms;
+
+use super::{node::Node, world::World};
+use arctic::{
+    model::{Mono, PeerId},
+    wire::record::{RecordHead, RecordKey},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use quiet::CONVERGENCE_BOUND;
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Its letter and number.
+    pub invariant: &'static str,
+    pub what: String,
+    pub at: Mono,
+    pub step: u64,
+}
+
+/// What an all-knowing observer remembers of a run.
+#[derive(Debug, Default)]
+pub struct Witness {
+    pub index_of: BTreeMap<PeerId, usize>,
+    pub customer_of: BTreeMap<PeerId, u8>,
+    /// Every record that its owner committed.
+    pub genuine: BTreeSet<(RecordKey, u64, [u8; 32])>,
+    /// Own records of each node whose write was acknowledged to an operator.
+    pub acked: BTreeMap<usize, BTreeMap<RecordKey, RecordHead>>,
+    /// Revocations that operators were told of, with the time of the last one.
+    pub removed: BTreeMap<PeerId, Mono>,
+    /// When an operator last asked to take a revoked peer back.
+    pub readmitted: BTreeMap<PeerId, Mono>,
+    /// Nodes that have held the revocation of a peer on a disk that they still have.
+    pub knew: BTreeSet<(usize, PeerId)>,
+    /// Members that were hostile at some time.
+    pub hostile: BTreeSet<PeerId>,
+    /// Nodes whose disk was replaced by an older or empty one.
+    pub wiped: BTreeSet<usize>,
+    /// Copies of nodes, with what they are copies of.
+    pub clones: BTreeMap<usize, usize>,
+    pub(super) challenges: BTreeSet<(usize, u64, [u8; 32])>,
+    pub(super) sessions: BTreeSet<(usize, [u8; 16])>,
+    pub(super) minted: BTreeSet<(usize, u64, [u8; 16])>,
+    pub(super) nonces: BTreeSet<(usize, u64, PeerId, [u8; 16])>,
+    /// The high-water mark of each node's license clock, by its boot.
+    pub(super) marks: BTreeMap<usize, (u64, arctic::model::UnixTime)>,
+    /// Revision of each disk that was looked at.
+    pub(super) seen_revision: BTreeMap<usize, u64>,
+    /// When each node started last.
+    pub(super) started: BTreeMap<usize, Mono>,
+}
+
+impl Witness {
+    /// Whether a peer is an honest node of this world.
+    pub fn is_honest(&self, peer: PeerId) -> bool {
+        self.index_of.contains_key(&peer) && !self.hostile.contains(&peer)
+    }
+}
+
+impl World {
+    /// What nodes say of themselves, for reports.
+    pub fn node_lines(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| self.node_line(node)).collect()
+    }
+
+    fn node_line(&self, node: &Node) -> String {
+        let name = node.name();
+        let copy = node.is_clone_of.map_or(String::new(), |of| format!(" (copy of n{})", of + 1));
+        let Some(member) = node.member() else {
+            return format!("{name}{copy} {}", if node.is_up() { "not bootstrapped" } else { "down" });
+        };
+        let trusted: Vec<String> = node.disk.trusted_keys().into_keys().map(|p| self.peer_name(p)).collect();
+        let version = node.disk.read(|s| s.facts.own_version);
+        let records = node.disk.read(|s| s.records.len());
+        let digest = member.gossip.digests();
+        let state = member.entitlement.state;
+        let unlinked: Vec<String> = node
+            .disk
+            .trusted_keys()
+            .into_keys()
+            .filter(|p| *p != node.id() && member.gossip.peer_view(*p).is_none())
+            .map(|p| self.peer_name(p))
+            .collect();
+        let unlinked = if unlinked.is_empty() { String::new() } else { format!(" unlinked={}", unlinked.join(",")) };
+        format!(
+            "{name}{copy} rev={version} records={records} trusts={} license={state} digests={}{unlinked}",
+            trusted.join(","),
+            arctic::wire::gossip::Registry::ALL.map(|r| digest.get(r).to_string()[..6].to_owned()).join("/"),
+        )
+    }
+}

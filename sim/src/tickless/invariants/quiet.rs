@@ -1,0 +1,134 @@
+//! At quiescence: everything that is connected agrees.
+
+use super::super::world::World;
+use arctic::{
+    gossip::{HEARTBEAT_INTERVAL, SILENCE_LIMIT},
+    license::State,
+    membership::LedgerView,
+    model::{PeerId, PeerStatus},
+    wire::gossip::Registry,
+};
+use std::{collections::BTreeSet, time::Duration};
+
+/// simulation.md S10: six heartbeat rounds and twice the silence limit.
+pub const CONVERGENCE_BOUND: Duration =
+    Duration::from_secs(6 * HEARTBEAT_INTERVAL.as_secs() + 2 * SILENCE_LIMIT.as_secs());
+
+/// An invariant with what is wrong, if anything is.
+type Wrong = Option<(&'static str, String)>;
+
+impl World {
+    /// The nodes outside of which a permanent fault may stay: those that are looked at.
+    pub fn core(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|n| self.nodes[*n].is_clone_of.is_none() && !self.outside.contains(n)).collect()
+    }
+
+    /// The first Q invariant that does not hold now.
+    pub fn unquiet(&self) -> Wrong {
+        let core = self.core();
+        for a in &core {
+            if self.nodes[*a].member().is_none() && self.nodes[*a].disk.read(|s| s.facts.cluster.is_some()) {
+                return Some(("D1", format!("n{} has a cluster and does not run", a + 1)));
+            }
+        }
+        let pairs = core.iter().flat_map(|a| core.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b);
+        for (a, b) in pairs.filter(|(a, b)| self.trusts(*a, *b)) {
+            if let Some(wrong) = self.disagreement(a, b) {
+                return Some(wrong);
+            }
+        }
+        self.strangers(&core)
+    }
+
+    fn trusts(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].member().is_some() && self.nodes[a].disk.trusted_key(self.nodes[b].id()).is_some()
+    }
+
+    /// What is wrong between `a` and `b`, whom `a` trusts.
+    fn disagreement(&self, a: usize, b: usize) -> Wrong {
+        let (one, other) = (self.nodes[a].member()?, &self.nodes[b]);
+        let names = format!("n{} and n{}", a + 1, b + 1);
+        let Some(theirs) = other.member() else {
+            return Some(("R3", format!("n{} trusts n{}, which belongs to no cluster", a + 1, b + 1)));
+        };
+        if !self.trusts(b, a) {
+            return Some(("G1", format!("n{} trusts n{}, which does not trust it", a + 1, b + 1)));
+        }
+        let view = one.gossip.peer_view(other.id());
+        if view.as_ref().is_none_or(|v| v.status != PeerStatus::Healthy) {
+            return Some(("G1", format!("n{} is not healthy for n{}", b + 1, a + 1)));
+        }
+        let (ours, digests) = (one.gossip.digests(), theirs.gossip.digests());
+        if let Some(registry) = Registry::ALL.into_iter().find(|r| ours.get(*r) != digests.get(*r)) {
+            return Some(("G1", format!("{names} differ in {}", registry.name())));
+        }
+        let cluster = |n: usize| self.nodes[n].disk.read(|s| s.facts.cluster.as_ref().map(|c| c.cluster_id));
+        if cluster(a) != cluster(b) {
+            return Some(("C2", format!("{names} are in clusters of different ids")));
+        }
+        if one.license_clock.is_suspect() {
+            return Some(("L3", format!("n{} still doubts its clock", a + 1)));
+        }
+        self.removed_peer_in_use(a)
+    }
+
+    /// R3: no session, mark or rule of a removed peer.
+    fn removed_peer_in_use(&self, n: usize) -> Wrong {
+        let node = &self.nodes[n];
+        let member = node.member()?;
+        let removed = node.disk.revoked_identities().ok()?;
+        for (peer, _) in removed.iter().filter(|(peer, _)| *peer != node.id()) {
+            if member.gossip.peer_view(*peer).is_some() {
+                return Some(("R3", format!("n{} still talks with {}", n + 1, self.peer_name(*peer))));
+            }
+            let services = node.disk.services().ok()?;
+            let uses = services.iter().find(|s| s.body.source_peer_id == *peer);
+            if let Some(service) = uses {
+                let what = format!("n{} still has {} of {}", n + 1, service.id, self.peer_name(*peer));
+                return Some(("R3", what));
+            }
+        }
+        None
+    }
+
+    /// Everyone whom a trusted peer trusts is trusted, where nothing stands against it.
+    fn strangers(&self, core: &[usize]) -> Wrong {
+        let open = |n: usize| self.nodes[n].member().is_some_and(|m| m.entitlement.state < State::ReadOnly);
+        for a in core.iter().copied().filter(|n| open(*n)) {
+            let removed: BTreeSet<PeerId> =
+                self.nodes[a].disk.revoked_identities().ok()?.into_iter().map(|(peer, _)| peer).collect();
+            for b in core.iter().copied().filter(|b| *b != a && self.trusts(a, *b)) {
+                let unknown = core.iter().copied().find(|c| {
+                    *c != a && self.trusts(b, *c) && !self.trusts(a, *c) && !removed.contains(&self.nodes[*c].id())
+                });
+                if let Some(c) = unknown.filter(|c| open(*c)) {
+                    let what = format!("n{} trusts n{}, who trusts n{}, whom n{} does not", a + 1, b + 1, c + 1, a + 1);
+                    return Some(("H1", what));
+                }
+            }
+        }
+        None
+    }
+
+    /// Lets the world come to rest: within the bound all Q invariants hold, and they go on holding.
+    pub fn come_to_rest(&mut self, bound: Duration) {
+        let end = self.now + bound;
+        // Looked at between events, but not between all of them.
+        while self.failure.is_none() && self.unquiet().is_some() && self.now < end {
+            self.run_for(Duration::from_millis(500));
+        }
+        let took = bound.saturating_sub(end - self.now);
+        self.rested_after = Some(took);
+        self.demand_quiet(format!("{bound:?} after faults stopped"));
+        self.run_for(3 * HEARTBEAT_INTERVAL);
+        self.demand_quiet("three rounds after it held".to_owned());
+    }
+
+    fn demand_quiet(&mut self, when: String) {
+        if self.failure.is_none()
+            && let Some((invariant, what)) = self.unquiet()
+        {
+            self.violate(invariant, format!("{what}, {when}"));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Records, removal and durability: what a disk may come to hold, and what it may lose.
+
+use super::super::{ledger::Change, world::World};
+use crate::sometimes;
+use arctic::{
+    gossip::Standing,
+    membership::LedgerView,
+    model::{PeerId, PublicKey},
+    wire::{
+        gossip::{MESSAGE_MAX_BYTES, Registry},
+        record::{RecordHead, kind},
+    },
+};
+
+impl World {
+    /// G3, G4, C1, R1 after every event at node `n`: only what its transactions changed is looked at.
+    pub(in super::super) fn check_node(&mut self, n: usize) {
+        let revision = self.nodes[n].disk.revision();
+        if self.witness.seen_revision.insert(n, revision) == Some(revision) {
+            return;
+        }
+        let changes = self.nodes[n].disk.take_changes();
+        let mut revoking = false;
+        for change in &changes {
+            revoking |= Registry::of(&change.key.kind) == Registry::Revocations;
+            self.check_change(n, change);
+        }
+        self.check_removal(n, revoking);
+        self.check_trust(n);
+    }
+
+    fn check_change(&mut self, n: usize, change: &Change) {
+        let Change { key, before, after } = change;
+        let (own, name) = (self.nodes[n].id(), n + 1);
+        let owner = self.peer_name(key.owner);
+        match (before, after) {
+            (Some(before), Some(after)) if after.head < before.head => {
+                let (old, new) = (before.head.version, after.head.version);
+                self.violate("G3", format!("n{name} went back from version {old} to {new} of {} of {owner}", key.kind));
+            }
+            (Some(before), None) if !before.record.deleted && key.owner != own => {
+                let standing = self.nodes[n].disk.revocations().map(|r| r.standing(key.owner, None));
+                let is_reset = self.nodes[n].disk.trusted_keys().len() <= 1;
+                if standing.is_ok_and(|s| s.keeps(&key.kind)) && !is_reset {
+                    self.violate("G3", format!("n{name} forgot a live {} of {owner}, who is not removed", key.kind));
+                }
+            }
+            (Some(before), None) if before.record.deleted => self.check_collection(n, change),
+            _ => {}
+        }
+        let Some(after) = after else { return };
+        let RecordHead { version, hash } = after.head;
+        if key.owner == own {
+            self.witness.genuine.insert((key.clone(), version, hash));
+        } else if self.witness.is_honest(key.owner) && !self.witness.genuine.contains(&(key.clone(), version, hash)) {
+            self.violate(
+                "G4",
+                format!("n{name} took version {version} of {} of {owner}, who never wrote it", key.kind),
+            );
+        }
+        let customers = (self.witness.customer_of.get(&key.owner), self.witness.customer_of.get(&own));
+        if let (Some(theirs), Some(ours)) = customers
+            && theirs != ours
+        {
+            self.violate("C1", format!("n{name} took a {} of {owner}, who belongs to another customer", key.kind));
+        }
+    }
+
+    /// R2: a tombstone goes only when every peer that is not removed has it.
+    fn check_collection(&mut self, n: usize, change: &Change) {
+        let Some(before) = &change.before else { return };
+        let standing = self.nodes[n].disk.revocations().map(|r| r.standing(change.key.owner, None));
+        if !standing.is_ok_and(|s| s == Standing::Clear) {
+            return;
+        }
+        sometimes!("a tombstone is collected");
+        let name = n + 1;
+        let trusted = self.nodes[n].disk.trusted_keys();
+        for (peer, _) in trusted {
+            let Some(other) = self.node_of_peer(peer).filter(|other| *other != n) else { continue };
+            let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
+            let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
+            if lags && !self.witness.wiped.contains(&other) {
+                let what = format!("n{name} collected a tombstone that n{} has not seen", other + 1);
+                self.violate("R2", what);
+            }
+        }
+    }
+
+    /// R1: nothing of a removed peer is read; R4: only an operator brings it back.
+    fn check_removal(&mut self, n: usize, revoking: bool) {
+        let has_any = self.nodes[n].disk.read(|s| s.records.keys().any(|k| k.kind == kind::REVOCATION));
+        if !has_any {
+            return;
+        }
+        let disk = &self.nodes[n].disk;
+        let (Ok(revocations), trusted) = (disk.revocations(), disk.trusted_keys()) else { return };
+        let own = self.nodes[n].id();
+        let mut wrong: Vec<(PeerId, &'static str)> = Vec::new();
+        let mut standing = Vec::new();
+        for (peer, key) in revocations.subjects() {
+            if revocations.standing(peer, Some(&key)) == Standing::Clear {
+                continue;
+            }
+            standing.push((peer, key));
+            let is_trusted = |(id, k): (&PeerId, &PublicKey)| *id != own && (*id == peer || *k == key);
+            if peer != own && trusted.iter().any(is_trusted) {
+                wrong.push((peer, "is trusted"));
+            }
+        }
+        for (peer, _) in &standing {
+            self.witness.knew.insert((n, *peer));
+        }
+        if revoking {
+            self.read_what_is_void(n, &standing, &mut wrong);
+        }
+        for (peer, how) in wrong {
+            let what = format!("{} is removed and {how} at n{}", self.peer_name(peer), n + 1);
+            self.violate("R1", what);
+        }
+    }
+
+    fn read_what_is_void(&self, n: usize, removed: &[(PeerId, PublicKey)], wrong: &mut Vec<(PeerId, &'static str)>) {
+        let disk = &self.nodes[n].disk;
+        let own = self.nodes[n].id();
+        let Ok(revocations) = disk.revocations() else { return };
+        disk.read(|s| {
+            for (peer, key) in removed.iter().filter(|(peer, _)| *peer != own) {
+                let standing = revocations.standing(*peer, Some(key));
+                if s.records.keys().any(|k| k.owner == *peer && !standing.keeps(&k.kind)) {
+                    wrong.push((*peer, "has records"));
+                }
+            }
+        });
+    }
+
+    /// C1, H1: trust only within one customer, and only in identities that exist.
+    fn check_trust(&mut self, n: usize) {
+        let own = self.witness.customer_of.get(&self.nodes[n].id()).copied();
+        let mut wrong = Vec::new();
+        for (peer, key) in self.nodes[n].disk.trusted_keys() {
+            match self.node_of_peer(peer) {
+                None => wrong.push(("H1", format!("n{} trusts {peer}, which nobody is", n + 1))),
+                Some(other) if self.nodes[other].author.key.public() != key => {
+                    wrong.push(("H1", format!("n{} holds a wrong key for n{}", n + 1, other + 1)));
+                }
+                Some(other) if self.witness.customer_of.get(&peer).copied() != own => {
+                    wrong.push(("C1", format!("n{} trusts n{} of another customer", n + 1, other + 1)));
+                }
+                Some(_) => {}
+            }
+        }
+        for (invariant, what) in wrong {
+            self.violate(invariant, what);
+        }
+    }
+
+    /// G7: nothing above the frame limit leaves.
+    pub(in super::super) fn check_frame(&mut self, n: usize, bytes: usize) {
+        if bytes > MESSAGE_MAX_BYTES {
+            self.violate("G7", format!("n{} sends {bytes} bytes", n + 1));
+        }
+    }
+
+    /// An operator was told that its write is done: what the node wrote is durable from here on.
+    pub(in super::super) fn witness_ack(&mut self, n: usize) {
+        let own = self.nodes[n].id();
+        let heads = self.nodes[n].disk.read(|s| {
+            let own = s.records.iter().filter(|(key, held)| key.owner == own && !held.record.deleted);
+            own.map(|(key, held)| (key.clone(), held.head)).collect()
+        });
+        self.witness.acked.insert(n, heads);
+    }
+
+    pub(in super::super) fn witness_birth(&mut self, n: usize) {
+        self.witness_ack(n);
+    }
+
+    /// D1: after a start everything that was acknowledged is there.
+    pub(in super::super) fn witness_start(&mut self, n: usize) {
+        self.witness.started.insert(n, self.now);
+        self.witness.seen_revision.remove(&n);
+        let Some(acked) = self.witness.acked.get(&n) else { return };
+        let lost = self.nodes[n].disk.read(|s| {
+            let is_lost = |(key, head): &(&_, &RecordHead)| s.records.get(*key).is_none_or(|held| held.head < **head);
+            acked.iter().find(is_lost).map(|(key, head)| (key.kind.clone(), head.version))
+        });
+        if let Some((kind, version)) = lost {
+            self.violate("D1", format!("n{} lost version {version} of its {kind}, which was acknowledged", n + 1));
+        }
+    }
+
+    pub(in super::super) fn witness_crash(&mut self, n: usize) {
+        self.witness.marks.remove(&n);
+    }
+
+    pub(in super::super) fn witness_disk_replaced(&mut self, n: usize) {
+        self.witness.acked.remove(&n);
+        self.witness.wiped.insert(n);
+        self.witness.knew.retain(|(node, _)| *node != n);
+        self.witness.seen_revision.remove(&n);
+    }
+
+    pub(in super::super) fn witness_removal(&mut self, n: usize, peer: PeerId) {
+        self.witness.removed.insert(peer, self.now);
+        self.witness.knew.insert((n, peer));
+    }
+
+    pub(in super::super) fn witness_readmission(&mut self, _n: usize, peer: PeerId) {
+        self.witness.readmitted.insert(peer, self.now);
+    }
+
+    /// R4, C1 as trust begins.
+    pub(in super::super) fn witness_accept(&mut self, n: usize, peer: PeerId, readmitted: bool, by_operator: bool) {
+        if readmitted && !by_operator {
+            self.violate("R4", format!("n{} readmits {} and no operator asked", n + 1, self.peer_name(peer)));
+        }
+        let removed = self.witness.removed.get(&peer);
+        let readmission = self.witness.readmitted.get(&peer);
+        let was_known = self.witness.knew.contains(&(n, peer));
+        if was_known && removed.is_some_and(|at| readmission.is_none_or(|back| back < at)) {
+            self.violate("R4", format!("n{} trusts {} again, and no operator asked", n + 1, self.peer_name(peer)));
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The store of a simulated node: records, peers and facts in memory, with what a disk does to them. A transaction is
+//! whole or gone; what was not synced is gone after a crash.
+
+use arctic::{
+    license::{ClockSnapshot, LicenseDocument},
+    membership::{ClusterFacts, Ledger, LedgerView, PeerRow, Put},
+    model::{PeerId, PublicKey, Refused},
+    planted::{Bug, planted},
+    wire::record::{Record, RecordError, RecordHead, RecordKey},
+};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+
+/// What the disk does with the transaction that is committed now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Synced,
+    /// Refused as a whole; nothing of it stays.
+    Fails(&'static str),
+    /// Power goes before the sync: nothing stays, and the node is dead.
+    DiesBefore,
+    /// Power goes after the sync, before anyone hears of it.
+    DiesAfter,
+}
+
+/// Why a transaction has no result.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NoResult {
+    Refused(Refused),
+    Disk(&'static str),
+    /// The node must be treated as crashed.
+    Dead,
+}
+
+/// The only thing that can go wrong in memory.
+#[derive(Debug)]
+pub struct DiskError(RecordError);
+
+impl std::error::Error for DiskError {}
+
+impl std::fmt::Display for DiskError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<RecordError> for DiskError {
+    fn from(e: RecordError) -> Self {
+        Self(e)
+    }
+}
+
+impl From<DiskError> for Refused {
+    fn from(e: DiskError) -> Self {
+        Refused::internal(e)
+    }
+}
+
+/// A record with the head that orders it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub record: Arc<Record>,
+    pub head: RecordHead,
+}
+
+/// Facts of this host.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    pub cluster: Option<ClusterFacts>,
+    pub own_version: u64,
+    pub starts: u64,
+    pub license: Option<Arc<LicenseDocument>>,
+    pub license_clock: Option<ClockSnapshot>,
+}
+
+/// All that survives a restart. Cheap to copy while records are shared.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub records: BTreeMap<RecordKey, Held>,
+    pub peers: BTreeMap<PeerId, Arc<PeerRow>>,
+    pub facts: Facts,
+}
+
+/// One record before and after a transaction.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub key: RecordKey,
+    pub before: Option<Held>,
+    pub after: Option<Held>,
+}
+
+enum Undo {
+    Record(RecordKey, Option<Held>),
+    Peer(PeerId, Option<Arc<PeerRow>>),
+    Facts(Box<Facts>),
+}
+
+#[derive(Default)]
+struct Inner {
+    state: State,
+    /// What a crash takes back, newest last.
+    unsynced: Vec<Undo>,
+    changes: Vec<Change>,
+    revision: u64,
+}
+
+/// The disk of one node.
+#[derive(Default)]
+pub struct Disk {
+    inner: RefCell<Inner>,
+}
+
+impl Inner {
+    fn set_record(&mut self, key: RecordKey, after: Option<Held>) {
+        let before = match after.clone() {
+            Some(held) => self.state.records.insert(key.clone(), held),
+            None => self.state.records.remove(&key),
+        };
+        self.changes.push(Change { key: key.clone(), before: before.clone(), after });
+        self.unsynced.push(Undo::Record(key, before));
+    }
+
+    fn set_peer(&mut self, id: PeerId, after: Option<Arc<PeerRow>>) {
+        let before = match after {
+            Some(row) => self.state.peers.insert(id, row),
+            None => self.state.peers.remove(&id),
+        };
+        self.unsynced.push(Undo::Peer(id, before));
+    }
+
+    fn edit_facts(&mut self, edit: impl FnOnce(&mut Facts)) {
+        let before = self.state.facts.clone();
+        edit(&mut self.state.facts);
+        self.unsynced.push(Undo::Facts(Box::new(before)));
+    }
+
+    fn roll_back(&mut self, to: usize) {
+        for undo in self.unsynced.drain(to..).rev() {
+            match undo {
+                Undo::Record(key, Some(held)) => drop(self.state.records.insert(key, held)),
+                Undo::Record(key, None) => drop(self.state.records.remove(&key)),
+                Undo::Peer(id, Some(row)) => drop(self.state.peers.insert(id, row)),
+                Undo::Peer(id, None) => drop(self.state.peers.remove(&id)),
+                Undo::Facts(facts) => self.state.facts = *facts,
+            }
+        }
+    }
+}
+
+impl Disk {
+    /// Runs `f` in a transaction of the given fate.
+    pub fn transaction<T>(&self, fate: Fate, f: impl FnOnce(&Disk) -> Result<T, Refused>) -> Result<T, NoResult> {
+        let (before, changes) = {
+            let inner = self.inner.borrow();
+            (inner.unsynced.len(), inner.changes.len())
+        };
+        let outcome = f(self).map_err(NoResult::Refused);
+        let mut inner = self.inner.borrow_mut();
+        let stays = outcome.is_ok() && matches!(fate, Fate::Synced | Fate::DiesAfter);
+        if !stays {
+            inner.roll_back(before);
+            inner.changes.truncate(changes);
+        } else if inner.unsynced.len() > before {
+            inner.revision += 1;
+            if !planted(Bug::AckBeforeCommit) {
+                inner.unsynced.clear();
+            }
+        }
+        match fate {
+            Fate::Synced => outcome,
+            Fate::Fails(reason) => outcome.and(Err(NoResult::Disk(reason))),
+            Fate::DiesBefore | Fate::DiesAfter => Err(NoResult::Dead),
+        }
+    }
+
+    /// What a lazy disk does in its own time.
+    pub fn sync(&self) {
+        self.inner.borrow_mut().unsynced.clear();
+    }
+
+    /// Power is gone: so is what was not synced.
+    pub fn crash(&self) {
+        let mut inner = self.inner.borrow_mut();
+        inner.roll_back(0);
+        inner.changes.clear();
+    }
+
+    pub fn snapshot(&self) -> State {
+        self.inner.borrow().state.clone()
+    }
+
+    /// Another disk is put in.
+    pub fn replace(&self, state: State) {
+        *self.inner.borrow_mut() = Inner { state, ..Inner::default() };
+    }
+
+    /// Record changes of the transactions since the last call.
+    pub fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut self.inner.borrow_mut().changes)
+    }
+
+    /// Counts transactions that changed something.
+    pub fn revision(&self) -> u64 {
+        self.inner.borrow().revision
+    }
+
+    pub fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.inner.borrow().state)
+    }
+
+    /// The key held for a trusted peer.
+    pub fn trusted_key(&self, id: PeerId) -> Option<PublicKey> {
+        self.read(|s| s.peers.get(&id).filter(|row| row.trusted).map(|row| row.public_key))
+    }
+
+    /// Keys of all trusted peers, the local one included.
+    pub fn trusted_keys(&self) -> BTreeMap<PeerId, PublicKey> {
+        self.read(|s| s.peers.values().filter(|p| p.trusted).map(|p| (p.peer_id, p.public_key)).collect())
+    }
+
+    pub fn all_records(&self) -> Vec<Record> {
+        self.read(|s| s.records.values().map(|held| (*held.record).clone()).collect())
+    }
+
+    /// Records of one owner above a version, oldest first.
+    pub fn records_since(&self, owner: PeerId, version: u64) -> Vec<Record> {
+        let mut news: Vec<Record> = self.read(|s| {
+            let records = s.records.values().map(|held| &held.record);
+            records.filter(|r| r.key.owner == owner && r.version > version).map(|r| (**r).clone()).collect()
+        });
+        news.sort_by_key(|r| r.version);
+        news
+    }
+
+    pub fn edit_facts(&self, edit: impl FnOnce(&mut Facts)) {
+        self.inner.borrow_mut().edit_facts(edit);
+    }
+}
+
+fn with_body(state: &State, row: &PeerRow) -> PeerRow {
+    row.clone().with_record(state.records.get(&row.record_key()).map(|held| &*held.record))
+}
+
+impl LedgerView for Disk {
+    type Error = DiskError;
+
+    fn peers(&self) -> Result<Vec<PeerRow>, DiskError> {
+        Ok(self.read(|s| s.peers.values().map(|row| with_body(s, row)).collect()))
+    }
+    fn peer(&self, id: PeerId) -> Result<Option<PeerRow>, DiskError> {
+        Ok(self.read(|s| s.peers.get(&id).map(|row| with_body(s, row))))
+    }
+    fn record(&self, key: &RecordKey) -> Result<Option<Record>, DiskError> {
+        Ok(self.read(|s| s.records.get(key).map(|held| (*held.record).clone())))
+    }
+    fn records_of(&self, kind: &str) -> Result<Vec<Record>, DiskError> {
+        let of_kind = |s: &State| {
+            let first = RecordKey { kind: kind.into(), id: String::new(), owner: PeerId::from_bytes([0; 16]) };
+            let from_first = s.records.range(first..).map(|(_, held)| &held.record);
+            from_first.take_while(|r| r.key.kind == kind).map(|r| (**r).clone()).collect()
+        };
+        Ok(self.read(of_kind))
+    }
+    fn cluster(&self) -> Result<Option<ClusterFacts>, DiskError> {
+        Ok(self.read(|s| s.facts.cluster.clone()))
+    }
+    fn own_version(&self) -> Result<u64, DiskError> {
+        Ok(self.read(|s| s.facts.own_version))
+    }
+    fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, DiskError> {
+        Ok(self.read(|s| s.records.get(key).map(|held| held.head)))
+    }
+}
+
+impl Ledger for Disk {
+    fn put_peer(&self, row: &PeerRow) -> Result<(), DiskError> {
+        let mut inner = self.inner.borrow_mut();
+        let mut row = PeerRow { body: None, ..row.clone() };
+        if let Some(known) = inner.state.peers.get(&row.peer_id) {
+            row.local_name = row.local_name.or_else(|| known.local_name.clone());
+            (row.qos_enabled, row.created_at) = (known.qos_enabled, known.created_at);
+        }
+        inner.set_peer(row.peer_id, Some(Arc::new(row)));
+        Ok(())
+    }
+    fn forget_peer(&self, id: PeerId) -> Result<(), DiskError> {
+        self.inner.borrow_mut().set_peer(id, None);
+        Ok(())
+    }
+    fn put_record(&self, record: &Record) -> Result<(), DiskError> {
+        let held = Held { head: record.head()?, record: Arc::new(record.clone()) };
+        self.inner.borrow_mut().set_record(record.key.clone(), Some(held));
+        Ok(())
+    }
+    fn put_verified(&self, record: &Record) -> Result<Put, DiskError> {
+        let held = Held { head: record.head()?, record: Arc::new(record.clone()) };
+        let mut inner = self.inner.borrow_mut();
+        let is_old = inner.state.records.get(&record.key).is_some_and(|before| before.head >= held.head);
+        if is_old && !planted(Bug::VersionCheckSkipped) {
+            return Ok(Put::Superseded);
+        }
+        inner.set_record(record.key.clone(), Some(held));
+        Ok(Put::Stored)
+    }
+    fn forget_record(&self, key: &RecordKey) -> Result<(), DiskError> {
+        self.inner.borrow_mut().set_record(key.clone(), None);
+        Ok(())
+    }
+    fn set_cluster(&self, facts: &ClusterFacts) -> Result<(), DiskError> {
+        self.inner.borrow_mut().edit_facts(|f| f.cluster = Some(facts.clone()));
+        Ok(())
+    }
+    fn set_own_version(&self, version: u64) -> Result<(), DiskError> {
+        self.inner.borrow_mut().edit_facts(|f| f.own_version = version);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arctic::model::{Code, Rng, SigningKey, UnixTime};
+
+    #[test]
+    fn a_transaction_is_whole_or_gone_and_a_crash_takes_only_what_was_not_synced() {
+        let disk = Disk::default();
+        let (key, owner) =
+            (SigningKey::from_seed([1; 32]), PeerId::mint(UnixTime::default(), &mut Rng::from_seed([1; 32])));
+        let record = |version| Record::sign(&key, owner, "service", "x", version, serde_json::json!({})).unwrap();
+        let put = |version, fate| {
+            disk.transaction(fate, |tx| {
+                tx.set_own_version(version)?;
+                Ok(tx.put_record(&record(version))?)
+            })
+        };
+        put(1, Fate::Synced).unwrap();
+        assert_eq!(put(2, Fate::Fails("disk full")), Err(NoResult::Disk("disk full")));
+        assert_eq!(put(3, Fate::DiesBefore), Err(NoResult::Dead));
+        let refused: Result<(), _> = disk.transaction(Fate::Synced, |tx| {
+            tx.set_own_version(9)?;
+            Err(Refused::new(Code::NotFound, "no"))
+        });
+        assert!(matches!(refused, Err(NoResult::Refused(_))));
+        disk.crash();
+        assert_eq!(disk.own_version().unwrap(), 1);
+        assert_eq!(put(4, Fate::DiesAfter), Err(NoResult::Dead));
+        disk.crash();
+        assert_eq!(disk.read(|s| (s.facts.own_version, s.records.len())), (4, 1));
+    }
+}
