@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,12 +49,14 @@ pub struct AgentSettings {
     pub api_port: u16,
     /// More variables, or other values for the ones set by default.
     pub environment: BTreeMap<String, String>,
+    /// The data directory is copied to a disk of its own, of this size, that ends with the agent.
+    pub disk_bytes: Option<u64>,
 }
 
 impl AgentSettings {
     /// Defaults on port 8080, files in `<scratch>/<name>`.
     pub fn new(scratch: &Path, name: &str) -> AgentSettings {
-        AgentSettings { directory: scratch.join(name), api_port: 8080, environment: BTreeMap::new() }
+        AgentSettings { directory: scratch.join(name), api_port: 8080, environment: BTreeMap::new(), disk_bytes: None }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -83,8 +85,8 @@ impl Agent {
         let data_dir = settings.data_dir();
         fs::create_dir_all(&data_dir).with_context(|| format!("making {}", data_dir.display()))?;
         let log = File::options().create(true).append(true).open(settings.log()).context("opening the agent's log")?;
-        let mut command = host.command(arctic_binary()?);
-        command.args(["agent", "run"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut command = agent_command(host, &settings)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command
             .env("API_PORT", settings.api_port.to_string())
@@ -157,6 +159,23 @@ impl Agent {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
     }
+}
+
+fn agent_command(host: &Host, settings: &AgentSettings) -> Result<Command> {
+    let binary = arctic_binary()?;
+    let Some(bytes) = settings.disk_bytes else {
+        let mut command = host.command(binary);
+        command.args(["agent", "run"]);
+        return Ok(command);
+    };
+    // The mount belongs to a namespace of the process, and so ends with it.
+    let mut command = host.command("unshare");
+    let script = format!(
+        "disk=\"$1.disk\" && mkdir -p \"$disk\" && mount -t tmpfs -o size={bytes} none \"$disk\" && \
+         cp -a \"$1/.\" \"$disk\" && mount --bind \"$disk\" \"$1\" && exec \"$0\" agent run"
+    );
+    command.args(["--mount", "sh", "-c", &script]).arg(binary).arg(settings.data_dir());
+    Ok(command)
 }
 
 /// A plain HTTP/1.1 GET from inside a host: status and body.

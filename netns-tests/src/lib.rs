@@ -9,6 +9,7 @@
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
+//! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
@@ -25,6 +26,7 @@ pub mod agent;
 pub mod bulk;
 pub mod cluster;
 pub mod content;
+pub mod disk;
 pub mod lab;
 pub mod plane;
 pub mod probe;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use arctic::model::UnixTime;
 
 use crate::agent::license_binary;
 
@@ -15,12 +16,24 @@ pub struct Grant {
     pub max_nodes: u32,
     pub max_services: u32,
     pub features: String,
+    /// From issue to expiry; not used where `expires_at` is given.
     pub days: u32,
+    /// Instead of now.
+    pub issued_at: Option<UnixTime>,
+    pub expires_at: Option<UnixTime>,
 }
 
 impl Default for Grant {
     fn default() -> Grant {
-        Grant { customer_id: None, max_nodes: 5, max_services: 20, features: "*".to_owned(), days: 60 }
+        Grant {
+            customer_id: None,
+            max_nodes: 5,
+            max_services: 20,
+            features: "*".to_owned(),
+            days: 60,
+            issued_at: None,
+            expires_at: None,
+        }
     }
 }
 
@@ -51,7 +64,14 @@ impl Vendor {
         let mut command = Command::new(license_binary()?);
         command.arg("issue").arg("--key").arg(&self.key).arg("--out").arg(out);
         command.args(["--max-nodes", &grant.max_nodes.to_string(), "--max-services", &grant.max_services.to_string()]);
-        command.args(["--features", &grant.features, "--days", &grant.days.to_string()]);
+        command.args(["--features", &grant.features]);
+        match grant.expires_at {
+            Some(expires_at) => command.args(["--expires-at", &expires_at.to_string()]),
+            None => command.args(["--days", &grant.days.to_string()]),
+        };
+        if let Some(issued_at) = grant.issued_at {
+            command.args(["--issued-at", &issued_at.to_string()]);
+        }
         if let Some(customer_id) = &grant.customer_id {
             command.args(["--customer-id", customer_id]);
         }

@@ -347,3 +347,58 @@ fn bytes_of_a_captured_flow_do_not_go_on_in_clear_when_its_agent_is_killed() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(!contains(&capture.stop().unwrap(), PATTERN));
 }
+
+// accepts: 000-56, 000-57, 000-59, 000-60, 000-63, 000-64
+#[test]
+fn an_agent_that_leaves_its_cluster_cleans_its_host_and_comes_back_as_nobody() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let World { cluster: Cluster { london, tokyo, operator }, sites, _servers } = World::serving("leave");
+    assert!(london.stop().unwrap().success());
+    let keeping = || settings(&sites, "london", &[("ON_STOP", "keep")]);
+    let mut london = Agent::start(&sites.london, keeping()).unwrap();
+    wait_for_table(&sites.london, SERVER_NET).unwrap();
+    let key = std::fs::read(london.settings().data_dir().join("peer.key")).unwrap();
+
+    let unasked = operator.run(&["peers", "remove-self"]).unwrap();
+    assert!(unasked.exit == 2 && unasked.stderr.contains("--yes"), "{unasked:?}");
+    let said: serde_json::Value = operator.json(&["remove-self", "--yes"]).unwrap();
+    let fields = ["action", "peer_id", "public_key", "cluster_id", "version", "deactivated_at", "signature"];
+    assert!(said["action"] == "deactivated" && fields.iter().all(|field| !said[field].is_null()), "{said}");
+    let status = london.process().wait(PATIENCE).unwrap().expect("it ends by itself");
+    assert!(status.success(), "{status}: systemd does not start it again");
+    assert!(!sites.london.kernel_state().unwrap().contains("arctic"), "also with ON_STOP=keep");
+    assert_eq!(std::fs::read(london.settings().data_dir().join("peer.key")).unwrap(), key);
+    assert_eq!(seen_from(&sites.client, at(SERVER, MIRROR_PORT)).unwrap(), topology::CLIENT);
+
+    // London's credentials went with it; tokyo's host has the recovery token.
+    let url = format!("http://{}:{API_PORT}", topology::TOKYO_WAN);
+    let token = tokyo.settings().recovery_token();
+    let at_tokyo = |arguments: &[&str]| {
+        let how = ["--url", &url, "--recovery-token-file", token.to_str().unwrap(), "-j"];
+        let answer = operator.ok(&[arguments, &how].concat()).unwrap();
+        serde_json::from_str::<serde_json::Value>(&answer).unwrap()
+    };
+    assert_eq!(at_tokyo(&["peers", "list"]).as_array().unwrap().len(), 1);
+    let listed = at_tokyo(&["services", "list"]);
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["state"]), (1, &"inactive".into()));
+    at_tokyo(&["services", "delete", listed[0]["id"].as_str().unwrap(), "--yes"]);
+    assert_eq!(at_tokyo(&["services", "list"]), serde_json::json!([]));
+
+    let london = Agent::start(&sites.london, keeping()).unwrap();
+    let api = SocketAddr::from(([127, 0, 0, 1], API_PORT));
+    let (_, nobody) = http_get(&sites.london, api, "/v1/cluster/identity").unwrap();
+    assert!(nobody.contains(r#""peer_id":"""#) && nobody.contains(r#""cluster_id":"""#), "{nobody}");
+    let license = sites.lab.scratch().join("license.json");
+    let here = format!("http://{}:{API_PORT}", topology::LONDON_WAN);
+    operator.ok(&["bootstrap", "--url", &here, "--license-file", license.to_str().unwrap()]).unwrap();
+    let back = at_tokyo(&["peers", "add", &format!("{}:{API_PORT}", topology::LONDON_WAN)]);
+    assert_eq!(back["id"], said["peer_id"]);
+    within(PATIENCE, "london is a member again", || {
+        let peers = at_tokyo(&["peers", "list", "--status", "healthy"]);
+        ensure!(peers.as_array().is_some_and(|all| all.len() == 2), "{peers}");
+        Ok(())
+    });
+    drop(london);
+}

@@ -112,13 +112,14 @@ impl Cluster {
         Self { sim, hosts, vendor, seed: options.seed, operator, acts: 0 }
     }
 
-    /// A license of this run's vendor; equal `customer` gives one customer id.
+    /// A license of this run's vendor; equal `customer` gives one customer id, and another limit another issue.
     pub fn license(&self, customer: u8, max_nodes: u32) -> Value {
         let mut rng = Rng::from_seed(derive(self.seed, "customer", u64::from(customer)));
+        let mut issue = Rng::from_seed(derive(self.seed, "license", u64::from(customer) << 32 | u64::from(max_nodes)));
         let issued_at = UnixTime::from_ms(crate::EPOCH.as_ms());
         let terms = Terms {
             customer_id: CustomerId::mint(issued_at, &mut rng),
-            license_id: LicenseId::mint(issued_at, &mut rng),
+            license_id: LicenseId::mint(issued_at, &mut issue),
             customer_name: None,
             issued_at,
             expires_at: issued_at.plus(Duration::from_secs(365 * 24 * 3600)),
@@ -191,14 +192,14 @@ impl Cluster {
     pub fn crash(&mut self, host: &str) {
         crate::record(format_args!("crash {host}"));
         self.for_others(host, |sim, other| sim.partition(host, other));
-        crate::trace::unordered(|| self.sim.crash(host));
+        crate::trace::unordered(|| crate::trace::untimed(|| self.sim.crash(host)));
         self.kernel(host).expire_liveness();
     }
 
     pub fn restart(&mut self, host: &str) {
         crate::record(format_args!("restart {host}"));
         self.for_others(host, |sim, other| sim.repair(host, other));
-        self.sim.bounce(host);
+        crate::trace::untimed(|| self.sim.bounce(host));
     }
 
     fn for_others(&self, host: &str, f: impl Fn(&turmoil::Sim<'static>, &str)) {

@@ -6,6 +6,7 @@ mod clock;
 mod cluster;
 mod net;
 mod operator;
+mod processes;
 mod streams;
 pub mod tickless;
 mod trace;
@@ -14,6 +15,7 @@ pub use clock::{EPOCH, SimClock, Skew};
 pub use cluster::{Cluster, Options, SimHost, captures, verdict};
 pub use net::SimNet;
 pub use operator::{Answer, Operator};
+pub use processes::equal_in_two_processes;
 pub use streams::{StreamFault, StreamFaults};
 pub use trace::{Trace, record};
 
@@ -37,4 +39,10 @@ pub fn twin_run(scenario: &str, seeds: impl IntoIterator<Item = u64>, run: impl 
         let second = trace::recorded(scenario, seed, || run(seed));
         first.assert_equal(&second, scenario, seed);
     }
+}
+
+/// Runs a scenario once; the digest of its trace.
+pub fn trace_digest(scenario: &str, seed: u64, run: impl Fn(u64)) -> String {
+    assert_panics_are_reported();
+    trace::recorded(scenario, seed, || run(seed)).digest()
 }

@@ -70,19 +70,20 @@ impl Operator {
         self.tokens.borrow_mut().remove(host);
     }
 
-    async fn token(&self, host: &str) -> Option<String> {
+    async fn own_token(&self, host: &str) -> Option<String> {
         let now = turmoil::sim_elapsed().unwrap_or_default();
         let known = self.tokens.borrow().get(host).cloned();
         if let Some((_, token)) = known.filter(|(given, _)| now - *given < TOKEN_USE) {
             return Some(token);
         }
-        let token = self.fresh_token(host).await?;
+        let token = self.token(host, host).await?;
         self.tokens.borrow_mut().insert(host.to_owned(), (now, token.clone()));
         Some(token)
     }
 
-    async fn fresh_token(&self, host: &str) -> Option<String> {
-        let (id, secret) = self.credentials.borrow().get(host).cloned()?;
+    /// A token from `host` for the credential that the bootstrap of `issued_by` gave.
+    pub async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
+        let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
         let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         let answer = self
             .send(host, Method::POST, "/v1/oauth/token", "application/x-www-form-urlencoded", form.into(), None)
@@ -92,6 +93,11 @@ impl Operator {
 
     pub async fn get(&self, host: &str, path: &str) -> Answer {
         self.authorized(host, Method::GET, path, None).await
+    }
+
+    /// With a token that was got earlier, maybe from another agent.
+    pub async fn get_with(&self, host: &str, path: &str, token: &str) -> Answer {
+        self.call(host, Method::GET, path, None, Some(token.to_owned())).await
     }
 
     pub async fn post(&self, host: &str, path: &str, body: Value) -> Answer {
@@ -108,12 +114,12 @@ impl Operator {
 
     /// A token that has lost its force is replaced once.
     async fn authorized(&self, host: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let token = self.token(host).await;
+        let token = self.own_token(host).await;
         let answer = self.call(host, method.clone(), path, body.clone(), token).await;
         if answer.status != 401 || self.tokens.borrow_mut().remove(host).is_none() {
             return answer;
         }
-        let token = self.token(host).await;
+        let token = self.own_token(host).await;
         self.call(host, method, path, body, token).await
     }
 

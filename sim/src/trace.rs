@@ -1,5 +1,6 @@
 //! The trace of a run: every event of every crate at every level, in order, as text.
 
+use sha2::{Digest, Sha256};
 use std::{
     cell::RefCell,
     fmt::{self, Write as _},
@@ -22,6 +23,12 @@ pub struct Trace {
 impl Trace {
     pub fn lines(&self) -> &[String] {
         &self.lines
+    }
+
+    /// SHA-256 over its lines, hex.
+    pub fn digest(&self) -> String {
+        let hash = self.lines.iter().fold(Sha256::new(), |hash, line| hash.chain_update(line).chain_update(b"\n"));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     fn save(&self, scenario: &str, seed: u64, name: &str) -> PathBuf {
@@ -91,6 +98,22 @@ pub(crate) fn unordered(f: impl FnOnce()) {
     });
 }
 
+/// Runs `f` and takes the time off the lines that it causes: the clock of a host whose software
+/// has ended, or ends here, is not simulated.
+pub(crate) fn untimed(f: impl FnOnce()) {
+    let before = CURRENT.with_borrow(|trace| trace.as_ref().map_or(0, |t| t.lines.len()));
+    f();
+    CURRENT.with_borrow_mut(|trace| {
+        for line in trace.iter_mut().flat_map(|trace| &mut trace.lines[before..]) {
+            *line = format!("{:>12} {}", "", line.trim_start().split_once(' ').map_or("", |(_, rest)| rest));
+        }
+    });
+}
+
+fn is_recording() -> bool {
+    CURRENT.with_borrow(Option::is_some)
+}
+
 fn push(line: String) {
     let at = turmoil::sim_elapsed().map_or(0, |t| t.as_micros());
     CURRENT.with_borrow_mut(|trace| {
@@ -121,6 +144,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        if !is_recording() {
+            return;
+        }
         if event.metadata().target().starts_with("turmoil") && event.metadata().name().contains("step") {
             return;
         }

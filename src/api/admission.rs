@@ -1,5 +1,5 @@
 //! The checks before a handler, in the order of api.md §1: size, rate, license, authentication, api_access, scope,
-//! body. A request for another peer leaves here for that peer. Existence and limits are the handlers'. A body is read only after everything that can be refused without it;
+//! lock, body. A request for another peer leaves here for that peer. Existence and limits are the handlers'. A body is read only after everything that can be refused without it;
 //! a peer's signature covers the body, so there its claims come first, then the body, then the signature.
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
     model::{ApiAccess, ClientId, Code, PeerId, PublicKey, Refused, RequestId, Scope, ScopeSet, UnixTime},
     node::{Identity, Node},
     store::ClusterFacts,
-    wire::record::CredentialBody,
+    wire::{record::CredentialBody, request::REVOCATIONS},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -39,6 +39,8 @@ const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-licen
 /// Bodies above [`SMALL_BODY_BYTES`] that are read at one time for signatures still to be checked.
 pub(super) const UNPROVEN_BODIES_MAX: usize = 16;
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+const WRITE_SCOPES: [Scope; 3] = [Scope::PeersWrite, Scope::ServicesWrite, Scope::CredentialsWrite];
 
 /// A request that passed every check, as a handler takes it.
 pub(super) struct Request {
@@ -153,6 +155,7 @@ async fn admit_and_handle(
     *caller = proven;
     head.check_api_access(caller)?;
     head.check_scope(caller)?;
+    head.check_lock()?;
     let body = body.read(endpoint).await?;
     head.check_content_type()?;
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
@@ -279,14 +282,12 @@ impl Head<'_> {
                 (Claim { sender, on_behalf: None, .. }, body) => Ok((Caller::Peer(sender), Pending::Read(body))),
                 _ => Err(unauthorized("peers call this endpoint for themselves only")),
             },
-            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) if recovery => {
-                Ok((Caller::Recovery, Pending::Unread(body)))
-            }
-            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) if signed => {
+            _ if recovery => Ok((Caller::Recovery, Pending::Unread(body))),
+            _ if signed => {
                 let (claim, body) = self.signed(body).await?;
                 Ok((self.forwarded(claim)?, Pending::Read(body)))
             }
-            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => {
+            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) | Access::WriterOrForwarded => {
                 Ok((self.bearer()?, Pending::Unread(body)))
             }
         }
@@ -296,7 +297,8 @@ impl Head<'_> {
     fn forwarded(&self, claim: Claim) -> Result<Caller, Refused> {
         let by = claim.sender;
         let client = claim.on_behalf.ok_or_else(|| unauthorized("a peer calls this endpoint for a client only"))?;
-        if !client.proxied && !matches!(self.endpoint.access, Access::ScopedOrForwarded(_)) {
+        let has_owner = matches!(self.endpoint.access, Access::ScopedOrForwarded(_) | Access::WriterOrForwarded);
+        if !client.proxied && !has_owner {
             return Err(unauthorized("this endpoint has no owner to forward to: a peer only proxies it"));
         }
         self.check_credential(client.client_id, &client.scopes)?;
@@ -307,7 +309,7 @@ impl Head<'_> {
     async fn signed(&self, body: Body) -> Result<(Claim, Bytes), Refused> {
         let claim = Claim::read(self.headers)?;
         let key = self.trusted_key(claim.sender)?;
-        let key = key.ok_or_else(|| unauthorized(format!("{} is not a trusted peer here", claim.sender)))?;
+        let Some(key) = key else { return Err(self.not_trusted(claim.sender)?) };
         claim.check_clock(self.node().env().clock.unix())?;
         let own_id = self.node().identity().ok_or_else(not_bootstrapped)?.peer_id;
         let _place = self.place_for_body()?;
@@ -315,6 +317,13 @@ impl Head<'_> {
         claim.check_signature((self.method.as_str(), self.path_and_query, &body), own_id, &key)?;
         claim.check_nonce(&mut lock(&self.api.nonces), self.node().env().clock.mono())?;
         Ok((claim, body))
+    }
+
+    /// A removed peer that does not know it yet is told by whom it was removed.
+    fn not_trusted(&self, peer: PeerId) -> Result<Refused, Refused> {
+        let refused = unauthorized(format!("{peer} is not a trusted peer here"));
+        let revocations = self.node().revocations_of(peer)?;
+        Ok(if revocations.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: revocations })) })
     }
 
     fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {
@@ -368,8 +377,19 @@ impl Head<'_> {
             Access::Scoped(wanted) | Access::ScopedOrForwarded(wanted) if !caller.scopes().grants(wanted) => {
                 Err(missing_scope(wanted))
             }
+            Access::WriterOrForwarded if !WRITE_SCOPES.iter().any(|scope| caller.scopes().grants(*scope)) => {
+                Err(Refused::new(Code::Forbidden, "this request needs a scope that allows to write"))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// A write while somebody else holds the cluster lock. What is for another peer is checked there.
+    fn check_lock(&self) -> Result<(), Refused> {
+        if !self.endpoint.is_locked_out() || self.target.is_some() {
+            return Ok(());
+        }
+        self.node().check_lock(lock::token_of(self.headers)?.as_ref())
     }
 
     fn check_content_type(&self) -> Result<(), Refused> {
@@ -387,6 +407,6 @@ impl Head<'_> {
     }
 }
 
-fn missing_scope(wanted: Scope) -> Refused {
+pub(super) fn missing_scope(wanted: Scope) -> Refused {
     Refused::new(Code::Forbidden, format!("this request needs the scope {wanted}"))
 }

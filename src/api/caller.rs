@@ -56,6 +56,15 @@ impl Caller {
         }
     }
 
+    pub(super) fn client_id(&self) -> Option<ClientId> {
+        match self {
+            Self::Client { client_id, .. } | Self::Forwarded { client: OnBehalf { client_id, .. }, .. } => {
+                Some(*client_id)
+            }
+            Self::Anonymous | Self::Recovery | Self::Peer(_) => None,
+        }
+    }
+
     /// Whether this is a client that chose to call this very agent.
     pub(super) fn is_operator(&self) -> bool {
         matches!(self, Self::Client { .. } | Self::Forwarded { client: OnBehalf { proxied: true, .. }, .. })

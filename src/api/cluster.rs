@@ -3,6 +3,7 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
+    lock,
 };
 use crate::model::{PeerStatus, VERSION};
 use serde_json::{Value, json};
@@ -57,7 +58,7 @@ pub(super) async fn status(r: Request) -> Outcome {
         "registries": registries,
         "peers": lines,
         "license_state": entitlement.state,
-        "lock": null,
+        "lock": r.node().lock_view()?.map(|view| lock::shown(&view, None)),
         "warnings": warnings,
     }))
 }

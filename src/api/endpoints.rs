@@ -1,8 +1,8 @@
 //! The table of endpoints: what the router and every check are made from.
 
 use super::{
-    admission::Request, answer::Outcome, bootstrap, cluster, gossip, health, license, oauth, peers, rate::RateClass,
-    routes, services,
+    admission::Request, answer::Outcome, bootstrap, cluster, gossip, health, license, lock, oauth, peers,
+    rate::RateClass, routes, services,
 };
 use crate::{license::EndpointGroup, model::Scope};
 use hyper::Method;
@@ -28,6 +28,8 @@ pub(super) enum Access {
     Scoped(Scope),
     /// As `Scoped`; also a trusted peer that forwards for such a client (cluster.md §5).
     ScopedOrForwarded(Scope),
+    /// A client that may write anything, by itself or forwarded by a trusted peer.
+    WriterOrForwarded,
     /// A trusted peer, by its signature.
     Peer,
 }
@@ -75,11 +77,15 @@ impl Endpoint {
     }
     /// Whether an operator may name another peer that is to serve it (api.md §2).
     pub(super) fn is_proxied(&self) -> bool {
-        match self.access {
-            Access::Client | Access::Scoped(_) | Access::ScopedOrForwarded(_) => true,
-            Access::Public => self.group == EndpointGroup::Probe,
-            Access::Login | Access::Peer => false,
-        }
+        self.is_operators() || (self.access == Access::Public && self.group == EndpointGroup::Probe)
+    }
+    /// Whether a client may call it, with its own token or, where it says so, through a peer.
+    pub(super) fn is_operators(&self) -> bool {
+        !matches!(self.access, Access::Public | Access::Login | Access::Peer)
+    }
+    /// Whether the cluster lock stands in its way (cluster.md §9).
+    pub(super) fn is_locked_out(&self) -> bool {
+        matches!(self.group, EndpointGroup::CreateOrUpdate | EndpointGroup::Administer)
     }
     fn before_bootstrap(self) -> Self {
         Self { before_bootstrap: true, ..self }
@@ -103,7 +109,7 @@ macro_rules! handler {
 
 /// Every endpoint.
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    use Access::{Client, Login, Peer, Public, Scoped, ScopedOrForwarded};
+    use Access::{Client, Login, Peer, Public, Scoped, ScopedOrForwarded, WriterOrForwarded};
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
@@ -134,9 +140,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/gossip/reconcile", Group::Gossip, Peer, handler!(gossip::reconcile))
             .body(Input::Json, GOSSIP_BODY_MAX_BYTES),
         post("/v1/gossip/push", Group::Gossip, Peer, handler!(gossip::push)).body(Input::Json, GOSSIP_BODY_MAX_BYTES),
+        post("/v1/gossip/lock", Group::Gossip, Peer, handler!(lock::question))
+            .body(Input::Json, JOINING_BODY_MAX_BYTES),
         get("/v1/peers", Group::Read, Scoped(Scope::PeersRead), handler!(peers::list)),
         post("/v1/peers", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::add)).patient(),
         get("/v1/peers/{id}", Group::Read, Scoped(Scope::PeersRead), handler!(peers::get)),
+        delete("/v1/peers/self", Group::LeaveCluster, Scoped(Scope::Admin), handler!(peers::remove_self)),
         delete("/v1/peers/{id}", Group::Administer, Scoped(Scope::PeersWrite), handler!(peers::delete)),
         get("/v1/services", Group::Read, Scoped(Scope::ServicesRead), handler!(services::list)),
         post(
@@ -164,6 +173,9 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/cluster/sync", Group::Read, Scoped(Scope::Admin), handler!(cluster::sync))
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
             .patient(),
+        get("/v1/cluster/lock", Group::Read, Scoped(Scope::PeersRead), handler!(lock::get)),
+        post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)),
+        delete("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::clear)),
         get("/v1/license", Group::License, Client, handler!(license::get)),
         put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]

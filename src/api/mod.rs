@@ -22,6 +22,7 @@ mod forward;
 mod gossip;
 mod health;
 mod license;
+mod lock;
 mod oauth;
 mod peers;
 mod proxy;

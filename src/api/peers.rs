@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     model::{Endpoint, PeerId, PeerStatus, Refused, looks_like_id},
-    node::AddPeer,
+    node::{AddPeer, Added},
     store::PeerRow,
 };
 use serde_json::{Value, json};
@@ -47,10 +47,12 @@ pub(super) async fn add(r: Request) -> Outcome {
             .transpose()?,
     };
     refuse_self(&r, &wish.endpoints)?;
-    let id = r.node().add_peer(wish).await?;
-    let row = r.node().store().read(|v| v.peer(id))?;
-    let row = row.ok_or_else(|| not_found(format!("peer {id} was removed while it was added")))?;
-    Answer::created(&peer_json(&r, &row)?)
+    let Added { peer, warnings } = r.node().add_peer(wish).await?;
+    let row = r.node().store().read(|v| v.peer(peer))?;
+    let row = row.ok_or_else(|| not_found(format!("peer {peer} was removed while it was added")))?;
+    let mut shown = peer_json(&r, &row)?;
+    shown["warnings"] = json!(warnings);
+    Answer::created(&shown)
 }
 
 pub(super) async fn delete(r: Request) -> Outcome {
@@ -61,6 +63,12 @@ pub(super) async fn delete(r: Request) -> Outcome {
     let row = find(&r)?;
     r.node().remove_peer(row.peer_id).await?;
     Ok(Answer::no_content())
+}
+
+/// The called agent leaves its cluster.
+pub(super) async fn remove_self(r: Request) -> Outcome {
+    r.query.only(&[])?;
+    Answer::ok(&r.node().leave_cluster().await?)
 }
 
 fn find(r: &Request) -> Result<PeerRow, Refused> {

@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{
     license::Entitlement,
+    membership,
     model::{
-        Code, PeerId, Refused, Rng, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id,
+        Code, PeerId, Refused, Rng, Scope, Service, ServiceBody, ServiceId, Transport, UnixTime, looks_like_id,
         parse_host_cidr,
     },
     reconcile::Status,
@@ -268,16 +269,38 @@ pub(super) async fn delete(r: Request) -> Outcome {
     let if_match = if_match(&r)?;
     let service = find(&r)?;
     let author = r.identity()?;
-    if service.body.source_peer_id != author.peer_id {
-        return forward::to_owner(&r, service.body.source_peer_id).await;
+    let owner = service.body.source_peer_id;
+    if owner == author.peer_id {
+        transaction::write(r.node(), dry_run, move |tx| {
+            let current = tx.service(service.id)?.ok_or_else(|| unknown(&service.id.to_string()))?;
+            check_version(if_match, current.version)?;
+            Ok(tx.delete_service(&author, service.id)?)
+        })
+        .await?;
+    } else if r.node().store().read(|v| v.peer(owner))?.is_some_and(|p| p.trusted) {
+        return forward::to_owner(&r, owner).await;
+    } else {
+        delete_of_departed(&r, dry_run, if_match, service).await?;
     }
-    transaction::write(r.node(), dry_run, move |tx| {
-        let current = tx.service(service.id)?.ok_or_else(|| unknown(&service.id.to_string()))?;
-        check_version(if_match, current.version)?;
-        Ok(tx.delete_service(&author, service.id)?)
-    })
-    .await?;
     Ok(Answer::no_content())
+}
+
+/// The owner has left the cluster, so any peer deletes for it, on the word of an administrator (cluster.md §5).
+async fn delete_of_departed(r: &Request, dry_run: bool, wanted: Option<u64>, service: Service) -> Result<(), Refused> {
+    if !r.caller.scopes().grants(Scope::Admin) {
+        let text =
+            format!("the source of service {} has left the cluster: deleting it needs the scope admin", service.id);
+        return Err(Refused::new(Code::Forbidden, text));
+    }
+    check_version(wanted, service.version)?;
+    let author = r.identity()?;
+    let tombstone = transaction::write(r.node(), dry_run, move |tx| {
+        let owner = service.body.source_peer_id;
+        let tombstone = membership::delete_service_of_departed(tx, &author, owner, service.id)?;
+        tombstone.ok_or_else(|| unknown(&service.id.to_string()))
+    });
+    let tombstone = tombstone.await?;
+    if dry_run { Ok(()) } else { r.node().tell_of_tombstone(&tombstone) }
 }
 
 /// The version in `If-Match`, plain or quoted.

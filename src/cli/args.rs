@@ -144,6 +144,8 @@ pub enum Command {
     /// License of the agent
     #[command(subcommand)]
     License(LicenseCommand),
+    /// Take the called agent out of its cluster for good; same as peers remove-self
+    RemoveSelf,
     /// Whether the agent works (exit 4 when unreachable, 6 when not ready)
     Health(HealthArgs),
     /// Versions of CLI and agent; with -v the license keys that this build embeds
@@ -179,6 +181,8 @@ pub enum PeersCommand {
     /// Remove a peer with its services and routes
     #[command(visible_alias = "rm")]
     Delete(PeerArgument),
+    /// Take the called agent out of its cluster for good
+    RemoveSelf,
 }
 
 #[derive(Args)]
@@ -374,6 +378,28 @@ pub enum ClusterCommand {
     Status,
     /// Run a gossip round with every peer now and wake all reconcilers
     Sync,
+    /// Make the agent a cluster of its own
+    Init {
+        /// Although it belongs to one: a new cluster id, and everything of other peers goes
+        #[arg(long)]
+        force: bool,
+    },
+    /// The cluster lock, which keeps single writes out while somebody changes many things
+    #[command(subcommand)]
+    Lock(LockCommand),
+}
+
+#[derive(Subcommand)]
+pub enum LockCommand {
+    /// Who holds the lock, what for, and until when
+    #[command(visible_alias = "show")]
+    Status,
+    /// Release your own lock
+    Clear {
+        /// End the lock of anyone (needs admin scope or the recovery token)
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -382,6 +408,18 @@ pub enum LicenseCommand {
     Status,
     /// The license document
     Show,
+    /// Replace the license of the called agent; it takes effect at once
+    Update(LicenseUpdateArgs),
+}
+
+#[derive(Args)]
+pub struct LicenseUpdateArgs {
+    /// License document; - is stdin
+    #[arg(long, value_name = "FILE")]
+    pub license_file: Option<PathBuf>,
+    /// On every peer of the cluster, through the called agent
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Args)]

@@ -46,7 +46,8 @@ pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError
     save(&session, &agent, args, &license, &answer)
 }
 
-fn read_license(file: &Path) -> Result<Box<RawValue>, CliError> {
+/// A license file as it was written.
+pub(super) fn read_license(file: &Path) -> Result<Box<RawValue>, CliError> {
     let text = files::read_input(file).map_err(|e| unreadable(file, &e.to_string()))?;
     let document: Box<RawValue> =
         serde_json::from_str(text.trim()).map_err(|e| unreadable(file, &format!("not JSON: {e}")))?;

@@ -61,6 +61,10 @@ impl Call {
     pub fn post_text(path: impl Into<String>, body: String) -> Self {
         Self::new(Method::POST, path, Some(body))
     }
+    /// As `post_text`.
+    pub fn put_text(path: impl Into<String>, body: String) -> Self {
+        Self::new(Method::PUT, path, Some(body))
+    }
     pub fn post_empty(path: impl Into<String>) -> Self {
         Self::new(Method::POST, path, None)
     }
@@ -277,6 +281,11 @@ impl Client {
             }
         }
         Err(unreachable(&failures))
+    }
+
+    /// The command itself tells the state of the license.
+    pub fn without_license_warning(&self) {
+        self.warned.set(true);
     }
 
     fn warn_of_license(&self, answer: &Answer) {

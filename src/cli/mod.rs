@@ -82,6 +82,7 @@ async fn dispatch(cli: &Cli) -> Result<(), CliError> {
     match &cli.command {
         Command::Bootstrap(args) => bootstrap::run(globals, args).await,
         Command::Peers(command) => peers::run(globals, command).await,
+        Command::RemoveSelf => peers::remove_self(globals).await,
         Command::Services(command) => services::run(globals, command).await,
         Command::Routes(command) => routes::run(globals, command).await,
         Command::Cluster(command) => cluster::run(globals, command).await,

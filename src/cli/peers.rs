@@ -73,6 +73,7 @@ pub async fn run(globals: &Globals, command: &PeersCommand) -> Result<(), CliErr
         PeersCommand::Get(PeerArgument { peer }) => get(&Session::open(globals).await?, peer).await,
         PeersCommand::Add(args) => add(globals, args).await,
         PeersCommand::Delete(PeerArgument { peer }) => delete(globals, peer).await,
+        PeersCommand::RemoveSelf => remove_self(globals).await,
     }
 }
 
@@ -113,6 +114,9 @@ async fn add(globals: &Globals, args: &PeersAddArgs) -> Result<(), CliError> {
     session.log.debug(&format!("handshake with {}", args.endpoints.join(", ")));
     let call = Call::post("/v1/peers", &Value::Object(body)).patience(ADD_PATIENCE);
     let peer = session.call(call).await?;
+    for warning in peer["warnings"].as_array().into_iter().flatten() {
+        session.log.warn(&output::plain(warning));
+    }
     session.print_one(&PEER, peer.clone())?;
     let peer_id = peer["id"].as_str().unwrap_or_default();
     if let Err(e) = fold_newcomer(&session, peer_id).await {
@@ -153,6 +157,31 @@ async fn delete(globals: &Globals, peer: &str) -> Result<(), CliError> {
     }
     session.call(Call::delete(format!("/v1/peers/{id}"))).await?;
     session.print_result(&format!("Peer {id} deleted"), output::deleted(&id))
+}
+
+/// `peers remove-self` and `remove-self`: the called agent leaves its cluster and stops.
+pub async fn remove_self(globals: &Globals) -> Result<(), CliError> {
+    let consent = Consent::of(globals)?;
+    let session = Session::open(globals).await?;
+    if consent == Consent::Ask {
+        let identity = session.call(Call::get("/v1/cluster/identity").public()).await?;
+        let id = output::plain(&identity["peer_id"]);
+        let mut goes = what_it_leaves(&id);
+        // A suspended agent shows no services, and may still leave.
+        match session.services().await {
+            Ok(services) => goes.extend(what_goes(&services, &id).iter().map(|s| format!("traffic of {s}"))),
+            Err(e) => session.log.warn(&format!("services cannot be listed: {}", e.text)),
+        }
+        confirm(&format!("Take this agent ({id}) out of its cluster?"), &goes)?;
+    }
+    let announcement = session.call(Call::delete("/v1/peers/self")).await?;
+    let id = output::plain(&announcement["peer_id"]);
+    session.print_result(&format!("Peer {id} left the cluster; its agent stops"), announcement)
+}
+
+fn what_it_leaves(peer_id: &str) -> Vec<String> {
+    let database = "the database of the agent: license, credentials, peers; peer.key stays";
+    vec![format!("peer {peer_id} from every member of the cluster"), database.to_owned()]
 }
 
 /// The services from or to a peer, with their routes.

@@ -24,6 +24,7 @@ pub trait Net: Send + Sync + 'static {
     fn listen(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<BoxListener>>;
     /// Every address of a host name.
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>>;
-    /// Resolves once and connects to the first address that answers. The caller bounds the time.
+    /// Resolves once and connects to the first address that answers. Addresses of this host, and those of no host, are
+    /// not called; if there are no others the error is `InvalidInput`. The caller bounds the time.
     fn connect<'a>(&'a self, to: &'a Endpoint) -> BoxFuture<'a, io::Result<BoxStream>>;
 }

@@ -141,6 +141,9 @@ impl Gossip {
     }
 
     fn authority(&self, key: &RecordKey, record: Option<&Record>) -> Authority {
+        if let Some((record, by)) = record.and_then(|record| Some((record, record.deleted_by()?))) {
+            return Authority::AnyOf(self.keys_for_tombstone(record, by));
+        }
         if key.owner == self.local.peer_id {
             return Authority::Key(self.local.public_key);
         }
@@ -158,6 +161,18 @@ impl Gossip {
             }
             _ => Authority::Revoked,
         }
+    }
+
+    /// The keys of `by`, who deletes a service of a peer that has left (cluster.md §5); none where it may not.
+    fn keys_for_tombstone(&self, record: &Record, by: PeerId) -> Vec<PublicKey> {
+        let left = self.revocations.left_at(record.key.owner).is_some_and(|version| record.version <= version);
+        if !left || record.key.kind != kind::SERVICE {
+            return Vec::new();
+        }
+        let local = (by == self.local.peer_id).then_some(self.local.public_key);
+        let held = self.links.get(&by).map(|link| link.key);
+        // A signer that was removed later: its deletions stay deletions.
+        local.into_iter().chain(held).chain(self.revocations.keys_of(by).copied()).collect()
     }
 
     /// Whether a record with this head, offered by a peer, would be taken, as far as that shows without the record.
@@ -290,7 +305,7 @@ impl Gossip {
 /// A live record without a body would have the head of a tombstone; a revocation has no tombstone.
 fn check_form(entry: &Entry) -> Result<(), Refusal> {
     let record = &entry.record;
-    let is_sound = record.deleted == record.body.is_null();
+    let is_sound = record.deleted == record.body.is_null() || record.deleted_by().is_some();
     let is_final = matches!(record.key.kind.as_str(), kind::REVOCATION | kind::READMISSION);
     if is_sound && (!is_final || is_about_its_id(&record.key, entry)) { Ok(()) } else { Err(Refusal::Malformed) }
 }

@@ -116,6 +116,13 @@ impl Revocations {
         })
     }
 
+    /// The version of the word by which `id` itself left the cluster, whether it was readmitted since or not. What it
+    /// wrote before has lower versions.
+    pub fn left_at(&self, id: PeerId) -> Option<u64> {
+        let own = self.revocations.iter().filter(|r| r.subject == id && r.this.issuer == id);
+        own.filter(|r| r.reason == RevocationReason::Deactivated).map(|r| r.this.version).max()
+    }
+
     /// Keys that revocations name for `id`: what a revoked owner's remaining records are verified with.
     pub fn keys_of(&self, id: PeerId) -> impl Iterator<Item = &PublicKey> {
         self.revocations.iter().filter(move |r| r.subject == id).map(|r| &r.key)

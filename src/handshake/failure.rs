@@ -14,6 +14,8 @@ pub enum DialFailure {
     Timeout,
     /// The host name does not resolve.
     NameNotFound,
+    /// The address is one of the caller's own host, or of none: it was not called.
+    NotAnotherHost,
     /// Reset, no route, or anything else the kernel says.
     Failed,
 }
@@ -24,6 +26,7 @@ pub enum Reason {
     ConnectionRefused,
     ConnectionTimeout,
     NameNotFound,
+    NotAnotherHost,
     ConnectionFailed,
     /// The answer is not one of the documented ones: another service, a proxy, a later protocol.
     UnexpectedAnswer,
@@ -52,10 +55,11 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 22] = [
+    pub const ALL: [Reason; 23] = [
         Reason::ConnectionRefused,
         Reason::ConnectionTimeout,
         Reason::NameNotFound,
+        Reason::NotAnotherHost,
         Reason::ConnectionFailed,
         Reason::UnexpectedAnswer,
         Reason::UnexpectedPeer,
@@ -83,6 +87,7 @@ impl Reason {
             Reason::ConnectionRefused => "handshake failed: connection refused",
             Reason::ConnectionTimeout => "handshake failed: connection timeout",
             Reason::NameNotFound => "handshake failed: host name not found",
+            Reason::NotAnotherHost => "handshake failed: the endpoint leads to the agent's own host or to none",
             Reason::ConnectionFailed => "handshake failed: connection failed",
             Reason::UnexpectedAnswer => "handshake failed: unexpected answer",
             Reason::UnexpectedPeer => "handshake failed: another peer answers at the endpoint",
@@ -128,6 +133,7 @@ impl Reason {
             Reason::ConnectionRefused
                 | Reason::ConnectionTimeout
                 | Reason::NameNotFound
+                | Reason::NotAnotherHost
                 | Reason::ConnectionFailed
                 | Reason::UnexpectedAnswer
                 | Reason::UnexpectedPeer
@@ -141,7 +147,11 @@ impl Reason {
     fn is_dial_failure(self) -> bool {
         matches!(
             self,
-            Reason::ConnectionRefused | Reason::ConnectionTimeout | Reason::NameNotFound | Reason::ConnectionFailed
+            Reason::ConnectionRefused
+                | Reason::ConnectionTimeout
+                | Reason::NameNotFound
+                | Reason::NotAnotherHost
+                | Reason::ConnectionFailed
         )
     }
 
@@ -181,6 +191,7 @@ impl From<DialFailure> for Reason {
             DialFailure::Refused => Reason::ConnectionRefused,
             DialFailure::Timeout => Reason::ConnectionTimeout,
             DialFailure::NameNotFound => Reason::NameNotFound,
+            DialFailure::NotAnotherHost => Reason::NotAnotherHost,
             DialFailure::Failed => Reason::ConnectionFailed,
         }
     }

@@ -125,11 +125,18 @@ pub trait LedgerView {
         Ok(revocations.subjects().filter(stands).collect())
     }
 
-    /// Live services, ordered by id. A record whose owner is not trusted, or is not its service's source, is no service.
+    /// Live services, ordered by id. A record is no service if its owner is neither trusted nor one that left by itself,
+    /// or is not its service's source.
     fn services(&self) -> Result<Vec<Service>, Self::Error> {
         let trusted: BTreeSet<PeerId> = self.trusted_peers()?.into_iter().map(|p| p.peer_id).collect();
-        let records = self.records_of(kind::SERVICE)?;
-        Ok(records.iter().filter(|r| trusted.contains(&r.key.owner)).filter_map(read_service).collect())
+        let mut records = self.records_of(kind::SERVICE)?;
+        if records.iter().any(|r| !trusted.contains(&r.key.owner)) {
+            let revocations = self.revocations()?;
+            records.retain(|r| {
+                trusted.contains(&r.key.owner) || revocations.standing(r.key.owner, None) == Standing::Left
+            });
+        }
+        Ok(records.iter().filter_map(read_service).collect())
     }
 
     fn service(&self, id: ServiceId) -> Result<Option<Service>, Self::Error> {

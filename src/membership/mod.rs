@@ -22,5 +22,8 @@ pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
 pub use ledger::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
-pub use removal::{adopt_own_version, peer_was_revoked, remove_peer};
+pub use removal::{
+    Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
+    take_own_revocations,
+};
 pub use side::{Own, Side, side};

@@ -1,11 +1,55 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger};
+use super::{Author, Ledger, Put};
 use crate::{
     gossip::Standing,
-    model::{PeerId, UnixTime},
-    wire::record::{Record, RecordKey, RevocationBody, RevocationReason, kind},
+    model::{PeerId, ServiceId, UnixTime},
+    wire::record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
 };
+
+/// What a peer leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Departure {
+    pub announcement: Deactivation,
+    /// Carries the announcement to the others.
+    pub revocation: Record,
+}
+
+/// `peers remove-self`: the word that this peer leaves for good. None without a cluster. The caller brings it to the
+/// others, and then clears the ledger but for the own version, above which everything comes that this peer ever writes
+/// again.
+pub fn leave<L: Ledger>(ledger: &L, author: &Author, now: UnixTime) -> Result<Option<Departure>, L::Error> {
+    let Some(cluster) = ledger.cluster()? else { return Ok(None) };
+    let version = ledger.own_version()? + 1;
+    let announcement = Deactivation::sign(&author.key, author.peer_id, cluster.cluster_id, version, now);
+    let revocation = RevocationBody {
+        peer_id: Some(author.peer_id),
+        public_key: Some(author.key.public()),
+        client_id: None,
+        reason: RevocationReason::Deactivated,
+        revoked_at: now,
+    };
+    let body = DepartureBody { revocation, announcement: announcement.clone() };
+    let revocation = ledger.put_own(author, kind::REVOCATION, &author.peer_id.to_string(), &body)?;
+    Ok(Some(Departure { announcement, revocation }))
+}
+
+/// Deletes, by hand, a service of a peer that has left. None if there is no such service.
+pub fn delete_service_of_departed<L: Ledger>(
+    ledger: &L,
+    author: &Author,
+    owner: PeerId,
+    id: ServiceId,
+) -> Result<Option<Record>, L::Error> {
+    let key = RecordKey { kind: kind::SERVICE.into(), id: id.to_string(), owner };
+    let Some(live) = ledger.record(&key)?.filter(|record| !record.deleted) else { return Ok(None) };
+    if ledger.revocations()?.left_at(owner).is_none_or(|left_at| live.version >= left_at) {
+        return Ok(None);
+    }
+    let tombstone = Record::sign_tombstone_of_another(&author.key, author.peer_id, key, live.version + 1)?;
+    ledger.put_record(&tombstone)?;
+    Ok(Some(tombstone))
+}
 
 /// `peers delete` of a remote peer: its revocation, and no trust here from this moment. None if it is not known.
 pub fn remove_peer<L: Ledger>(
@@ -23,12 +67,14 @@ pub fn remove_peer<L: Ledger>(
         revoked_at: now,
     };
     let revocation = ledger.put_own(author, kind::REVOCATION, &peer.to_string(), &body)?;
-    drop_peer(ledger, author, peer)?;
+    delete_services_to(ledger, author, peer)?;
+    ledger.forget_peer(peer)?;
     Ok(Some(revocation))
 }
 
-/// A revocation has taken effect: trust in the peer ends, and these records are void. An agent that learns of its own
-/// drops all others. Says whether the peer was known.
+/// A revocation has taken effect: trust in the peer ends, and these records are void; which, the gossip machine says. Own
+/// services to a removed peer go, those to one that left by itself stay listed. An agent that learns of its own
+/// revocation drops all others. Says whether the peer was known.
 pub fn peer_was_revoked<L: Ledger>(
     ledger: &L,
     author: &Author,
@@ -44,24 +90,47 @@ pub fn peer_was_revoked<L: Ledger>(
     }
     // An operator may have taken it back since the machine spoke.
     let key = row.as_ref().map(|row| row.public_key);
-    if ledger.revocations()?.standing(peer, key.as_ref()) == Standing::Clear {
+    let standing = ledger.revocations()?.standing(peer, key.as_ref());
+    if standing == Standing::Clear {
         return Ok(false);
     }
     void.iter().try_for_each(|key| ledger.forget_record(key))?;
-    drop_peer(ledger, author, peer)?;
+    if standing == Standing::Revoked {
+        delete_services_to(ledger, author, peer)?;
+    }
+    ledger.forget_peer(peer)?;
     Ok(row.is_some())
 }
 
-/// Drops trust and key of a peer, and deletes own services that target it. Which of its records are void, the gossip
-/// machine says.
-fn drop_peer<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> Result<(), L::Error> {
+fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) -> Result<(), L::Error> {
     for service in ledger.services()? {
-        let own = service.body.source_peer_id == author.peer_id;
-        if own && service.body.target_peer_id == peer {
+        if service.body.source_peer_id == author.peer_id && service.body.target_peer_id == target {
             ledger.delete_own(author, kind::SERVICE, &service.id.to_string())?;
         }
     }
-    ledger.forget_peer(peer)
+    Ok(())
+}
+
+/// Stores those of the records that are genuine revocations of this peer by peers that it trusts, and news; gives them.
+pub fn take_own_revocations<L: Ledger>(
+    ledger: &L,
+    author: &Author,
+    records: &[Record],
+) -> Result<Vec<Record>, L::Error> {
+    let mut taken = Vec::new();
+    for record in records.iter().filter(|record| record.key.kind == kind::REVOCATION && !record.deleted) {
+        let issuer = ledger.peer(record.key.owner)?.filter(|row| row.trusted && row.peer_id != author.peer_id);
+        let subject = record.body_as::<RevocationBody>().ok().filter(|body| {
+            body.peer_id == Some(author.peer_id)
+                && body.public_key == Some(author.key.public())
+                && record.key.id == author.peer_id.to_string()
+        });
+        let genuine = subject.is_some() && issuer.is_some_and(|row| record.verify(&row.public_key).is_ok());
+        if genuine && ledger.put_verified(record)? == Put::Stored {
+            taken.push(record.clone());
+        }
+    }
+    Ok(taken)
 }
 
 /// Own records came back newer than this ledger (a lost database): versions go on from there.

@@ -37,7 +37,7 @@ pub struct Bootstrapped {
 impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
-        let _turn = self.inner.license_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         if self.store().read(|v| v.cluster())?.is_some() {
             return Err(already_bootstrapped());
         }

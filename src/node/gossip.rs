@@ -9,8 +9,9 @@ use crate::{
     store::StoreError,
     wire::{
         gossip::{Op, Reply, Request},
+        handshake::{ErrorBody, decode},
         record::Record,
-        request::OnBehalf,
+        request::{OnBehalf, REVOCATIONS},
     },
 };
 use serde_json::json;
@@ -290,7 +291,7 @@ impl Node {
             Ok(answer) if answer.status == 200 => Reply::decode(op, &answer.body).map_err(|e| e.to_string()),
             Ok(answer) => {
                 if answer.status == Code::Unauthorized.http_status() {
-                    self.renew_trust(to);
+                    self.take_unauthorized(to, &answer.body).await;
                 }
                 Err(format!("status {}", answer.status))
             }
@@ -306,6 +307,17 @@ impl Node {
     /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
     fn is_silent(&self) -> bool {
         self.entitlement().is_some_and(|e| e.state == State::Suspended)
+    }
+
+    /// A trusted peer does not trust this one: it has removed it, or lost its database.
+    async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
+        let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
+        let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
+        match self.was_removed(records.unwrap_or_default()).await {
+            Ok(true) => {}
+            Ok(false) => self.renew_trust(peer),
+            Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),
+        }
     }
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
@@ -388,7 +400,7 @@ fn refused(reject: Reject) -> Refused {
     if code == Code::RateLimited { refused.with_details(json!({"retry_after_s": 1})) } else { refused }
 }
 
-fn not_bootstrapped() -> Refused {
+pub(super) fn not_bootstrapped() -> Refused {
     Refused::new(Code::NotBootstrapped, "agent is not bootstrapped")
 }
 

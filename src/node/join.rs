@@ -17,7 +17,7 @@ use serde_json::Value;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, atomic::Ordering},
 };
 
 /// An operator's wish to join another agent to the cluster.
@@ -30,6 +30,14 @@ pub struct AddPeer {
     pub public_key: Option<PublicKey>,
 }
 
+/// A peer that was added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Added {
+    pub peer: PeerId,
+    /// What the operator should know of it.
+    pub warnings: Vec<String>,
+}
+
 /// What makes this node a member of a cluster, beside the store.
 struct Member {
     identity: Arc<Identity>,
@@ -38,7 +46,7 @@ struct Member {
 
 impl Node {
     /// `peers add`: returns when the handshake succeeded or finally failed.
-    pub async fn add_peer(&self, wish: AddPeer) -> Result<PeerId, Refused> {
+    pub async fn add_peer(&self, wish: AddPeer) -> Result<Added, Refused> {
         if let Some(own) = self.own_endpoint_among(&wish.endpoints)? {
             return Err(Refused::new(Code::InvalidRequest, format!("{own} is this agent itself")));
         }
@@ -94,7 +102,7 @@ impl Node {
         self.inner.attempts.lock().unwrap_or_else(|p| p.into_inner())
     }
 
-    async fn handshake(&self, target: Target, name: Option<String>) -> Result<PeerId, Refused> {
+    async fn handshake(&self, target: Target, name: Option<String>) -> Result<Added, Refused> {
         let clock = &self.env().clock;
         let mut rng = self.fork_rng();
         let initiator_id = self.member()?.identity.peer_id;
@@ -103,9 +111,9 @@ impl Node {
             if let Some(event) = machine.poll_event() {
                 return match event {
                     Event::Done(accepted) => {
-                        let peer = accepted.peer_id;
+                        let (peer, warnings) = (accepted.peer_id, self.warnings(&accepted));
                         self.accept(*accepted, name, false).await?;
-                        Ok(peer)
+                        Ok(Added { peer, warnings })
                     }
                     Event::Failed(failure) => {
                         tracing::warn!(initiator = %initiator_id, attempts = failure.attempts, details = %failure.details(),
@@ -124,6 +132,15 @@ impl Node {
                 machine.handle_timeout(clock.mono());
             }
         }
+    }
+
+    fn warnings(&self, accepted: &Accepted) -> Vec<String> {
+        let own = self.entitlement().filter(|_| accepted.license_differs);
+        let text = |own: Arc<Entitlement>| {
+            let (own, other) = (own.document.license_id(), accepted.license_id);
+            format!("the licenses differ: {own} here, {other} on the peer; each agent enforces the limits of its own")
+        };
+        own.map(text).into_iter().collect()
     }
 
     async fn make_call(&self, call: &handshake::Call) -> Result<Reply, DialFailure> {
@@ -185,7 +202,7 @@ impl Node {
     }
 
     fn member(&self) -> Result<Member, Refused> {
-        let both = self.identity().zip(self.entitlement());
+        let both = self.identity().zip(self.entitlement()).filter(|_| !self.inner.leaving.load(Ordering::SeqCst));
         both.map(|(identity, entitlement)| Member { identity, entitlement }).ok_or_else(not_bootstrapped)
     }
 
@@ -256,6 +273,7 @@ fn dial_failure(e: CallError) -> DialFailure {
         CallError::Refused => DialFailure::Refused,
         CallError::Timeout | CallError::NoAnswer => DialFailure::Timeout,
         CallError::NoSuchHost => DialFailure::NameNotFound,
+        CallError::NotAnotherHost => DialFailure::NotAnotherHost,
         CallError::Io(_) | CallError::Protocol(_) | CallError::OtherPeer => DialFailure::Failed,
     }
 }

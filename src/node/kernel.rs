@@ -3,7 +3,7 @@
 use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
     env::{EngineSetup, InterceptPorts, RunningEngines},
-    kernel::{Intercept, MarkMask},
+    kernel::{Intercept, MarkMask, PolicyRouting},
     model::{PeerId, with_causes},
     reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
     routing::Forwarding,
@@ -56,6 +56,14 @@ impl Node {
             () = reconcile.run(engine_state, stop.clone()) => {}
             () = self.resolve_endpoints(addresses) => {}
             () = engines => {}
+        }
+        if self.inner.departed.is_cancelled() && config.on_stop == OnStop::Keep {
+            // Nothing of a cluster that this host has left stays behind.
+            let tables = env.kernel.remove_tables().await;
+            let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
+            if let Err(e) = tables.and(policy.map(drop)) {
+                tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
+            }
         }
         if let Some(engines) = running {
             engines.shutdown().await;

@@ -91,6 +91,7 @@ impl Node {
             since = %entitlement.state_since, "license state");
         self.inner.entitlement.send_replace(Some(entitlement));
         *self.licensed() = Some(licensed);
+        self.begin_lock(identity.peer_id);
         self.inner.identity.send_replace(Some(identity));
     }
 
@@ -101,7 +102,7 @@ impl Node {
     /// Takes another license of the same customer, at once (licensing.md §5). A dry run only judges it, and gives what
     /// the agent would be entitled to.
     pub async fn update_license(&self, document: &Value, dry_run: bool) -> Result<Arc<Entitlement>, Refused> {
-        let _turn = self.inner.license_turn.lock().await;
+        let _turn = self.inner.membership_turn.lock().await;
         self.tick_license().await;
         let offered = Arc::new(LicenseDocument::from_value(document)?);
         let (identity, customer, clock) = {
@@ -172,7 +173,7 @@ impl Node {
         changed || was_suspect != entitlement.clock_suspect || warned_at != licensed.warned_at
     }
 
-    pub(super) async fn persist_license_clock(&self) {
+    pub(crate) async fn persist_license_clock(&self) {
         let node = self.clone();
         if let Err(e) = self.store().write(move |tx| node.write_kept(tx)).await {
             tracing::error!(error = %e, "license clock was not persisted; it is tried again within the hour");

@@ -10,6 +10,7 @@ mod identity;
 mod join;
 mod kernel;
 mod licensing;
+mod lock;
 mod peer_client;
 mod recovery;
 mod removal;
@@ -23,7 +24,8 @@ pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
-pub use join::AddPeer;
+pub use join::{AddPeer, Added};
+pub use lock::{LockView, LockWish};
 pub use peer_client::{Call, CallError, PeerAnswer};
 pub use recovery::RecoveryToken;
 pub use run::RunError;
@@ -34,6 +36,7 @@ use crate::{
     gossip::Gossip,
     handshake::Responder,
     license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
+    lock::Lock,
     membership::{self, Attempts, OwnSettings},
     model::{PeerId, Rng},
     reconcile,
@@ -44,9 +47,10 @@ use peer_client::PeerClient;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
 };
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -65,17 +69,22 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    /// One bootstrap or update of the license at a time.
-    license_turn: tokio::sync::Mutex<()>,
+    /// One bootstrap, renewal or departure at a time.
+    membership_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,
     responder: Mutex<Responder>,
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
+    lock: Mutex<Option<Lock>>,
     reconcile_wake: Notify,
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<Attempts>,
+    /// This peer has begun to leave its cluster.
+    leaving: AtomicBool,
+    /// It has left, and the agent is to end.
+    departed: CancellationToken,
     /// Random at each start; tells two live copies of one identity apart.
     instance: String,
 }
@@ -119,21 +128,34 @@ impl Node {
                 identity: watch::Sender::new(None),
                 entitlement: watch::Sender::new(None),
                 licensed: Mutex::new(None),
-                license_turn: tokio::sync::Mutex::new(()),
+                membership_turn: tokio::sync::Mutex::new(()),
                 commit_turn: tokio::sync::Mutex::new(None),
                 responder: Mutex::new(Responder::new()),
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
+                lock: Mutex::new(None),
                 reconcile_wake: Notify::new(),
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
+                leaving: AtomicBool::new(false),
+                departed: CancellationToken::new(),
                 instance: format!("{:032x}", env.rng("instance").u128()),
                 env,
             }),
         };
+        node.finish_leaving().await?;
         node.resume_membership(identity).await?;
         Ok(node)
+    }
+
+    /// A peer that was stopped while it left has left.
+    async fn finish_leaving(&self) -> Result<(), StoreError> {
+        if self.store().read(|v| v.is_leaving())? {
+            tracing::warn!("this peer was leaving its cluster when it was stopped; it has left");
+            self.store().write(|tx| tx.clear_membership()).await?;
+        }
+        Ok(())
     }
 
     async fn resume_membership(&self, identity: Option<Identity>) -> Result<(), StartError> {

@@ -37,6 +37,8 @@ pub enum CallError {
     NoAnswer,
     #[error("host name not found")]
     NoSuchHost,
+    #[error("the endpoint leads to the agent's own host or to none")]
+    NotAnotherHost,
     #[error("connection failed: {0}")]
     Io(io::Error),
     #[error("not an answer of an agent: {0}")]
@@ -197,6 +199,7 @@ fn connect_error(e: io::Error) -> CallError {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => CallError::Refused,
         io::ErrorKind::TimedOut => CallError::Timeout,
         io::ErrorKind::NotFound => CallError::NoSuchHost,
+        io::ErrorKind::InvalidInput => CallError::NotAnotherHost,
         _ => CallError::Io(e),
     }
 }

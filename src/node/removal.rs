@@ -1,11 +1,28 @@
-//! Taking peers out of the cluster (cluster.md §8).
+//! Taking peers out of the cluster, this one included (cluster.md §8).
 
-use super::Node;
+use super::{Call, Identity, Node};
 use crate::{
-    membership,
+    gossip::{Gossip, PUSH_ALL_PEERS},
+    membership::{self, Departure},
     model::{Code, PeerId, Refused},
-    wire::record::RecordKey,
+    store::StoreError,
+    wire::{
+        gossip::{Digests, PushRequest, Request},
+        record::{Deactivation, Record, RecordKey, kind},
+    },
 };
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::task::JoinSet;
+
+/// How long the others may take to hear that this peer leaves.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Revocations of one peer that it is told of.
+const REVOCATIONS_TOLD_MAX: usize = 8;
+/// From the answer to the end of the agent.
+const STOP_DELAY: Duration = Duration::from_secs(1);
 
 impl Node {
     /// `peers delete` of a remote peer: a gossiped revocation, and no trust here from this moment.
@@ -36,5 +53,112 @@ impl Node {
         self.prune_attempts()?;
         self.trust_changed(&[])?;
         Ok(())
+    }
+
+    /// What a peer is told that calls as if it were still trusted: why it is not. Revocations are signed, so that it can
+    /// see who says so.
+    pub(crate) fn revocations_of(&self, peer: PeerId) -> Result<Vec<Record>, StoreError> {
+        let mut revocations = self.store().read(|v| v.records_about(kind::REVOCATION, &peer.to_string()))?;
+        revocations.truncate(REVOCATIONS_TOLD_MAX);
+        Ok(revocations)
+    }
+
+    /// Another peer refuses this one and gives these records as the reason. Says whether one of them is a revocation of
+    /// this peer by one that is trusted here; then it takes effect.
+    pub(super) async fn was_removed(&self, records: Vec<Record>) -> Result<bool, Refused> {
+        let Some(identity) = self.identity() else { return Ok(false) };
+        let is_told = self.store().write(move |tx| membership::take_own_revocations(tx, &identity, &records)).await?;
+        self.trust_changed(&is_told)?;
+        Ok(!is_told.is_empty())
+    }
+
+    /// Tells the others of the tombstone of a service whose owner has left; see
+    /// [`membership::delete_service_of_departed`], which wrote it.
+    pub fn tell_of_tombstone(&self, tombstone: &Record) -> Result<(), Refused> {
+        Ok(self.trust_changed(std::slice::from_ref(tombstone))?)
+    }
+
+    /// `peers remove-self`: tells all peers that can be reached, empties the database, and ends the agent a moment
+    /// later. `peer.key` stays.
+    pub async fn leave_cluster(&self) -> Result<Deactivation, Refused> {
+        let node = self.clone();
+        // Once begun it is carried through, whether or not the caller stays to hear of it.
+        tokio::spawn(async move { node.leave().await }).await.map_err(Refused::internal)?
+    }
+
+    async fn leave(&self) -> Result<Deactivation, Refused> {
+        let _turn = self.inner.membership_turn.lock().await;
+        let not_bootstrapped = || Refused::new(Code::NotBootstrapped, "agent is not bootstrapped");
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        // From here on the agent takes part in nothing: no handshake brings a peer back, no gossip a record.
+        self.inner.leaving.store(true, Ordering::SeqCst);
+        let machine = self.gossip().take();
+        let digests = machine.as_ref().map(Gossip::digests);
+        let departure = match self.write_departure(&identity).await {
+            Ok(Some(departure)) => departure,
+            failed => {
+                *self.gossip() = machine;
+                self.inner.leaving.store(false, Ordering::SeqCst);
+                failed?;
+                return Err(not_bootstrapped());
+            }
+        };
+        self.announce(&identity, departure.revocation, digests).await?;
+        self.store().write(|tx| tx.clear_membership()).await?;
+        self.end_membership();
+        tracing::info!(peer = %identity.peer_id, "left the cluster; the agent stops");
+        let departed = self.inner.departed.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(STOP_DELAY).await;
+            departed.cancel();
+        });
+        Ok(departure.announcement)
+    }
+
+    async fn write_departure(&self, identity: &Arc<Identity>) -> Result<Option<Departure>, StoreError> {
+        let (author, now) = (identity.clone(), self.env().clock.unix());
+        let write = self.store().write(move |tx| {
+            tx.set_leaving()?;
+            membership::leave(tx, &author, now)
+        });
+        write.await
+    }
+
+    async fn announce(
+        &self,
+        identity: &Identity,
+        revocation: Record,
+        digests: Option<Digests>,
+    ) -> Result<(), StoreError> {
+        let Some(digests) = digests else { return Ok(()) };
+        let peers = self.store().read(|v| v.trusted_peers())?;
+        let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
+        let relay = others.len() > PUSH_ALL_PEERS;
+        let push = Request::Push(PushRequest { records: vec![revocation].into(), relay, digests });
+        let call = Arc::new(Call::post(push.op().path(), push.encode()));
+        let mut calls = JoinSet::new();
+        for peer in &others {
+            let (node, peer, call) = (self.clone(), *peer, call.clone());
+            calls
+                .spawn(async move { node.call_peer(peer, &call, None).await.is_ok_and(|answer| answer.status == 200) });
+        }
+        let mut told = 0;
+        let all = async {
+            while let Some(outcome) = calls.join_next().await {
+                told += usize::from(outcome.unwrap_or(false));
+            }
+        };
+        drop(tokio::time::timeout(ANNOUNCE_TIMEOUT, all).await);
+        if told < others.len() {
+            tracing::warn!(told, of = others.len(), "not every peer could be told; the others pass it on");
+        }
+        Ok(())
+    }
+
+    /// In memory what the emptied database says.
+    fn end_membership(&self) {
+        *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
+        self.inner.entitlement.send_replace(None);
+        self.inner.identity.send_replace(None);
     }
 }

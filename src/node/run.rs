@@ -50,6 +50,7 @@ impl Node {
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => None,
+            () = self.inner.departed.cancelled() => None,
             ended = drivers.join_next() => ended,
         };
         ending.cancel();
@@ -72,6 +73,8 @@ impl Node {
         let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move {
             node.drive_license(until).await;

@@ -1,11 +1,13 @@
 //! The control plane's TCP on tokio sockets.
 
+use super::sockets::local_addresses;
 use crate::{
     env::{BoxFuture, BoxListener, BoxStream, Listener, Net},
     model::Endpoint,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
@@ -20,7 +22,8 @@ pub struct TokioNet {
 }
 
 impl TokioNet {
-    /// `own_mark`: the fwmark of the agent's own sockets; None where no rules read it, and no privilege is needed.
+    /// `own_mark`: the fwmark of the agent's own sockets. None is for agents that share a host, in tests: no privilege is
+    /// needed, and they may call each other at its addresses.
     pub fn new(own_mark: Option<u32>) -> Self {
         Self { own_mark }
     }
@@ -46,7 +49,15 @@ impl TokioNet {
 
     async fn dial(&self, to: &Endpoint) -> io::Result<BoxStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", to.host()));
+        let local = if self.own_mark.is_some() { local_addresses()? } else { BTreeSet::new() };
         for addr in look_up(to.host(), to.port()).await? {
+            if !leads_to_another_host(addr.ip(), &local) {
+                last = io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{} leads to the agent's own host or to none", addr.ip()),
+                );
+                continue;
+            }
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             self.mark(&socket)?;
             match socket.connect(addr).await {
@@ -84,6 +95,17 @@ impl Net for TokioNet {
     }
 }
 
+/// Endpoints come from operators and from other agents; neither makes this one call what listens on its own host
+/// (security.md row 17).
+fn leads_to_another_host(ip: IpAddr, local: &BTreeSet<IpAddr>) -> bool {
+    let ip = ip.to_canonical();
+    let is_broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    let is_no_host = ip.is_unspecified() || ip.is_multicast() || is_broadcast;
+    // Loopback is a whole network, of which interfaces name one address.
+    let is_own = local.contains(&ip) || (!local.is_empty() && ip.is_loopback());
+    !is_no_host && !is_own
+}
+
 /// A name that does not resolve is `NotFound`, whatever the resolver calls it.
 async fn look_up(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
     lookup_host((host, port)).await.map_err(|e| io::Error::new(io::ErrorKind::NotFound, e))
@@ -118,5 +140,53 @@ mod tests {
         let nowhere = Endpoint::new("nowhere.invalid", 8080).unwrap();
         let refused = TokioNet::new(None).connect(&nowhere).await.err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// security.md row 17, as a table; whatever way an address is written.
+    #[test]
+    fn only_addresses_of_another_host_are_called() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let local = BTreeSet::from(["127.0.0.1", "::1", "10.1.0.5", "10.1.0.6", "fd00::5", "fe80::5"].map(ip));
+        let refused = [
+            "127.0.0.1",
+            "127.0.0.2",
+            "127.255.255.254",
+            "::1",
+            "10.1.0.5",
+            "10.1.0.6",
+            "fd00::5",
+            "fe80::5",
+            "::ffff:127.0.0.1",
+            "::ffff:10.1.0.5",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+            "255.255.255.255",
+            "::ffff:255.255.255.255",
+            "224.0.0.1",
+            "224.0.0.251",
+            "239.255.255.250",
+            "::ffff:224.0.0.1",
+            "ff02::1",
+            "ff02::fb",
+            "ff05::2",
+            "ff0e::1",
+        ];
+        for text in refused {
+            assert!(!leads_to_another_host(ip(text), &local), "{text}");
+        }
+        for text in
+            ["10.1.0.7", "192.168.0.1", "203.0.113.9", "fd00::6", "2001:db8::1", "::ffff:10.1.0.7", "100.64.0.1"]
+        {
+            assert!(leads_to_another_host(ip(text), &local), "{text}");
+        }
+        let shared = BTreeSet::new();
+        assert!(leads_to_another_host(ip("127.0.0.1"), &shared) && !leads_to_another_host(ip("0.0.0.0"), &shared));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_no_other_host_is_refused_before_a_packet_leaves() {
+        let refused = TokioNet::new(None).connect(&Endpoint::new("0.0.0.0", 8080).unwrap()).await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 }

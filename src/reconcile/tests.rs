@@ -1,5 +1,7 @@
 //! The rules agree with the routes; the loop keeps its promises on a kernel that fails.
 
+mod license;
+
 use super::*;
 use crate::{
     env::SystemClock,
@@ -7,6 +9,7 @@ use crate::{
         Arrival, Capture, FakeKernel, Family, Fault, HostView, Intercept, Kernel, MarkMask, Operation, Packet,
         PolicyRouting, Ruleset, Verdict, classify,
     },
+    license::Features,
     model::{
         DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
@@ -77,6 +80,7 @@ fn desired(services: Vec<Service>) -> Desired {
         peers: BTreeMap::from([(peer_id(THERE), path("192.0.2.2"))]),
         services,
         data_plane_runs: true,
+        features: Features::every(),
         ..Desired::idle(Some(peer_id(HERE)))
     }
 }

@@ -11,6 +11,7 @@ const LICENSE: &str = "license";
 const LICENSE_CLOCK: &str = "license_clock";
 const OWN_VERSION: &str = "own_version";
 const START_COUNTER: &str = "start_counter";
+const LEAVING: &str = "leaving";
 
 impl View<'_> {
     fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
@@ -44,6 +45,11 @@ impl View<'_> {
     /// The persisted state of the license clock.
     pub fn license_clock<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
         self.meta(LICENSE_CLOCK)
+    }
+
+    /// Whether this peer has said that it leaves the cluster, and has yet to forget it.
+    pub fn is_leaving(&self) -> Result<bool, StoreError> {
+        Ok(self.meta(LEAVING)?.unwrap_or(false))
     }
 
     /// How often the agent was started on this database.
@@ -90,5 +96,25 @@ impl Tx<'_> {
         let count = self.starts()? + 1;
         self.set_meta(START_COUNTER, &count)?;
         Ok(count)
+    }
+
+    /// From here on this peer is no member any more, whatever happens to the process.
+    pub fn set_leaving(&self) -> Result<(), StoreError> {
+        self.set_meta(LEAVING, &true)
+    }
+
+    /// Empties the database, so that the peer is not bootstrapped. What it counts goes on: a record that it writes as a
+    /// member again is newer than all before.
+    pub fn clear_membership(&self) -> Result<(), StoreError> {
+        let tables: Vec<String> = self
+            .connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for table in tables.iter().filter(|name| *name != "meta") {
+            self.connection.execute(&format!("DELETE FROM \"{table}\""), [])?;
+        }
+        self.connection.execute("DELETE FROM meta WHERE key NOT IN (?1, ?2)", [OWN_VERSION, START_COUNTER])?;
+        Ok(())
     }
 }

@@ -29,6 +29,15 @@ impl View<'_> {
         rows.map(|row| row?).collect()
     }
 
+    /// Records of one kind and id, whoever owns them, tombstones included.
+    pub fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM records WHERE kind = ?1 AND id = ?2 ORDER BY owner"))?;
+        let rows = statement.query_map([kind, id], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
     /// Every record, tombstones included, ordered by key: what the gossip machine starts from.
     pub fn all_records(&self) -> Result<Vec<Record>, StoreError> {
         let mut statement =

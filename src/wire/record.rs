@@ -14,6 +14,9 @@ pub const RECORD_MAX_BYTES: usize = 256 * 1024;
 pub const KIND_MAX_BYTES: usize = 32;
 pub const ID_MAX_BYTES: usize = 64;
 
+/// The one field in the body of a tombstone that another than the owner signed.
+const DELETED_BY: &str = "deleted_by";
+
 /// Kinds this build understands; records of other kinds are kept and relayed.
 pub mod kind {
     pub const PEER: &str = "peer";
@@ -87,6 +90,23 @@ impl Record {
         Self::sign_either(signer, key, version, true, Value::Null)
     }
 
+    /// Signs, as the peer `by`, the tombstone of a record whose owner has left the cluster (cluster.md §5). It names its
+    /// signer, and counts only beside the owner's announcement that it left, and up to the version of that.
+    pub fn sign_tombstone_of_another(
+        signer: &SigningKey,
+        by: PeerId,
+        key: RecordKey,
+        version: u64,
+    ) -> Result<Self, RecordError> {
+        Self::sign_either(signer, key, version, true, serde_json::json!({ DELETED_BY: by }))
+    }
+
+    /// The signer of a tombstone that is not its owner's.
+    pub fn deleted_by(&self) -> Option<PeerId> {
+        let only = self.body.as_object().filter(|body| self.deleted && body.len() == 1)?;
+        only.get(DELETED_BY)?.as_str()?.parse().ok()
+    }
+
     fn sign_either(
         signer: &SigningKey,
         key: RecordKey,
@@ -107,7 +127,7 @@ impl Record {
         if self.key.id.len() > ID_MAX_BYTES {
             return Err(RecordError::FieldTooLong("id"));
         }
-        if self.deleted && !self.body.is_null() {
+        if self.deleted && !self.body.is_null() && self.deleted_by().is_none() {
             return Err(RecordError::DeletedWithBody);
         }
         let canonical = canonical::to_canonical(&self.body)?;
@@ -246,6 +266,59 @@ impl Voucher {
     }
 }
 
+/// A peer's signed word that it leaves the cluster for good (cluster.md §8). It travels in the peer's own revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deactivation {
+    /// Always `deactivated`.
+    pub action: String,
+    pub peer_id: PeerId,
+    pub public_key: PublicKey,
+    pub cluster_id: ClusterId,
+    /// Of the revocation; nothing that the peer wrote before has a higher one.
+    pub version: u64,
+    pub deactivated_at: UnixTime,
+    pub signature: Signature,
+}
+
+impl Deactivation {
+    pub fn sign(key: &SigningKey, peer_id: PeerId, cluster_id: ClusterId, version: u64, now: UnixTime) -> Self {
+        let mut announcement = Self {
+            action: "deactivated".to_owned(),
+            peer_id,
+            public_key: key.public(),
+            cluster_id,
+            version,
+            deactivated_at: now,
+            signature: Signature::from_bytes([0; 64]),
+        };
+        announcement.signature = announcement.transcript().sign(key);
+        announcement
+    }
+
+    /// Whether it is signed with the key that it names, which the caller compares with the one held.
+    pub fn verify(&self) -> bool {
+        self.transcript().verify(&self.public_key, &self.signature)
+    }
+
+    fn transcript(&self) -> Transcript {
+        Transcript::new(Domain::Deactivate)
+            .field(&self.action)
+            .field(self.peer_id.to_string())
+            .field(self.public_key.as_bytes())
+            .field(self.cluster_id.to_string())
+            .integer(self.version)
+            .integer(self.deactivated_at.as_ms())
+    }
+}
+
+/// Body of the `revocation` by which a peer leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DepartureBody {
+    #[serde(flatten)]
+    pub revocation: RevocationBody,
+    pub announcement: Deactivation,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,5 +359,45 @@ mod tests {
         let key = SigningKey::from_seed([2; 32]);
         let body = json!("x".repeat(RECORD_MAX_BYTES));
         assert!(matches!(Record::sign(&key, owner, "status", "x", 1, body), Err(RecordError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn an_announcement_is_signed_field_by_field() {
+        let (now, mut rng) = (UnixTime::from_ms(1_767_225_600_123), Rng::from_seed([1; 32]));
+        let key = SigningKey::from_seed([2; 32]);
+        let said = Deactivation::sign(&key, PeerId::mint(now, &mut rng), ClusterId::mint(now, &mut rng), 7, now);
+        assert!(said.verify());
+        let text = serde_json::to_string(&said).unwrap();
+        let order = ["action", "peer_id", "public_key", "cluster_id", "version", "deactivated_at", "signature"];
+        let at: Vec<usize> = order.iter().map(|name| text.find(&format!("\"{name}\":")).unwrap()).collect();
+        assert!(at.is_sorted(), "{text}");
+        let edits: [fn(&mut Deactivation); 5] = [
+            |d| d.action = "deleted".into(),
+            |d| d.public_key = SigningKey::from_seed([3; 32]).public(),
+            |d| d.version += 1,
+            |d| d.deactivated_at = UnixTime::from_ms(1),
+            |d| d.peer_id = PeerId::mint(UnixTime::from_ms(1), &mut Rng::from_seed([4; 32])),
+        ];
+        for edit in edits {
+            let mut forged = said.clone();
+            edit(&mut forged);
+            assert!(!forged.verify());
+        }
+    }
+
+    #[test]
+    fn a_tombstone_of_another_names_its_signer_and_nothing_else() {
+        let mut rng = Rng::from_seed([1; 32]);
+        let [owner, by] = [1, 2].map(|ms| PeerId::mint(UnixTime::from_ms(ms), &mut rng));
+        let signer = SigningKey::from_seed([2; 32]);
+        let key = RecordKey { kind: kind::SERVICE.into(), id: "svc_x".into(), owner };
+        let record = Record::sign_tombstone_of_another(&signer, by, key, 4).unwrap();
+        assert_eq!((record.deleted_by(), record.verify(&signer.public()).is_ok()), (Some(by), true));
+        let mut more = record.clone();
+        more.body["note"] = json!("x");
+        assert_eq!(more.deleted_by(), None);
+        assert!(matches!(more.verify(&signer.public()), Err(RecordError::DeletedWithBody)));
+        let live = Record { deleted: false, ..record };
+        assert_eq!(live.deleted_by(), None);
     }
 }

@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 pub const HEADER_PEER: &str = "x-arctic-peer";
+/// In the details of a 401: the records by which the sender was removed, so that it learns of it.
+pub const REVOCATIONS: &str = "revocations";
 pub const HEADER_TIMESTAMP: &str = "x-arctic-timestamp";
 pub const HEADER_NONCE: &str = "x-arctic-nonce";
 pub const HEADER_SIGNATURE: &str = "x-arctic-signature";

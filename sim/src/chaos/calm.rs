@@ -157,7 +157,9 @@ impl Inspection {
                 }
             }
         }
-        for host in self.peer_ids.keys().filter(|h| self.memory.borrow().is_member(h) == Some(false)) {
+        // One that was out of touch is refused by all, and lists them as unhealthy.
+        let told = self.memory.borrow().leaver_was_told;
+        for host in self.peer_ids.keys().filter(|h| told && self.memory.borrow().is_member(h) == Some(false)) {
             let others = seen.peers[host].len().saturating_sub(1);
             if others > 0 {
                 wrong.push(format!("R3 removed {host} still lists {others} others"));
@@ -200,7 +202,7 @@ impl Inspection {
         let memory = self.memory.borrow();
         let every: BTreeSet<&String> = memory.services.values().flat_map(|s| s.routes.keys()).collect();
         for (host, id) in &self.peer_ids {
-            let member = memory.is_member(host);
+            let member = memory.is_member(host).filter(|member| *member || memory.leaver_was_told);
             let own: BTreeSet<&str> = seen.services[host]
                 .values()
                 .filter(|s| s["source_peer_id"] == id.as_str() && member != Some(false))

@@ -45,6 +45,10 @@ pub(super) struct Memory {
     pub services: BTreeMap<String, ServiceMemory>,
     /// The host that the operator removed, and how that ended; `Maybe` also after a re-admission.
     pub removed: Option<(String, Presence)>,
+    /// The removed host was there to be told.
+    pub leaver_was_told: bool,
+    /// Faults at work now, by name.
+    pub troubled: BTreeSet<&'static str>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
     /// Hosts that lost their database and wait for a bootstrap.

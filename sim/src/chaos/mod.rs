@@ -37,6 +37,7 @@ const JOINING_BOUND: Duration = Duration::from_secs(60);
 pub struct Outcome {
     pub seed: u64,
     pub nodes: usize,
+    pub chaos: Duration,
     /// The list that was drawn; the run may have used a part of it.
     pub faults: Vec<String>,
     /// How often each knob turned.
@@ -70,7 +71,7 @@ pub fn run(seed: u64) -> Outcome {
 
 /// The same with those faults of the list that `keep` chooses by position.
 pub fn run_part(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool) -> Outcome {
-    let mut outcome = Outcome { seed, ..Outcome::default() };
+    let mut outcome = Outcome { seed, chaos: shape.chaos, ..Outcome::default() };
     let ended = catch_unwind(AssertUnwindSafe(|| play(&mut outcome, shape, keep)));
     if let Err(panic) = ended {
         let text = panic.downcast_ref::<String>().cloned();
@@ -80,13 +81,16 @@ pub fn run_part(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool) -> Outcom
     outcome
 }
 
-/// One run for a test: panics with the report when an invariant is violated.
-///
-/// `SIM_FAULTS=0,3` keeps only those faults of the list.
-pub fn check(seed: u64, shape: Shape) {
+/// One run; the variable `SIM_FAULTS=0,3` keeps only those faults of the list.
+pub fn run_chosen(seed: u64, shape: Shape) -> Outcome {
     let chosen = std::env::var("SIM_FAULTS").ok();
     let chosen: Option<Vec<usize>> = chosen.map(|list| list.split(',').filter_map(|n| n.parse().ok()).collect());
-    let outcome = run_part(seed, shape, |n| chosen.as_ref().is_none_or(|kept| kept.contains(&n)));
+    run_part(seed, shape, |n| chosen.as_ref().is_none_or(|kept| kept.contains(&n)))
+}
+
+/// One run for a test: panics with the report when an invariant is violated.
+pub fn check(seed: u64, shape: Shape) {
+    let outcome = run_chosen(seed, shape);
     assert!(outcome.violated.is_empty(), "{outcome}");
 }
 
@@ -107,12 +111,9 @@ impl fmt::Display for Outcome {
         for violated in &self.violated {
             writeln!(f, "violated    {violated}")?;
         }
-        write!(
-            f,
-            "at          {:.3} s of simulated time\nreproduce   SIM_SEED={} cargo test --release -p sim --test chaos faults_pass -- --nocapture",
-            self.simulated.as_secs_f64(),
-            self.seed
-        )
+        let (at, seed, chaos) = (self.simulated.as_secs_f64(), self.seed, self.chaos.as_secs());
+        writeln!(f, "at          {at:.3} s of simulated time")?;
+        write!(f, "reproduce   cargo run --release -p sim --example chaos -- {seed}..{} {chaos}", seed + 1)
     }
 }
 

@@ -65,6 +65,7 @@ impl fmt::Display for Summary {
 pub fn sweep(
     seeds: impl IntoIterator<Item = u64, IntoIter: Send>,
     threads: usize,
+    run: impl Fn(u64) -> Outcome + Sync,
     done: impl Fn(&Outcome) + Sync,
 ) -> Summary {
     let (seeds, summary) = (Mutex::new(seeds.into_iter()), Mutex::new(Summary::default()));
@@ -73,7 +74,7 @@ pub fn sweep(
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
                 while let Some(seed) = next() {
-                    let outcome = run_part(seed, Shape::default(), |_| true);
+                    let outcome = run(seed);
                     done(&outcome);
                     summary.lock().unwrap_or_else(PoisonError::into_inner).add(outcome);
                 }

@@ -11,6 +11,9 @@ pub(super) const LIMIT_MAX_MBPS: u64 = 50;
 /// Of a license that allows 100.
 const SERVICES_MAX: usize = 40;
 
+/// A removal reaches those in touch within this time.
+const TELLING: Duration = Duration::from_secs(3);
+
 /// The operator's desk: what is known of hosts and of what was written.
 pub(super) struct Workload {
     pub op: Operator,
@@ -172,8 +175,13 @@ impl Workload {
             return false;
         }
         let path = format!("/v1/peers/{}", self.peer_ids[&leaver]);
+        let in_touch = || self.memory.borrow().troubled.is_empty();
+        let before = in_touch();
         let (ending, _) = self.send(&called, Method::DELETE, &path, None).await;
         self.memory.borrow_mut().peer_removed(&leaver, ending);
+        tokio::time::sleep(TELLING).await;
+        let told = before && in_touch();
+        self.memory.borrow_mut().leaver_was_told = told;
         ending != Ending::Refused
     }
 

@@ -1,12 +1,11 @@
 //! Who may do what: tokens, scopes, license states, `api_access`, the recovery token, and the order of the checks.
 
-use super::agent::{Agent, DAY, RECOVERY, license, terms, token_form};
+use super::agent::{Agent, RECOVERY, license, terms, token_form};
 use crate::{
     api::{
         endpoints::{Access, endpoints},
         token::tests::Forge,
     },
-    license::EffectiveClock,
     model::ApiAccess,
 };
 use hyper::Method;
@@ -187,35 +186,16 @@ async fn tokens_die_with_their_credential() {
     assert_eq!(agent.caller.get("/v1/services").await.refusal(), (401, "UNAUTHORIZED"));
 }
 
-/// The agent of `Agent::bootstrapped` when its license has been expired for `days`.
-async fn expired_for(days: u32) -> Agent {
-    let agent = Agent::bootstrapped().await;
-    agent.clock.advance((365 + days) * DAY);
-    let clock = EffectiveClock::start(crate::env::Clock::unix(&*agent.clock), crate::env::Clock::mono(&*agent.clock));
-    let snapshot = clock.snapshot();
-    let write = agent.node.store().write(move |tx| tx.set_license_clock(&snapshot));
-    write.await.map_err(|e: crate::store::StoreError| e).unwrap();
-    let mut agent = agent.restarted(|_| {}).await;
-    let author = agent.node.identity().unwrap();
-    let cluster = agent.node.store().read(|v| v.cluster()).unwrap().unwrap().cluster_id;
-    let client = agent.node.store().read(|v| v.credentials()).unwrap()[0].1.client_id;
-    let now = crate::env::Clock::unix(&*agent.clock);
-    let scopes = crate::model::ScopeSet::admin();
-    agent.caller.token =
-        Some(crate::api::token::issue(&author, cluster, client, &scopes, now, &mut agent.node.fork_rng()).unwrap());
-    agent
-}
-
 // accepts: 003-14, 003-16
 #[tokio::test]
 async fn license_states_open_and_close_endpoints() {
     let wish = || json!({"target_peer_id": "peer_x"});
-    let grace = expired_for(1).await;
+    let grace = Agent::expired_for(1).await;
     assert_eq!(grace.caller.post("/v1/services", wish()).await.refusal(), (404, "NOT_FOUND"));
     let reply = grace.caller.get("/v1/services").await;
     assert_eq!((reply.status, &reply.headers["x-arctic-license-state"]), (200, &"grace_period".parse().unwrap()));
 
-    let read_only = expired_for(15).await;
+    let read_only = Agent::expired_for(15).await;
     let refused = read_only.caller.post("/v1/services", wish()).await;
     assert_eq!(refused.refusal(), (403, "LICENSE_READ_ONLY"));
     assert!(refused.body["hint"].as_str().unwrap().contains("arctic license update"));
@@ -227,7 +207,7 @@ async fn license_states_open_and_close_endpoints() {
     }
     read_only.caller.get("/v1/peers").await.expect(200);
 
-    let suspended = expired_for(45).await;
+    let suspended = Agent::expired_for(45).await;
     for path in ["/v1/services", "/v1/peers", "/v1/cluster/status", "/.well-known/jwks.json"] {
         assert_eq!(suspended.caller.get(path).await.refusal(), (403, "LICENSE_SUSPENDED"), "{path}");
     }
@@ -247,7 +227,7 @@ async fn license_states_open_and_close_endpoints() {
 /// One request that everything is wrong with, mended step by step, meets the checks in the order of api.md §1.
 #[tokio::test]
 async fn checks_come_in_order() {
-    let suspended = expired_for(45).await;
+    let suspended = Agent::expired_for(45).await;
     let path = "/v1/handshake/init";
     let (huge, form) = ("x".repeat(65_537), ("content-type", "text/plain"));
     for _ in 0..30 {

@@ -1,14 +1,15 @@
 //! An agent on loopback: the production node and API, an in-memory kernel, a clock that the test moves.
 
 use crate::{
-    api::Api,
+    api::{Api, token},
     env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
     kernel::FakeKernel,
-    license::{Features, LicenseDocument, Terms, TrustRoots},
-    model::{ApiAccess, ClientId, CustomerId, LicenseId, Mono, PeerId, Rng, SigningKey, UnixTime},
+    license::{EffectiveClock, Features, LicenseDocument, Terms, TrustRoots},
+    model::{ApiAccess, ClientId, CustomerId, LicenseId, Mono, PeerId, Rng, ScopeSet, SigningKey, UnixTime},
     node::{Config, Node, RecoveryToken, StartError},
     os::net::TokioNet,
     routing::Forwarding,
+    store::{StoreError, View},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -63,6 +64,11 @@ impl TestClock {
     pub(super) fn advance(&self, by: Duration) {
         let mut now = self.0.lock().unwrap();
         *now = (now.0 + by, now.1.plus(by));
+    }
+
+    /// Somebody sets the wall clock.
+    pub(super) fn set_unix(&self, to: UnixTime) {
+        self.0.lock().unwrap().1 = to;
     }
 
     /// Somebody sets the wall clock ahead.
@@ -167,6 +173,32 @@ impl Agent {
         let mut agent = Self::new().await;
         agent.caller.bootstrap(license(terms(1))).await;
         agent
+    }
+
+    /// The agent of `bootstrapped` when its license has been expired for `days`.
+    pub(super) async fn expired_for(days: u32) -> Self {
+        Self::bootstrapped().await.later((365 + days) * DAY).await
+    }
+
+    /// After so much time and a restart, with a new admin token; the clock is beyond doubt.
+    pub(super) async fn later(self, by: Duration) -> Self {
+        self.clock.advance(by);
+        let snapshot = EffectiveClock::start(self.clock.unix(), self.clock.mono()).snapshot();
+        let write = self.node.store().write(move |tx| tx.set_license_clock(&snapshot));
+        write.await.map_err(|e: StoreError| e).unwrap();
+        let mut agent = self.restarted(|_| {}).await;
+        agent.caller.token = Some(agent.admin_token());
+        agent
+    }
+
+    /// Of now.
+    pub(super) fn admin_token(&self) -> String {
+        let author = self.node.identity().unwrap();
+        let read =
+            |v: &View<'_>| Ok::<_, StoreError>((v.cluster()?.unwrap().cluster_id, v.credentials()?[0].1.client_id));
+        let (cluster, client) = self.node.store().read(read).unwrap();
+        let now = self.clock.unix();
+        token::issue(&author, cluster, client, &ScopeSet::admin(), now, &mut self.node.fork_rng()).unwrap()
     }
 }
 
@@ -303,6 +335,9 @@ impl Caller {
     }
     pub(super) async fn post(&self, path: &str, body: Value) -> Reply {
         self.authorized(Method::POST, path, Some(body.to_string())).await
+    }
+    pub(super) async fn put(&self, path: &str, body: Value) -> Reply {
+        self.authorized(Method::PUT, path, Some(body.to_string())).await
     }
     pub(super) async fn post_text(&self, path: &str, body: &str) -> Reply {
         self.authorized(Method::POST, path, Some(body.to_owned())).await

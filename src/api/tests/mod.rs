@@ -3,6 +3,9 @@
 mod access;
 mod agent;
 mod joining;
+mod license_table;
+mod license_update;
+mod locking;
 mod objects;
 mod peers_only;
 mod proxying;

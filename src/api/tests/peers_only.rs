@@ -13,14 +13,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A peer that exists only as a key, trusted by `agent`.
-struct Peer {
-    id: PeerId,
+pub(super) struct Peer {
+    pub(super) id: PeerId,
     key: SigningKey,
     rng: Rng,
 }
 
 impl Peer {
-    async fn trusted_by(agent: &Agent) -> Self {
+    pub(super) async fn trusted_by(agent: &Agent) -> Self {
         let mut rng = Rng::from_seed([5; 32]);
         let (id, key) = (PeerId::mint(agent.clock.unix(), &mut rng), SigningKey::from_seed([6; 32]));
         let row = PeerRow::trusted(id, key.public(), Vec::new(), agent.clock.unix());
@@ -28,7 +28,7 @@ impl Peer {
         Self { id, key, rng }
     }
 
-    fn headers(
+    pub(super) fn headers(
         &mut self,
         (path, body): (&str, &str),
         target: PeerId,
@@ -49,7 +49,7 @@ impl Peer {
     }
 }
 
-async fn post(caller: &Caller, path: &str, headers: &[(&'static str, String)], body: &'static str) -> Reply {
+pub(super) async fn post(caller: &Caller, path: &str, headers: &[(&'static str, String)], body: &'static str) -> Reply {
     let mut all: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
     all.push(("content-type", "application/json"));
     caller.send(Method::POST, path, &all, body).await

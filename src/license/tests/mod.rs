@@ -1,6 +1,7 @@
 mod clock;
 mod document;
 mod gates;
+mod machine;
 
 use super::*;
 use crate::model::{CustomerId, LicenseId, Rng, SigningKey, UnixTime};

@@ -2,6 +2,7 @@
 //! from another.
 
 mod accept;
+mod departure;
 mod merge;
 
 use super::*;
