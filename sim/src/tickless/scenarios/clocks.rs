@@ -11,7 +11,8 @@ const TICKS: Duration = Duration::from_secs(150);
 const SOON: Duration = Duration::from_secs(120);
 
 fn skew_to(year: u64) -> i64 {
-    let at = UnixTime::from_secs((year - 1970) * 31_556_952);
+    // In its middle, whatever the leap years before.
+    let at = UnixTime::from_secs((year - 1970) * 31_556_952 + 180 * DAY.as_secs());
     at.as_ms() as i64 - EPOCH.as_ms() as i64
 }
 

@@ -7,7 +7,7 @@ use super::{
         workload::Work,
         world::World,
     },
-    stage::{Casting, HOUR, Stage, agree, all_trust, held_of, id, services, trusts},
+    stage::{Casting, Stage, services, trusts},
 };
 use arctic::{
     handshake::{SESSIONS_PER_SOURCE_MAX, SourcePrefix},

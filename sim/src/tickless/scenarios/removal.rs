@@ -69,7 +69,7 @@ pub fn revoked_peer_never_returns_after_collection(casting: Casting) -> World {
     stage.world
 }
 
-/// C, cut off, goes on talking of P, whom A has removed; Q is heard through B alone for a month.
+/// C and P, cut off, go on talking of each other after A has removed P; Q is heard through B alone for a month.
 pub fn mentions_do_not_readmit_and_quiet_peers_are_not_reaped(casting: Casting) -> World {
     let mut stage = Stage::founded(casting, 6, |_| {});
     let (a, b, c, d, p, q) = (0, 1, 2, 3, 4, 5);
@@ -79,7 +79,8 @@ pub fn mentions_do_not_readmit_and_quiet_peers_are_not_reaped(casting: Casting) 
 
     let to_q = Nodes::one(q);
     stage.world.partition(to_q, Nodes::Not(1 << q | 1 << b));
-    stage.world.partition(Nodes::one(c), Nodes::Not(1 << c | 1 << p));
+    let talkers = 1 << c | 1 << p;
+    stage.world.partition(Nodes::Mask(talkers), Nodes::Not(talkers));
     stage.remove(a, p);
     stage.world.run_for(SOON);
     for n in [a, b, d] {
