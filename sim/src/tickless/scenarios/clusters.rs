@@ -100,7 +100,7 @@ pub fn poison_record_is_contained(casting: Casting) -> World {
     let stranger = PeerId::mint(wall, &mut stage.rng);
     let poisons = [
         serde_json::json!({"name": 7, "routes": "none"}),
-        serde_json::json!(null),
+        serde_json::json!({}),
         serde_json::json!([[[[[]]]]]),
         serde_json::to_value(arctic::model::ServiceBody { target_peer_id: stranger, ..good.clone() })
             .unwrap_or_default(),
