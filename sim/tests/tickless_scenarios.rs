@@ -50,6 +50,7 @@ scenarios! {
     restart_never_changes_membership: [1];
     bad_disk_degrades: [1, 2];
     dual_stack_identity_is_one: [1, 2, 3];
+    cloned_disk_is_reported: [1, 2];
     merge_in_any_order_with_crashes: [1];
     poison_record_is_contained: [1, 2];
     bootstrap_and_join_stampede: [];

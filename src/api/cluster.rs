@@ -5,7 +5,10 @@ use super::{
     answer::{Answer, Outcome},
     lock,
 };
-use crate::model::{PeerStatus, VERSION};
+use crate::{
+    membership::IDENTITY_CONFLICT_HINT,
+    model::{PeerStatus, VERSION},
+};
 use serde_json::{Value, json};
 
 /// Ids that do not exist yet are empty.
@@ -33,11 +36,20 @@ pub(super) async fn status(r: Request) -> Outcome {
         .collect();
     let peers = r.node().store().read(|v| v.peers())?;
     let mut warnings = entitlement.warnings();
+    if r.node().is_contested() {
+        warnings.push(format!(
+            "another live copy of this peer's identity is heard, and this one is refused: {IDENTITY_CONFLICT_HINT}"
+        ));
+    }
     let mut lines = Vec::with_capacity(peers.len());
     for peer in &peers {
         let health = r.node().peer_health(peer.peer_id);
         if matches!(health.status, PeerStatus::Unhealthy | PeerStatus::Unreachable) {
             warnings.push(format!("peer {} is {}", peer.display_name(), super::peers::status_text(health.status)));
+        }
+        if health.has_two_copies {
+            warnings
+                .push(format!("two live copies of peer {} are heard: {IDENTITY_CONFLICT_HINT}", peer.display_name()));
         }
         lines.push(json!({
             "id": peer.peer_id,

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     license::State,
+    membership::IDENTITY_CONFLICT_HINT,
     model::{Refused, UnixTime},
     node::Node,
     reconcile::ReconcilerStatus,
@@ -85,6 +86,9 @@ fn database(node: &Node) -> Result<String, String> {
 }
 
 fn identity(node: &Node) -> Result<String, String> {
+    if node.is_contested() {
+        return Err(format!("another live copy of this identity is heard: {IDENTITY_CONFLICT_HINT}"));
+    }
     match (node.identity(), node.entitlement()) {
         (Some(identity), Some(_)) => Ok(identity.peer_id.to_string()),
         _ => Err("not bootstrapped".into()),

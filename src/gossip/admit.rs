@@ -2,6 +2,7 @@
 
 use super::{
     Discovery, Event, Gossip,
+    collect::floor_of,
     index::Entry,
     revocation::{Revocations, Standing, is_about_its_id},
 };
@@ -12,12 +13,17 @@ use crate::{
         record::{PeerBody, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Records of one owner, tombstones included. A member that goes over it is cut off there, and only its own records suffer.
 const RECORDS_PER_OWNER_MAX: usize = 65_536;
 /// The same for an owner that was removed: revocations, and services if it left by itself.
 const RECORDS_PER_REMOVED_OWNER_MAX: usize = 1024;
+/// Bytes of the records of one owner, as they are sent.
+const BYTES_PER_OWNER_MAX: usize = 64 * 1024 * 1024;
 /// Owners in all; beyond them only trusted peers get in.
 const OWNERS_MAX: usize = 16_384;
 /// Peers remembered as discovered; a peer beyond them is announced again whenever its record passes by.
@@ -35,6 +41,10 @@ pub struct Drops {
     pub untrusted_owner: u64,
     pub revoked_owner: u64,
     pub over_owner_limit: u64,
+    /// Below the floor of their owner: deleted and collected, as far as this peer knows.
+    pub stale: u64,
+    /// Of owners or senders that give more in a time than is taken.
+    pub over_quota: u64,
     /// Not refused: two contents under one version, of which the larger hash won.
     pub equivocations: u64,
 }
@@ -46,6 +56,15 @@ enum Refusal {
     UntrustedOwner,
     RevokedOwner,
     OverOwnerLimit,
+    Stale,
+    OverQuota,
+}
+
+/// Where records come from.
+struct Source {
+    from: PeerId,
+    /// Owner to the version up to which the sender is complete.
+    backed: BTreeMap<PeerId, u64>,
 }
 
 /// Whose signature counts for a record.
@@ -60,31 +79,38 @@ enum Authority {
 
 impl Gossip {
     /// Takes in what verifies and queues the events; gives the number of records refused and the keys that were new.
-    pub(super) fn absorb(&mut self, records: &Records, now: Mono) -> (u32, Vec<RecordKey>) {
+    pub(super) fn absorb(&mut self, from: PeerId, records: &Records, now: Mono) -> (u32, Vec<RecordKey>) {
         let refused_before = self.refused();
         self.drops.malformed += u64::from(records.unreadable);
-        // Revocations first: what they void then never counts as news.
+        let mut source = Source { from, backed: BTreeMap::new() };
+        // Revocations first: what they void then never counts as news. Then floors: they say what is stale.
         let (revoking, others): (Vec<_>, Vec<_>) =
             records.list.iter().partition(|r| Registry::of(&r.key.kind) == Registry::Revocations);
-        let mut keys = self.admit_all(&revoking);
+        let mut keys = self.admit_all(&source, &revoking);
         if !keys.is_empty() {
             self.settle_revocations(now);
         }
-        keys.extend(self.admit_all(&others));
+        let (floors, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|r| r.key.kind == kind::FLOOR);
+        let backings = records.backings.iter().filter(|backing| backing.floor.key.kind == kind::FLOOR);
+        let floors: Vec<_> = backings.clone().map(|backing| &backing.floor).chain(floors).collect();
+        keys.extend(self.admit_all(&source, &floors));
+        source.backed = backings.map(|backing| (backing.floor.key.owner, backing.through)).collect();
+        keys.extend(self.admit_all(&source, &others));
         self.index.settle_digests();
         (u32::try_from(self.refused() - refused_before).unwrap_or(u32::MAX), keys)
     }
 
     fn refused(&self) -> u64 {
         let d = &self.drops;
-        d.malformed + d.oversize + d.bad_signature + d.untrusted_owner + d.revoked_owner + d.over_owner_limit
+        let of_owners = d.untrusted_owner + d.revoked_owner + d.over_owner_limit + d.stale + d.over_quota;
+        d.malformed + d.oversize + d.bad_signature + of_owners
     }
 
-    fn admit_all(&mut self, records: &[&Record]) -> Vec<RecordKey> {
+    fn admit_all(&mut self, source: &Source, records: &[&Arc<Record>]) -> Vec<RecordKey> {
         let mut merged = Vec::new();
         for record in records {
-            match self.admit(record) {
-                Ok(true) => merged.push((*record).clone()),
+            match self.admit(source, record) {
+                Ok(true) => merged.push(record.as_ref().clone()),
                 Ok(false) => {}
                 Err(refusal) => self.count(refusal),
             }
@@ -94,12 +120,13 @@ impl Gossip {
         if !merged.is_empty() {
             self.events.push_back(Event::Merge(merged));
         }
+        self.collect();
         self.events.extend(discoveries.into_iter().map(|d| Event::Discovered(Box::new(d))));
         keys
     }
 
     /// Says whether the record was news. A head that is not above the held one is never verified again.
-    fn admit(&mut self, record: &Record) -> Result<bool, Refusal> {
+    fn admit(&mut self, source: &Source, record: &Arc<Record>) -> Result<bool, Refusal> {
         if record.version > VERSION_MAX {
             return Err(Refusal::Malformed);
         }
@@ -109,39 +136,72 @@ impl Gossip {
         }
         check_form(&entry)?;
         let held = self.index.head(&record.key);
-        if held.is_some_and(|held| held >= entry.head) {
+        if !entry.head.is_news(held) {
             self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
             return Ok(false);
         }
-        match self.authority(&record.key, Some(record)) {
-            Authority::Key(key) => verify(record, &[key])?,
-            Authority::AnyOf(keys) => verify(record, &keys)?,
-            Authority::Revoked => return Err(Refusal::RevokedOwner),
-            Authority::Stranger => return self.meet_stranger(&entry).map(|()| false),
-        }
         let owner = record.key.owner;
+        let authority = self.authority(&record.key, record);
+        if let Authority::Key(_) | Authority::AnyOf(_) = authority
+            && self.is_stale(&record.key, record.version, source.backed.get(&owner).copied())
+        {
+            self.decline_stale(&record.key, entry.head);
+            return Err(Refusal::Stale);
+        }
+        if !self.quotas.has_room(source.from, owner, entry.wire_bytes, self.now) {
+            return Err(Refusal::OverQuota);
+        }
+        let verified = match authority {
+            Authority::Key(key) => verify(record, &[key]),
+            Authority::AnyOf(keys) => verify(record, &keys),
+            Authority::Revoked => {
+                self.walks.decline(&record.key, entry.head);
+                return Err(Refusal::RevokedOwner);
+            }
+            Authority::Stranger => {
+                self.walks.decline(&record.key, entry.head);
+                return self.meet_stranger(&entry).map(|()| false);
+            }
+        };
+        if let Err(refusal) = verified {
+            self.quotas.charge_forgery(source.from, self.now);
+            return Err(refusal);
+        }
         if owner == self.local.peer_id {
             if record.version > self.own_version {
+                self.note_own_loss();
                 self.own_version = record.version;
                 self.events.push_back(Event::AdoptOwnVersion(record.version));
             }
-        } else if held.is_none() && !self.has_room_for(owner) {
-            return Err(Refusal::OverOwnerLimit);
+        } else {
+            if held.is_none() && !self.has_room_for(owner, entry.wire_bytes) {
+                self.walks.decline(&record.key, entry.head);
+                return Err(Refusal::OverOwnerLimit);
+            }
+            self.quotas.charge(owner, entry.wire_bytes, self.now);
         }
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
-        Ok(self.index.offer(entry))
+        let is_restored = self.is_restored(&entry);
+        let is_taken = self.index.offer(entry);
+        self.taken += u64::from(is_taken);
+        self.note_floor(record);
+        Ok(is_taken && !is_restored)
     }
 
-    fn has_room_for(&self, owner: PeerId) -> bool {
-        let records = self.index.owned(owner).records;
+    fn has_room_for(&self, owner: PeerId, more_bytes: usize) -> bool {
+        let owned = self.index.owned(owner);
+        let records = owned.records as usize;
+        if owned.bytes as usize + more_bytes > BYTES_PER_OWNER_MAX {
+            return false;
+        }
         if self.links.contains_key(&owner) {
             return records < RECORDS_PER_OWNER_MAX;
         }
         records < RECORDS_PER_REMOVED_OWNER_MAX && (records > 0 || self.index.owner_count() < OWNERS_MAX)
     }
 
-    fn authority(&self, key: &RecordKey, record: Option<&Record>) -> Authority {
-        if let Some((record, by)) = record.and_then(|record| Some((record, record.deleted_by()?))) {
+    fn authority(&self, key: &RecordKey, record: &Record) -> Authority {
+        if let Some(by) = record.deleted_by() {
             return Authority::AnyOf(self.keys_for_tombstone(record, by));
         }
         if key.owner == self.local.peer_id {
@@ -150,7 +210,7 @@ impl Gossip {
         let held = self.links.get(&key.owner).map(|link| link.key);
         match (self.revocations.standing(key.owner, held.as_ref()), held) {
             (Standing::Clear, Some(held)) => Authority::Key(held),
-            (Standing::Clear, None) => match record.and_then(farewell_key) {
+            (Standing::Clear, None) => match farewell_key(record) {
                 Some(own) => Authority::AnyOf(vec![own]),
                 None => Authority::Stranger,
             },
@@ -173,23 +233,6 @@ impl Gossip {
         let held = self.links.get(&by).map(|link| link.key);
         // A signer that was removed later: its deletions stay deletions.
         local.into_iter().chain(held).chain(self.revocations.keys_of(by).copied()).collect()
-    }
-
-    /// Whether a record with this head, offered by a peer, would be taken, as far as that shows without the record.
-    pub(super) fn wants(&self, key: &RecordKey, head: RecordHead) -> bool {
-        if self.index.head(key).is_some_and(|held| held >= head) {
-            return false;
-        }
-        match self.authority(key, None) {
-            Authority::Key(_) | Authority::AnyOf(_) => true,
-            Authority::Revoked => false,
-            Authority::Stranger => match key.kind.as_str() {
-                kind::PEER => self.discovered.get(&key.owner).is_none_or(|seen| *seen < head),
-                // The owner may have revoked itself, and then the record carries its own key.
-                kind::REVOCATION => key.id == key.owner.to_string(),
-                _ => false,
-            },
-        }
     }
 
     /// A self-signed `peer` record of an owner that is not trusted gives a name and endpoints, and nothing else.
@@ -241,11 +284,12 @@ impl Gossip {
 
     /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
     pub(super) fn settle_revocations(&mut self, now: Mono) {
-        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &entry.record));
+        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &*entry.record));
+        self.walks.reconsider();
         let mut revoked = BTreeSet::new();
-        for (peer, link) in &self.links {
-            if self.revocations.standing(*peer, Some(&link.key)) != Standing::Clear {
-                revoked.insert(*peer);
+        for link in self.links.values() {
+            if self.revocations.standing(link.peer(), Some(&link.key)) != Standing::Clear {
+                revoked.insert(link.peer());
             }
         }
         for (owner, owned) in self.index.owners() {
@@ -259,9 +303,12 @@ impl Gossip {
         let mut void = self.index.keys_of_owners(&revoked);
         void.retain(|key| !self.standing_of(key.owner).keeps(&key.kind));
         for peer in revoked {
-            let mine: Vec<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
+            let mut mine: Vec<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
             if self.unlink(peer) || !mine.is_empty() {
-                mine.iter().for_each(|key| self.index.remove(key));
+                mine.iter().for_each(|key| drop(self.index.remove(key)));
+                if self.standing_of(peer) == Standing::Revoked {
+                    mine.extend(self.close_account(peer));
+                }
                 self.events.push_back(Event::Revoked { peer, void: mine });
             }
         }
@@ -280,7 +327,7 @@ impl Gossip {
         self.locally_revoked = standing != Standing::Clear;
         if newly {
             self.now = now;
-            let peers: Vec<_> = self.links.keys().copied().collect();
+            let peers: Vec<_> = self.links.keys().collect();
             peers.into_iter().for_each(|peer| {
                 self.unlink(peer);
             });
@@ -297,6 +344,8 @@ impl Gossip {
             Refusal::UntrustedOwner => &mut self.drops.untrusted_owner,
             Refusal::RevokedOwner => &mut self.drops.revoked_owner,
             Refusal::OverOwnerLimit => &mut self.drops.over_owner_limit,
+            Refusal::Stale => &mut self.drops.stale,
+            Refusal::OverQuota => &mut self.drops.over_quota,
         };
         *counter += 1;
     }
@@ -306,8 +355,12 @@ impl Gossip {
 fn check_form(entry: &Entry) -> Result<(), Refusal> {
     let record = &entry.record;
     let is_sound = record.deleted == record.body.is_null() || record.deleted_by().is_some();
-    let is_final = matches!(record.key.kind.as_str(), kind::REVOCATION | kind::READMISSION);
-    if is_sound && (!is_final || is_about_its_id(&record.key, entry)) { Ok(()) } else { Err(Refusal::Malformed) }
+    let is_meant = match record.key.kind.as_str() {
+        kind::REVOCATION | kind::READMISSION => is_about_its_id(&record.key, entry),
+        kind::FLOOR => floor_of(record).is_some(),
+        _ => true,
+    };
+    if is_sound && is_meant { Ok(()) } else { Err(Refusal::Malformed) }
 }
 
 fn is_equivocation(held: RecordHead, offered: RecordHead) -> bool {

@@ -1,53 +1,29 @@
-//! The three exchanges: what goes out, what an answer leads to.
+//! Heartbeats and pushes: what goes out, what an answer leads to.
 
-use super::{
-    Gossip, HEARTBEAT_INTERVAL, PUSH_ALL_PEERS, PUSH_FANOUT_PEERS, Reject, SILENCE_LIMIT, Transmit,
-    index::{Entry, keyed_head},
-    link::{Call, Page, Walk},
-};
+use super::{Gossip, PUSH_ALL_PEERS, PUSH_FANOUT_PEERS, Transmit, link::Call};
 use crate::{
-    model::{Mono, PeerId, Rng},
+    model::{Mono, PeerId},
+    planted::{Bug, planted},
     wire::{
         gossip::{
-            ACKS_MAX, Digests, ENDPOINTS_MAX, Heartbeat, KeyedHead, Malformed, Op, PAGE_MAX_HEADS, PushReply,
-            PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, ReconcileReply, ReconcileRequest, Reply, Request,
+            Digests, ENDPOINTS_MAX, Heartbeat, PUSH_HOPS_MAX, PushReply, PushRequest, RECORDS_MAX_BYTES,
+            RECORDS_MAX_COUNT, Records, Reply, Request, life::Lives,
         },
         record::{Record, RecordKey},
     },
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The last word to a peer that was removed: the revocation itself.
-pub(super) fn farewell(to: PeerId, revocation: Record, digests: Digests) -> Transmit {
-    Transmit { to, request: Request::Push(PushRequest { records: vec![revocation].into(), relay: false, digests }) }
+pub(super) fn farewell(to: PeerId, revocation: Arc<Record>, instance: String, digests: Digests) -> Transmit {
+    let records = Records::shared(vec![revocation]);
+    Transmit { to, request: Request::Push(PushRequest { instance, records, hops: 0, digests }) }
 }
 
 impl Gossip {
-    /// Sends what is due and notices who fell silent.
-    pub(super) fn drive(&mut self, now: Mono) {
-        self.settle_withheld(now);
-        for peer in self.links.keys().copied().collect::<Vec<_>>() {
-            while let Some(op) = self.links.get(&peer).and_then(|link| link.lost_call(now)) {
-                self.call_failed(peer, op, now);
-            }
-            self.notice_silence(peer, now);
-            for request in [self.due_heartbeat(peer, now), self.due_page(peer, now), self.due_push(peer, now)] {
-                self.transmits.extend(request.map(|request| Transmit { to: peer, request }));
-            }
-        }
-    }
-
-    fn notice_silence(&mut self, peer: PeerId, now: Mono) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.healthy && link.last_seen.is_none_or(|seen| now >= seen + SILENCE_LIMIT) {
-            link.healthy = false;
-            self.events.push_back(self.status_event(peer));
-        }
-    }
-
-    /// What this agent says of itself.
-    pub(super) fn heartbeat(&self, acks: BTreeMap<PeerId, u64>) -> Heartbeat {
-        Heartbeat {
+    /// What this agent says of itself to `to`.
+    pub(super) fn heartbeat(&self, to: PeerId, lives: Lives) -> Heartbeat {
+        let mut heartbeat = Heartbeat {
             instance: self.facts.instance.clone(),
             starts: self.facts.starts,
             time: self.facts.unix.plus(self.now - self.facts_at),
@@ -55,222 +31,125 @@ impl Gossip {
             endpoints: self.facts.endpoints.iter().take(ENDPOINTS_MAX).cloned().collect(),
             license_state: self.facts.license_state.clone(),
             digests: self.index.digests(),
-            acks,
-        }
-    }
-
-    fn due_heartbeat(&mut self, peer: PeerId, now: Mono) -> Option<Request> {
-        let link = self.links.get_mut(&peer).filter(|link| link.heartbeat.is_none() && now >= link.heartbeat_at)?;
-        let changed = |(owner, highest): &(PeerId, u64)| link.acks_sent.get(owner).is_none_or(|sent| sent < highest);
-        let held = self.index.owners().map(|(owner, owned)| (owner, owned.highest));
-        let acks: BTreeMap<_, _> = held.filter(changed).take(ACKS_MAX).collect();
-        link.heartbeat_at = now + jittered(&mut self.rng);
-        link.heartbeat = Some(Call { sent_at: now, what: acks.clone() });
-        Some(Request::Heartbeat(self.heartbeat(acks)))
-    }
-
-    /// The next page of the comparison under way.
-    fn due_page(&mut self, peer: PeerId, now: Mono) -> Option<Request> {
-        let link = self.links.get_mut(&peer).filter(|link| link.page.is_none())?;
-        let walk = link.walk.as_ref()?;
-        let Some(registry) = walk.registries.front().copied() else {
-            link.walk = None;
-            return None;
+            lives,
+            own: None,
+            holds: None,
+            behind: Vec::new(),
+            vouches: BTreeMap::new(),
         };
-        let after = walk.after.clone();
-        let mut held = self.index.range(registry, after.as_ref(), None).map(keyed_head);
-        let heads: Vec<_> = held.by_ref().take(PAGE_MAX_HEADS).collect();
-        let through = held.next().and_then(|_| heads.last().map(|head| head.key.clone()));
-        link.page =
-            Some(Call { sent_at: now, what: Page { registry, after: after.clone(), through: through.clone() } });
-        Some(Request::Reconcile(ReconcileRequest { registry, after, through, heads }))
+        self.tell_holdings(to, &mut heartbeat);
+        heartbeat
     }
 
-    fn due_push(&mut self, peer: PeerId, now: Mono) -> Option<Request> {
-        let link = self.links.get_mut(&peer).filter(|link| link.push.is_none() && now >= link.push_at)?;
-        let relay = *link.pending.first_key_value()?.1;
+    pub(super) fn due_heartbeat(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
+        let work = self.links.get(&peer)?.work()?;
+        if work.heartbeat.is_some() || work.heartbeat_at.is_none_or(|at| now < at) {
+            return None;
+        }
+        let lives = self.tell_lives(peer);
+        let next = self.next_heartbeat(now);
+        let link = self.links.get_mut(&peer)?;
+        let is_healthy = link.is_healthy();
+        let work = link.work_mut();
+        work.heartbeat_at = next;
+        if planted(Bug::UnhealthyPeersNotCalled) && !is_healthy {
+            return None;
+        }
+        work.heartbeat = Some(Call { sent_at: now, what: () });
+        let behind = self.ask_behind();
+        Some(Transmit { to: peer, request: Request::Heartbeat(Heartbeat { behind, ..self.heartbeat(peer, lives) }) })
+    }
+
+    pub(super) fn due_push(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
+        let work = self.links.get_mut(&peer)?.busy_mut().filter(|w| w.push.is_none() && now >= w.push_at)?;
+        let hops = *work.pending.first_key_value()?.1;
         let mut sent = Vec::new();
         let mut records = Vec::new();
         let mut bytes = 0;
-        for (key, _) in link.pending.iter().filter(|(_, r)| **r == relay) {
+        for (key, _) in work.pending.iter().filter(|(_, h)| **h == hops) {
             if bytes >= RECORDS_MAX_BYTES || records.len() == RECORDS_MAX_COUNT {
                 break;
             }
-            sent.push((key.clone(), relay));
+            sent.push((key.clone(), hops));
             if let Some(entry) = self.index.get(key) {
                 bytes += entry.wire_bytes;
                 records.push(entry.record.clone());
             }
         }
         sent.iter().for_each(|(key, _)| {
-            link.pending.remove(key);
+            work.pending.remove(key);
         });
         if records.is_empty() {
             return None;
         }
-        link.push = Some(Call { sent_at: now, what: sent });
-        Some(Request::Push(PushRequest { records: records.into(), relay, digests: self.index.digests() }))
-    }
-
-    /// Answers a page: sends what is newer here, asks for what is newer there, stops when the answer is full.
-    pub(super) fn compare(&self, request: &ReconcileRequest) -> ReconcileReply {
-        let mut reply = ReconcileReply {
-            records: Vec::new().into(),
-            wants: Vec::new(),
-            through: None,
-            digests: self.index.digests(),
-        };
-        let mut bytes = 0;
-        let mut last: Option<&RecordKey> = None;
-        let ours = self.index.range(request.registry, request.after.as_ref(), request.through.as_ref());
-        for (key, ours, theirs) in side_by_side(ours, &request.heads) {
-            let is_full = bytes >= RECORDS_MAX_BYTES
-                || reply.records.list.len() == RECORDS_MAX_COUNT
-                || reply.wants.len() == PAGE_MAX_HEADS;
-            if is_full {
-                reply.through = last.cloned();
-                break;
-            }
-            match (ours, theirs) {
-                (Some(ours), theirs) if theirs.is_none_or(|theirs| theirs.head < ours.head) => {
-                    bytes += ours.wire_bytes;
-                    reply.records.list.push(ours.record.clone());
-                }
-                (_, Some(theirs)) if self.wants(key, theirs.head) => reply.wants.push(key.clone()),
-                _ => {}
-            }
-            last = Some(key);
-        }
-        reply
+        work.push = Some(Call { sent_at: now, what: sent });
+        let (instance, digests) = (self.facts.instance.clone(), self.index.digests());
+        let push = PushRequest { instance, records: self.backed(records), hops, digests };
+        Some(Transmit { to: peer, request: Request::Push(push) })
     }
 
     pub(super) fn take_push(&mut self, from: PeerId, push: &PushRequest) -> PushReply {
-        let (dropped, news) = self.absorb(&push.records, self.now);
+        let (dropped, news) = self.absorb(from, &push.records, self.now);
+        let ours = self.index.shared_digests();
         if let Some(link) = self.links.get_mut(&from) {
-            link.digests = Some(push.digests);
+            link.set_digests(&push.digests, &ours);
         }
-        if push.relay {
+        if let Some(hops) = push.hops.min(PUSH_HOPS_MAX).checked_sub(1)
+            && !news.is_empty()
+        {
             let (to, _) = self.push_targets(Some(from));
-            for peer in to {
-                let Some(link) = self.links.get_mut(&peer) else { continue };
-                news.iter().for_each(|key| link.enqueue(key.clone(), false, self.now, self.now));
-            }
+            to.into_iter().for_each(|peer| self.enqueue(peer, &news, hops, self.now));
         }
-        PushReply { dropped, digests: self.index.digests() }
+        PushReply { dropped, digests: *ours }
     }
 
-    /// To whom a change is pushed, and whether they relay it: everyone in a small cluster, else a random few.
-    pub(super) fn push_targets(&mut self, except: Option<PeerId>) -> (Vec<PeerId>, bool) {
-        let mut peers: Vec<_> = self.links.keys().filter(|peer| Some(**peer) != except).copied().collect();
+    pub(super) fn enqueue(&mut self, peer: PeerId, keys: &[RecordKey], hops: u8, at: Mono) {
+        let now = self.now;
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        let work = link.work_mut();
+        keys.iter().for_each(|key| work.enqueue(key.clone(), hops, at, now));
+        self.touch(peer);
+    }
+
+    /// To whom a change is pushed, and how often it is passed on: everyone in a small cluster, else a random few, each
+    /// of whom tells a few others as long as it is news.
+    pub(super) fn push_targets(&mut self, except: Option<PeerId>) -> (Vec<PeerId>, u8) {
         if self.links.len() < PUSH_ALL_PEERS {
-            return (peers, false);
+            return (self.links.keys().filter(|peer| Some(*peer) != except).collect(), 0);
         }
-        for i in 0..PUSH_FANOUT_PEERS.min(peers.len()) {
-            let rest = (peers.len() - i) as u64;
-            peers.swap(i, i + self.rng.below(rest) as usize);
-        }
-        peers.truncate(PUSH_FANOUT_PEERS);
-        (peers, true)
-    }
-
-    /// An answer that stops early has to stop inside the page that was asked about.
-    pub(super) fn check_page_end(&self, from: PeerId, reply: &Reply) -> Result<(), Reject> {
-        let (Reply::Reconcile(reply), Some(link)) = (reply, self.links.get(&from)) else { return Ok(()) };
-        match (&reply.through, &link.page) {
-            (Some(through), Some(page)) if !page.what.holds(through) => {
-                Err(Reject::Malformed(Malformed("the answer ends outside the page")))
+        let mut drawn: Vec<PeerId> = Vec::new();
+        // Few draws of many: repeats are rare.
+        for _ in 0..2 * PUSH_FANOUT_PEERS {
+            let at = self.rng.below(self.links.len() as u64) as usize;
+            let peer = self.links.nth(at).map(|link| link.peer());
+            let is_fresh = |p: &PeerId| Some(*p) != except && !drawn.contains(p);
+            drawn.extend(peer.filter(is_fresh));
+            if drawn.len() == PUSH_FANOUT_PEERS {
+                break;
             }
-            _ => Ok(()),
         }
+        (drawn, PUSH_HOPS_MAX)
     }
 
     pub(super) fn take_reply(&mut self, from: PeerId, reply: &Reply, now: Mono) {
         match reply {
-            Reply::Heartbeat(heartbeat) => self.take_heartbeat_reply(from, heartbeat),
-            Reply::Reconcile(reply) => self.take_page_reply(from, reply, now),
+            Reply::Heartbeat(heartbeat) => {
+                let work = self.links.get_mut(&from).and_then(|link| link.busy_mut());
+                let call = work.and_then(|work| work.heartbeat.take());
+                self.settle_copy(from, heartbeat, call.map(|call| call.sent_at), now);
+                self.hear(from, heartbeat);
+                self.begin_walk(from, &heartbeat.digests, now);
+            }
+            Reply::Reconcile(reply) => self.take_step_reply(from, reply, now),
             Reply::Push(reply) => {
-                if let Some(link) = self.links.get_mut(&from) {
-                    link.push = None;
-                    link.push_succeeded();
-                    link.digests = Some(reply.digests);
+                let ours = self.index.shared_digests();
+                let Some(link) = self.links.get_mut(&from) else { return };
+                link.set_digests(&reply.digests, &ours);
+                if let Some(work) = link.busy_mut() {
+                    work.push = None;
+                    work.push_succeeded();
                 }
             }
         }
     }
-
-    fn take_heartbeat_reply(&mut self, from: PeerId, heartbeat: &Heartbeat) {
-        self.hear(from, heartbeat);
-        let ours = self.index.digests();
-        let Some(link) = self.links.get_mut(&from) else { return };
-        if let Some(call) = link.heartbeat.take() {
-            link.acks_sent.extend(call.what);
-        }
-        let differing = ours.differing(&heartbeat.digests);
-        if link.walk.is_none() && !differing.is_empty() {
-            link.walk = Some(Walk { registries: differing.into(), after: None });
-        }
-    }
-
-    fn take_page_reply(&mut self, from: PeerId, reply: &ReconcileReply, now: Mono) {
-        self.absorb(&reply.records, now);
-        let Some(link) = self.links.get_mut(&from) else { return };
-        link.digests = Some(reply.digests);
-        let page = link.page.take();
-        for key in &reply.wants {
-            let is_ours = self.index.get(key).is_some();
-            let is_asked = page.as_ref().is_some_and(|page| page.what.holds(key));
-            if is_ours && is_asked {
-                link.enqueue(key.clone(), false, now, now);
-            }
-        }
-        let Some((walk, page)) = link.walk.as_mut().zip(page) else { return };
-        walk.after = reply.through.clone().or(page.what.through);
-        if walk.after.is_none() {
-            walk.registries.pop_front();
-        }
-        if walk.registries.is_empty() {
-            link.walk = None;
-        }
-    }
-
-    pub(super) fn call_failed(&mut self, peer: PeerId, op: Op, now: Mono) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        match op {
-            Op::Heartbeat => link.heartbeat = None,
-            Op::Reconcile => {
-                link.page = None;
-                link.walk = None;
-            }
-            Op::Push => {
-                if let Some(call) = link.push.take() {
-                    link.push_failed(call.what, now);
-                }
-            }
-        }
-    }
-}
-
-/// 10 s ± 20 %.
-fn jittered(rng: &mut Rng) -> Duration {
-    let whole = HEARTBEAT_INTERVAL.as_millis() as u64;
-    Duration::from_millis(whole * 4 / 5 + rng.below(whole * 2 / 5 + 1))
-}
-
-type Pair<'a> = (&'a RecordKey, Option<&'a Entry>, Option<&'a KeyedHead>);
-
-/// Both sorted lists as one, in key order.
-fn side_by_side<'a>(ours: impl Iterator<Item = &'a Entry>, theirs: &'a [KeyedHead]) -> impl Iterator<Item = Pair<'a>> {
-    let mut ours = ours.peekable();
-    let mut theirs = theirs.iter().peekable();
-    std::iter::from_fn(move || {
-        let our_key = ours.peek().map(|entry| &entry.record.key);
-        let their_key = theirs.peek().map(|head| &head.key);
-        let key = match (our_key, their_key) {
-            (Some(our), Some(their)) => our.min(their),
-            (our, their) => our.or(their)?,
-        };
-        let our = (our_key == Some(key)).then(|| ours.next()).flatten();
-        let their = (their_key == Some(key)).then(|| theirs.next()).flatten();
-        Some((key, our, their))
-    })
 }

@@ -1,33 +1,50 @@
 //! What is held: the newest version of each record, with the digest of each registry.
 
+use super::trie::{Trie, View};
 use crate::{
     model::PeerId,
     wire::{
-        gossip::{Digest, Digests, ENVELOPE_MAX_BYTES, KeyedHead, Registry},
+        gossip::{
+            Digest, Digests, ENVELOPE_MAX_BYTES, Registry,
+            range::{Part, Path, Prefix, Salt},
+            whole::Sum,
+        },
         record::{Record, RecordHead, RecordKey},
     },
 };
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    sync::Arc,
 };
 
 /// A record and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub record: Record,
+    /// Shared with the messages that carry it.
+    pub record: Arc<Record>,
     pub head: RecordHead,
     /// Bytes of JSON, rounded up.
     pub wire_bytes: usize,
+    pub path: Path,
 }
 
 impl Entry {
     /// None for a body without a canonical form.
-    pub fn new(record: Record) -> Option<Self> {
+    pub fn new(record: impl Into<Arc<Record>>) -> Option<Self> {
+        let record = record.into();
         let canonical = crate::wire::canonical::to_canonical(&record.body).ok()?;
         let head = RecordHead { version: record.version, hash: Sha256::digest(&canonical).into() };
-        Some(Self { record, head, wire_bytes: canonical.len() + ENVELOPE_MAX_BYTES })
+        let path = Path::of(&record.key);
+        Some(Self { record, head, wire_bytes: canonical.len() + ENVELOPE_MAX_BYTES, path })
+    }
+
+    /// What it adds to the sum over its owner's records.
+    fn term(&self) -> u64 {
+        let mut hasher = Sha256::new_with_prefix(self.path.0);
+        hasher.update(self.head.version.to_be_bytes());
+        hasher.update(self.head.hash);
+        hasher.finalize()[..8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
     }
 }
 
@@ -38,30 +55,51 @@ pub struct RegistryState {
     pub digest: Digest,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Shelf {
-    entries: BTreeMap<RecordKey, Entry>,
-    /// None after a change.
-    digest: Option<Digest>,
-}
-
 /// A join semilattice: [`Index::offer`] keeps the larger head of each key, in whatever order records come.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
-    shelves: BTreeMap<Registry, Shelf>,
+    shelves: [Trie; Registry::ALL.len()],
     owners: BTreeMap<PeerId, Owned>,
+    tombstones: BTreeSet<(PeerId, u64, RecordKey)>,
+    /// None after a change.
+    digests: Option<Arc<Digests>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Owned {
-    pub records: usize,
-    /// The highest version held; gaps below it are possible.
-    pub highest: u64,
+    pub records: u32,
+    pub bytes: u32,
+    /// Over all of them.
+    pub sum: Sum,
+    /// Everything that the owner wrote up to this version is held (cluster.md §7); 0 if that is not known.
+    pub complete: u64,
+}
+
+impl Owned {
+    fn put(&mut self, entry: &Entry) {
+        self.records += 1;
+        self.bytes = self.bytes.saturating_add(entry.wire_bytes as u32);
+        self.sum.0 = self.sum.0.wrapping_add(entry.term());
+    }
+
+    fn take(&mut self, entry: &Entry) {
+        self.records -= 1;
+        self.bytes = self.bytes.saturating_sub(entry.wire_bytes as u32);
+        self.sum.0 = self.sum.0.wrapping_sub(entry.term());
+    }
 }
 
 impl Index {
+    pub fn shelf(&self, registry: Registry) -> &Trie {
+        &self.shelves[registry as usize]
+    }
+
+    fn shelf_mut(&mut self, registry: Registry) -> &mut Trie {
+        &mut self.shelves[registry as usize]
+    }
+
     pub fn get(&self, key: &RecordKey) -> Option<&Entry> {
-        self.shelves.get(&Registry::of(&key.kind))?.entries.get(key)
+        self.shelf(Registry::of(&key.kind)).get(key)
     }
 
     pub fn head(&self, key: &RecordKey) -> Option<RecordHead> {
@@ -70,27 +108,43 @@ impl Index {
 
     /// Keeps `entry` if its head is larger than the held one; says whether it did.
     pub fn offer(&mut self, entry: Entry) -> bool {
-        let shelf = self.shelves.entry(Registry::of(&entry.record.key.kind)).or_default();
-        let held = shelf.entries.get(&entry.record.key);
-        if held.is_some_and(|held| held.head >= entry.head) {
+        let owner = entry.record.key.owner;
+        let shelf = self.shelf_mut(Registry::of(&entry.record.key.kind));
+        if !entry.head.is_news(shelf.get(&entry.record.key).map(|held| held.head)) {
             return false;
         }
-        let owned = self.owners.entry(entry.record.key.owner).or_default();
-        owned.records += usize::from(held.is_none());
-        owned.highest = owned.highest.max(entry.head.version);
-        shelf.digest = None;
-        shelf.entries.insert(entry.record.key.clone(), entry);
+        let before = shelf.insert(entry.clone());
+        let owned = self.owners.entry(owner).or_default();
+        owned.put(&entry);
+        if entry.record.deleted {
+            self.tombstones.insert(tombstone(&entry));
+        }
+        if let Some(before) = before {
+            owned.take(&before);
+            self.tombstones.remove(&tombstone(&before));
+        }
+        self.digests = None;
         true
     }
 
-    pub fn remove(&mut self, key: &RecordKey) {
-        let Some(shelf) = self.shelves.get_mut(&Registry::of(&key.kind)) else { return };
-        if shelf.entries.remove(key).is_some() {
-            shelf.digest = None;
-            if let Some(owned) = self.owners.get_mut(&key.owner) {
-                owned.records -= 1;
-            }
+    pub fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
+        let entry = self.shelf_mut(Registry::of(&key.kind)).remove(key)?;
+        self.digests = None;
+        if let Some(owned) = self.owners.get_mut(&key.owner) {
+            owned.take(&entry);
         }
+        self.tombstones.remove(&tombstone(&entry));
+        Some(entry)
+    }
+
+    /// Versions and keys, the oldest first.
+    pub fn tombstones(&self, owner: PeerId) -> impl Iterator<Item = (u64, &RecordKey)> {
+        let first = (owner, 0, RecordKey { kind: String::new(), id: String::new(), owner });
+        self.tombstones.range(first..).take_while(move |(of, ..)| *of == owner).map(|(_, version, key)| (*version, key))
+    }
+
+    pub fn set_complete(&mut self, owner: PeerId, complete: u64) {
+        self.owners.entry(owner).or_default().complete = complete;
     }
 
     pub fn owned(&self, owner: PeerId) -> Owned {
@@ -105,77 +159,59 @@ impl Index {
         self.owners.iter().map(|(owner, owned)| (*owner, *owned))
     }
 
+    /// In the order of their paths.
     pub fn of_registry(&self, registry: Registry) -> impl Iterator<Item = &Entry> {
-        self.shelves.get(&registry).into_iter().flat_map(|shelf| shelf.entries.values())
+        self.shelf(registry).iter()
     }
 
-    /// Entries of a registry after `after`, up to and including `through`.
-    pub fn range<'a>(
-        &'a self,
-        registry: Registry,
-        after: Option<&RecordKey>,
-        through: Option<&RecordKey>,
-    ) -> impl Iterator<Item = &'a Entry> + use<'a> {
-        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
-        let to = through.map_or(Bound::Unbounded, |key| Bound::Included(key.clone()));
-        // BTreeMap::range panics on an empty or reversed range.
-        let sound = after.zip(through).is_none_or(|(after, through)| after < through);
-        let shelf = self.shelves.get(&registry).filter(|_| sound);
-        shelf.into_iter().flat_map(move |shelf| shelf.entries.range((from.clone(), to.clone())).map(|(_, entry)| entry))
-    }
-
-    pub fn keys_of_owners(&self, owners: &BTreeSet<PeerId>) -> Vec<RecordKey> {
-        let keys = self.shelves.values().flat_map(|shelf| shelf.entries.keys());
-        keys.filter(|key| owners.contains(&key.owner)).cloned().collect()
-    }
-
-    /// Computes the digests that changes have left open; [`Index::digests`] needs it after each change.
-    pub fn settle_digests(&mut self) {
-        for registry in Registry::ALL {
-            let shelf = self.shelves.entry(registry).or_default();
-            if shelf.digest.is_none() {
-                shelf.digest = Some(digest(shelf.entries.values()));
-            }
+    /// What this side says of a range: its records if they are few, else digests.
+    pub fn part(&self, registry: Registry, prefix: Prefix, salt: &Salt) -> Part {
+        match self.shelf(registry).view(&prefix) {
+            View::Branch(digests) => Part::Branch(prefix, Box::new(digests.map(|digest| salt.short(&digest)))),
+            View::Leaf(entries) => Part::Leaf(prefix, entries.iter().map(|e| salt.head(&e.path, &e.head)).collect()),
         }
     }
 
-    fn digest(&self, registry: Registry) -> Digest {
-        match self.shelves.get(&registry) {
-            Some(Shelf { digest: Some(digest), .. }) => *digest,
-            _ => digest(self.of_registry(registry)),
+    pub fn keys_of_owners(&self, owners: &BTreeSet<PeerId>) -> Vec<RecordKey> {
+        let keys = self.shelves.iter().flat_map(|shelf| shelf.iter().map(|entry| &entry.record.key));
+        keys.filter(|key| owners.contains(&key.owner)).cloned().collect()
+    }
+
+    /// Computes the digests that changes have left open: after each change, or they are computed at each use.
+    pub fn settle_digests(&mut self) {
+        if self.digests.is_none() {
+            for shelf in &mut self.shelves {
+                shelf.settle();
+            }
+            self.digests = Some(Arc::new(self.open_digests()));
+        }
+    }
+
+    fn open_digests(&self) -> Digests {
+        Digests {
+            peers: self.shelf(Registry::Peers).digest(),
+            services: self.shelf(Registry::Services).digest(),
+            credentials: self.shelf(Registry::Credentials).digest(),
+            revocations: self.shelf(Registry::Revocations).digest(),
+            cluster: self.shelf(Registry::Cluster).digest(),
         }
     }
 
     pub fn digests(&self) -> Digests {
-        Digests {
-            peers: self.digest(Registry::Peers),
-            services: self.digest(Registry::Services),
-            credentials: self.digest(Registry::Credentials),
-            revocations: self.digest(Registry::Revocations),
-            cluster: self.digest(Registry::Cluster),
-        }
+        *self.shared_digests()
+    }
+
+    /// The same; peers that agree share one copy.
+    pub fn shared_digests(&self) -> Arc<Digests> {
+        self.digests.clone().unwrap_or_else(|| Arc::new(self.open_digests()))
     }
 
     pub fn registry_state(&self, registry: Registry) -> RegistryState {
         let live = |e: &&Entry| !e.record.deleted && e.record.key.kind == registry.main_kind();
-        RegistryState { count: self.of_registry(registry).filter(live).count(), digest: self.digest(registry) }
+        RegistryState { count: self.of_registry(registry).filter(live).count(), digest: self.digests().get(registry) }
     }
 }
 
-pub(super) fn keyed_head(entry: &Entry) -> KeyedHead {
-    KeyedHead { key: entry.record.key.clone(), head: entry.head }
-}
-
-fn digest<'a>(entries: impl Iterator<Item = &'a Entry>) -> Digest {
-    let mut hasher = Sha256::new();
-    for entry in entries {
-        let key = &entry.record.key;
-        for text in [key.kind.as_bytes(), key.id.as_bytes(), key.owner.to_string().as_bytes()] {
-            hasher.update((text.len() as u64).to_be_bytes());
-            hasher.update(text);
-        }
-        hasher.update(entry.head.version.to_be_bytes());
-        hasher.update(entry.head.hash);
-    }
-    Digest(hasher.finalize().into())
+fn tombstone(entry: &Entry) -> (PeerId, u64, RecordKey) {
+    (entry.record.key.owner, entry.head.version, entry.record.key.clone())
 }

@@ -1,16 +1,15 @@
-//! What is known of one trusted peer, and what is under way to it.
+//! What is known of one trusted peer, and what is under way to it. A link of which nothing is under way is small: a
+//! simulation holds a hundred million.
 
+use super::reconcile::{Step, Walk};
 use crate::{
     model::{Endpoint, Mono, PeerId, PublicKey, UnixTime},
     wire::{
-        gossip::{Digests, Heartbeat, Op, Registry},
+        gossip::{Digests, Heartbeat, Op, life::Tail},
         record::RecordKey,
     },
 };
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Keys that wait for a push to one peer; what does not fit is found by the next comparison.
 pub(super) const PENDING_MAX_KEYS: usize = 4096;
@@ -29,11 +28,14 @@ pub struct Heard {
     pub version: String,
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
+    /// When this instance was last heard, directly.
+    pub at: Mono,
 }
 
 impl Heard {
-    fn of(heartbeat: &Heartbeat) -> Self {
+    fn of(heartbeat: &Heartbeat, at: Mono) -> Self {
         Self {
+            at,
             instance: heartbeat.instance.clone(),
             starts: heartbeat.starts,
             time: heartbeat.time,
@@ -51,86 +53,175 @@ pub(super) struct Call<T> {
     pub what: T,
 }
 
-/// One page of a comparison: a registry after a key up to another.
 #[derive(Debug, Clone)]
-pub(super) struct Page {
-    pub registry: Registry,
-    pub after: Option<RecordKey>,
-    pub through: Option<RecordKey>,
+pub(super) struct Link {
+    peer: PeerId,
+    pub key: PublicKey,
+    life: LastLife,
+    rest: Option<Box<Rest>>,
 }
 
-impl Page {
-    /// A key the answer to this page may end at.
-    pub fn holds(&self, key: &RecordKey) -> bool {
-        Registry::of(&key.kind) == self.registry
-            && self.after.as_ref().is_none_or(|after| key > after)
-            && self.through.as_ref().is_none_or(|through| key <= through)
+const _: () = assert!(size_of::<Link>() <= 64, "idle links are compact");
+
+/// What is known of a peer that was heard, and what is under way.
+#[derive(Debug, Clone, Default)]
+struct Rest {
+    heard: Option<Heard>,
+    digests: Option<Arc<Digests>>,
+    work: Option<Box<Work>>,
+}
+
+/// Milliseconds of the last sign of life, rounded up, above 16 bits: whether there was one, whether it makes the peer
+/// healthy, whether it waits to be passed on, and how often it was.
+#[derive(Debug, Clone, Copy, Default)]
+struct LastLife(u64);
+
+impl LastLife {
+    const SEEN: u64 = 1;
+    const HEALTHY: u64 = 2;
+    const NEWS: u64 = 4;
+    const HOPS_SHIFT: u32 = 8;
+    const MS_SHIFT: u32 = 16;
+
+    fn set(&mut self, flag: u64, on: bool) {
+        self.0 = if on { self.0 | flag } else { self.0 & !flag };
     }
 }
 
-/// Where a comparison with the peer goes on.
-#[derive(Debug, Clone)]
-pub(super) struct Walk {
-    pub registries: VecDeque<Registry>,
-    pub after: Option<RecordKey>,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Link {
-    pub key: PublicKey,
-    pub last_seen: Option<Mono>,
-    pub healthy: bool,
-    pub heard: Option<Heard>,
-    pub digests: Option<Digests>,
-    /// Owner to the highest version that the peer says it holds.
-    pub acknowledged: BTreeMap<PeerId, u64>,
-    pub acks_sent: BTreeMap<PeerId, u64>,
-    pub heartbeat_at: Mono,
-    pub heartbeat: Option<Call<BTreeMap<PeerId, u64>>>,
-    pub walk: Option<Walk>,
-    pub page: Option<Call<Page>>,
-    /// Key to whether the receiver relays it.
-    pub pending: BTreeMap<RecordKey, bool>,
+/// What is under way to one peer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Work {
+    /// When the next heartbeat is due; none while others take their turn in a large cluster.
+    pub heartbeat_at: Option<Mono>,
+    pub heartbeat: Option<Call<()>>,
+    pub walk: Option<Box<Walk>>,
+    pub step: Option<Call<Box<Step>>>,
+    /// Key to how often receivers pass it on.
+    pub pending: BTreeMap<RecordKey, u8>,
     pub push_at: Mono,
     pub pending_since: Mono,
-    pub push: Option<Call<Vec<(RecordKey, bool)>>>,
+    pub push: Option<Call<Vec<(RecordKey, u8)>>>,
     push_failures: u32,
+    /// Comparisons in a row that moved no record, and heartbeats to let pass before the next.
+    pub fruitless: u32,
+    pub skip: u32,
+    /// Under which it stands in the queue of timers.
+    pub queued: Option<Mono>,
 }
 
 impl Link {
-    pub fn new(key: PublicKey, heartbeat_at: Mono, last_seen: Option<Mono>) -> Self {
-        Self {
-            key,
-            last_seen,
-            healthy: last_seen.is_some(),
-            heard: None,
-            digests: None,
-            acknowledged: BTreeMap::new(),
-            acks_sent: BTreeMap::new(),
-            heartbeat_at,
-            heartbeat: None,
-            walk: None,
-            page: None,
-            pending: BTreeMap::new(),
-            push_at: heartbeat_at,
-            pending_since: heartbeat_at,
-            push: None,
-            push_failures: 0,
+    pub fn new(peer: PeerId, key: PublicKey, heartbeat_at: Option<Mono>, last_seen: Option<Mono>) -> Self {
+        let mut link = Self { peer, key, life: LastLife::default(), rest: None };
+        if let Some(at) = last_seen {
+            link.saw(at, 0);
+            link.set_healthy(true);
+        }
+        if heartbeat_at.is_some() {
+            link.work_mut().heartbeat_at = heartbeat_at;
+        }
+        link
+    }
+
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Direct or relayed.
+    pub fn last_seen(&self) -> Option<Mono> {
+        (self.life.0 & LastLife::SEEN != 0).then(|| Mono::from_ms(self.life.0 >> LastLife::MS_SHIFT))
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.life.0 & LastLife::HEALTHY != 0
+    }
+
+    pub fn set_healthy(&mut self, healthy: bool) {
+        self.life.set(LastLife::HEALTHY, healthy);
+    }
+
+    /// Whether the last sign of life waits to be passed on.
+    pub fn is_news(&self) -> bool {
+        self.life.0 & LastLife::NEWS != 0
+    }
+
+    pub fn set_news(&mut self, news: bool) {
+        self.life.set(LastLife::NEWS, news);
+    }
+
+    /// How often the last sign of life was passed on before it came here.
+    pub fn hops(&self) -> u8 {
+        (self.life.0 >> LastLife::HOPS_SHIFT) as u8
+    }
+
+    pub fn saw(&mut self, at: Mono, hops: u8) {
+        let ms = at.since_start().as_nanos().div_ceil(1_000_000) as u64;
+        let flags = self.life.0 & (LastLife::HEALTHY | LastLife::NEWS) | LastLife::SEEN;
+        self.life.0 = ms << LastLife::MS_SHIFT | u64::from(hops) << LastLife::HOPS_SHIFT | flags;
+    }
+
+    fn rest_mut(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+
+    pub fn heard(&self) -> Option<&Heard> {
+        self.rest.as_ref()?.heard.as_ref()
+    }
+
+    pub fn heard_mut(&mut self) -> Option<&mut Heard> {
+        self.rest.as_mut()?.heard.as_mut()
+    }
+
+    /// As the peer reported last.
+    pub fn digests(&self) -> Option<&Arc<Digests>> {
+        self.rest.as_ref()?.digests.as_ref()
+    }
+
+    /// `ours` is kept in place of an equal copy.
+    pub fn set_digests(&mut self, digests: &Digests, ours: &Arc<Digests>) {
+        let shared = if **ours == *digests { ours.clone() } else { Arc::new(*digests) };
+        self.rest_mut().digests = Some(shared);
+    }
+
+    pub fn hear(&mut self, heartbeat: &Heartbeat, ours: &Arc<Digests>, now: Mono) {
+        self.rest_mut().heard = Some(Heard::of(heartbeat, now));
+        self.set_digests(&heartbeat.digests, ours);
+    }
+
+    pub fn work(&self) -> Option<&Work> {
+        self.rest.as_ref()?.work.as_deref()
+    }
+
+    pub fn work_mut(&mut self) -> &mut Work {
+        self.rest_mut().work.get_or_insert_default()
+    }
+
+    /// What is under way, if anything is.
+    pub fn busy_mut(&mut self) -> Option<&mut Work> {
+        self.rest.as_mut()?.work.as_deref_mut()
+    }
+
+    pub fn drop_work(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.work = None;
+            if rest.heard.is_none() && rest.digests.is_none() {
+                self.rest = None;
+            }
         }
     }
 
-    pub fn hear(&mut self, heartbeat: &Heartbeat) {
-        self.heard = Some(Heard::of(heartbeat));
-        self.digests = Some(heartbeat.digests);
+    pub fn is_idle(&self) -> bool {
+        self.work().is_none_or(Work::is_idle)
     }
+}
 
+impl Work {
     /// Queues a record to be pushed at `at`, or earlier if others already wait.
-    pub fn enqueue(&mut self, key: RecordKey, relay: bool, at: Mono, now: Mono) {
+    pub fn enqueue(&mut self, key: RecordKey, hops: u8, at: Mono, now: Mono) {
         if self.pending.is_empty() {
             self.pending_since = now;
         }
         if self.pending.len() < PENDING_MAX_KEYS || self.pending.contains_key(&key) {
-            self.pending.entry(key).and_modify(|r| *r |= relay).or_insert(relay);
+            self.pending.entry(key).and_modify(|h| *h = hops.max(*h)).or_insert(hops);
         }
         self.push_at = at;
     }
@@ -140,20 +231,20 @@ impl Link {
     }
 
     /// Tries the records once more a little later; then the next comparison has to find them.
-    pub fn push_failed(&mut self, unsent: Vec<(RecordKey, bool)>, now: Mono) {
+    pub fn push_failed(&mut self, unsent: Vec<(RecordKey, u8)>, now: Mono) {
         self.push_failures = self.push_failures.saturating_add(1);
         if self.push_failures >= PUSH_FAILURES_MAX {
             self.pending.clear();
             return;
         }
-        for (key, relay) in unsent {
-            self.enqueue(key, relay, now + PUSH_RETRY_AFTER, now);
+        for (key, hops) in unsent {
+            self.enqueue(key, hops, now + PUSH_RETRY_AFTER, now);
         }
     }
 
     pub fn is_idle(&self) -> bool {
         self.heartbeat.is_none()
-            && self.page.is_none()
+            && self.step.is_none()
             && self.push.is_none()
             && self.walk.is_none()
             && self.pending.is_empty()
@@ -164,27 +255,118 @@ impl Link {
         let lost = |sent_at: Option<Mono>| sent_at.is_some_and(|at| now >= at + CALL_LOST_AFTER);
         [
             (Op::Heartbeat, self.heartbeat.as_ref().map(|c| c.sent_at)),
-            (Op::Reconcile, self.page.as_ref().map(|c| c.sent_at)),
+            (Op::Reconcile, self.step.as_ref().map(|c| c.sent_at)),
             (Op::Push, self.push.as_ref().map(|c| c.sent_at)),
         ]
         .into_iter()
         .find_map(|(op, sent_at)| lost(sent_at).then_some(op))
     }
 
-    /// The next time this link needs attention, and why.
-    pub fn deadline(&self, silence: Duration) -> Option<(Mono, &'static str)> {
-        let lost = |sent_at: Mono| (sent_at + CALL_LOST_AFTER, "call lost");
+    /// The next time this link needs attention.
+    pub fn deadline(&self) -> Option<Mono> {
+        let lost = |sent_at: Mono| sent_at + CALL_LOST_AFTER;
         let heartbeat = match &self.heartbeat {
-            Some(call) => lost(call.sent_at),
-            None => (self.heartbeat_at, "heartbeat"),
+            Some(call) => Some(lost(call.sent_at)),
+            None => self.heartbeat_at,
         };
         let push = match &self.push {
             Some(call) => Some(lost(call.sent_at)),
             None if self.pending.is_empty() => None,
-            None => Some((self.push_at, "push")),
+            None => Some(self.push_at),
         };
-        let silent = self.last_seen.filter(|_| self.healthy).map(|seen| (seen + silence, "peer silent"));
-        let page = self.page.as_ref().map(|call| lost(call.sent_at));
-        [Some(heartbeat), push, page, silent].into_iter().flatten().min()
+        let step = match &self.step {
+            Some(call) => Some(lost(call.sent_at)),
+            None => self.walk.is_some().then(Mono::default),
+        };
+        [heartbeat, push, step].into_iter().flatten().min()
+    }
+}
+
+/// The links, by the random tail of their peer's id. A list without gaps: a map would take half as much again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Links {
+    list: Vec<Link>,
+}
+
+type Rank = (Tail, PeerId);
+
+fn rank(peer: PeerId) -> Rank {
+    (Tail::of(peer), peer)
+}
+
+impl Links {
+    pub fn from_links(links: impl IntoIterator<Item = Link>) -> Self {
+        let mut list: Vec<Link> = links.into_iter().collect();
+        list.sort_by_key(|link| rank(link.peer));
+        list.shrink_to_fit();
+        Self { list }
+    }
+
+    /// Tails are spread evenly, so the place is guessed and looked for around the guess.
+    fn position(&self, wanted: &Rank) -> Result<usize, usize> {
+        let at = |i: usize| rank(self.list[i].peer);
+        let len = self.list.len();
+        let guess = ((u128::from(wanted.0.0) * len as u128) >> 48) as usize;
+        let (mut low, mut high, mut stride) = (guess, guess, 8);
+        while low > 0 && at(low.min(len - 1)) > *wanted {
+            low = low.saturating_sub(stride);
+            stride *= 2;
+        }
+        stride = 8;
+        while high < len && at(high) < *wanted {
+            high = (high + stride).min(len);
+            stride *= 2;
+        }
+        let window = &self.list[low..(high + 1).min(len)];
+        window.binary_search_by(|link| rank(link.peer).cmp(wanted)).map(|i| i + low).map_err(|i| i + low)
+    }
+
+    pub fn get(&self, peer: &PeerId) -> Option<&Link> {
+        self.position(&rank(*peer)).ok().map(|i| &self.list[i])
+    }
+
+    pub fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Link> {
+        self.position(&rank(*peer)).ok().map(|i| &mut self.list[i])
+    }
+
+    pub fn contains_key(&self, peer: &PeerId) -> bool {
+        self.get(peer).is_some()
+    }
+
+    /// The first peer whose id ends so. Two that do are too rare to care: the other one is heard directly.
+    pub fn of_tail(&mut self, tail: Tail) -> Option<&mut Link> {
+        let (Ok(at) | Err(at)) = self.position(&(tail, PeerId::from_bytes([0; 16])));
+        self.list.get_mut(at).filter(|link| Tail::of(link.peer) == tail)
+    }
+
+    pub fn nth(&self, index: usize) -> Option<&Link> {
+        self.list.get(index)
+    }
+
+    pub fn insert(&mut self, link: Link) {
+        match self.position(&rank(link.peer)) {
+            Ok(at) => self.list[at] = link,
+            Err(at) => self.list.insert(at, link),
+        }
+    }
+
+    pub fn remove(&mut self, peer: &PeerId) -> Option<Link> {
+        self.position(&rank(*peer)).ok().map(|at| self.list.remove(at))
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = PeerId> {
+        self.list.iter().map(|link| link.peer)
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Link> {
+        self.list.iter()
+    }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.list.iter_mut()
     }
 }

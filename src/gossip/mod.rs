@@ -9,14 +9,22 @@
 //! record is in the index only if its owner signed it; nothing is ordered by a wall clock.
 
 mod admit;
+mod collect;
 mod exchange;
 mod index;
+mod instance;
+mod life;
 mod link;
+mod quota;
+mod reconcile;
 mod revocation;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod trie;
 
 pub use admit::Drops;
+pub use collect::{FLOOR_INTERVAL, LAGGARD_AFTER};
 pub use index::RegistryState;
 pub use link::Heard;
 pub use revocation::{Revocations, Standing};
@@ -28,16 +36,27 @@ use crate::{
         record::{Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
+use collect::{Collection, Ledger};
 use index::{Entry, Index};
-use link::Link;
+use instance::Copies;
+use life::News;
+use link::{Link, Links};
+use quota::Quotas;
+use reconcile::Walks;
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
+use timers::Timers;
 
 /// Between two heartbeats to one peer, ± 20 %.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// A peer without a sign of life for so long is unhealthy.
+/// Up to so many trusted peers each gets a heartbeat every interval...
+pub const HEARTBEAT_ALL_PEERS: usize = 50;
+/// ...beyond, so many random ones do, and signs of life are passed on.
+pub const HEARTBEAT_FANOUT_PEERS: usize = 16;
+/// A peer without a sign of life for so long is unhealthy; for longer in large clusters, see [`Gossip::silence_limit`].
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// A local change is pushed after so much quiet...
 pub const PUSH_QUIET: Duration = Duration::from_millis(100);
@@ -45,7 +64,7 @@ pub const PUSH_QUIET: Duration = Duration::from_millis(100);
 const PUSH_DELAY_MAX: Duration = Duration::from_secs(1);
 /// Clusters up to this size push to everyone.
 pub const PUSH_ALL_PEERS: usize = 16;
-/// Larger ones push to so many, which relay once.
+/// Larger ones push to so many, each of which tells so many others what is news to it.
 pub const PUSH_FANOUT_PEERS: usize = 4;
 /// A readmission is committed with the trust that follows it, but may reach the machine a moment later; trust in a peer
 /// that is still revoked after this is reported as void.
@@ -70,6 +89,8 @@ pub struct Facts {
     /// Random at each start.
     pub instance: String,
     pub starts: u64,
+    /// Random once for each database.
+    pub lineage: String,
     pub version: String,
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
@@ -118,6 +139,25 @@ pub enum Event {
     /// An own record came back with a version above ours (a lost database): continue from it.
     AdoptOwnVersion(u64),
     Discovered(Box<Discovery>),
+    /// From now on this peer is complete with `owner` only up to `complete`, until [`Event::CaughtUp`]: to be kept over
+    /// restarts, for [`Gossip::handle_resume`].
+    CatchingUp {
+        owner: PeerId,
+        complete: u64,
+    },
+    CaughtUp(PeerId),
+    /// Collected tombstones, and records that a reset did not confirm: drop them without a trace.
+    Forgotten(Vec<RecordKey>),
+    /// Own records to be written anew under the next versions; a deleted one as a tombstone.
+    Republish(Vec<Record>),
+    /// Write the own `floor` record: every peer holds all own records up to there.
+    PublishFloor {
+        through: u64,
+    },
+    /// Peers refuse this copy of the identity because they hear another one; or no longer do.
+    Contested(bool),
+    /// Two live copies of this peer's identity are heard.
+    TwoCopies(PeerId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -130,6 +170,12 @@ pub enum Reject {
     Unexpected,
     #[error("too much gossip waits to be committed")]
     Busy,
+    #[error("more gossip came from this peer in a short time than is taken")]
+    OverQuota,
+    #[error("another copy of this peer was heard a moment ago; which of them lives is being asked")]
+    Unsettled,
+    #[error("another live copy of this identity is heard; this one changes nothing in the cluster")]
+    IdentityConflict,
 }
 
 /// What is known of a trusted peer.
@@ -140,8 +186,8 @@ pub struct PeerView {
     /// As it reported last.
     pub registries: Option<Digests>,
     pub heard: Option<Heard>,
-    /// Owner to the highest version that it says it holds.
-    pub acknowledged: BTreeMap<PeerId, u64>,
+    /// A second live copy of its identity is heard.
+    pub has_two_copies: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -152,11 +198,26 @@ pub struct Gossip {
     index: Index,
     revocations: Revocations,
     locally_revoked: bool,
-    links: BTreeMap<PeerId, Link>,
+    links: Links,
+    timers: Timers,
+    /// No peer falls silent before.
+    silence_at: Option<Mono>,
+    news: News,
+    walks: Walks,
     /// Peers that the driver trusts although a revocation stands, with their keys, and until when that is waited for.
     withheld: BTreeMap<PeerId, (PublicKey, Mono)>,
     discovered: BTreeMap<PeerId, RecordHead>,
     own_version: u64,
+    /// The highest version of an own record that the driver gave.
+    told_version: u64,
+    /// When the machine started.
+    began: Mono,
+    ledger: Ledger,
+    collection: Collection,
+    quotas: Quotas,
+    copies: Copies,
+    /// Records that came in, ever.
+    taken: u64,
     drops: Drops,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -174,11 +235,12 @@ impl Gossip {
         mut rng: Rng,
         now: Mono,
     ) -> Self {
-        let mut links = BTreeMap::new();
-        for (peer, key) in peers.iter().filter(|(peer, _)| **peer != local.peer_id) {
+        let others = peers.iter().filter(|(peer, _)| **peer != local.peer_id);
+        let is_large = others.clone().count() > HEARTBEAT_ALL_PEERS;
+        let links = Links::from_links(others.map(|(peer, key)| {
             let first = now + Duration::from_millis(rng.below(START_SPREAD_MS));
-            links.insert(*peer, Link::new(*key, first, None));
-        }
+            Link::new(*peer, *key, (!is_large).then_some(first), None)
+        }));
         let mut gossip = Self {
             local,
             facts,
@@ -187,9 +249,20 @@ impl Gossip {
             revocations: Revocations::default(),
             locally_revoked: false,
             links,
+            timers: Timers::starting(is_large.then_some(now)),
+            silence_at: None,
+            news: News::default(),
+            walks: Walks::default(),
             withheld: BTreeMap::new(),
             discovered: BTreeMap::new(),
             own_version: 0,
+            told_version: 0,
+            began: now,
+            ledger: Ledger::default(),
+            collection: Collection::default(),
+            quotas: Quotas::default(),
+            copies: Copies::default(),
+            taken: 0,
             drops: Drops::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -199,7 +272,9 @@ impl Gossip {
         for record in records {
             gossip.index_committed(record);
         }
+        gossip.begin_collection();
         gossip.settle_revocations(now);
+        gossip.links.keys().collect::<Vec<_>>().into_iter().for_each(|peer| gossip.touch(peer));
         gossip
     }
 
@@ -212,14 +287,21 @@ impl Gossip {
         if self.events.len() >= EVENTS_MAX {
             return Err(Reject::Busy);
         }
+        if let Err(reject) = self.judge_copy(from, request, now) {
+            self.now = now;
+            self.drive(now);
+            return Err(reject);
+        }
         self.now = now;
         self.saw(from, now);
         let reply = match request {
             Request::Heartbeat(heartbeat) => {
                 self.hear(from, heartbeat);
-                Reply::Heartbeat(self.heartbeat(BTreeMap::new()))
+                let lives = self.tell_lives(from);
+                let vouches = self.vouch(&heartbeat.behind);
+                Reply::Heartbeat(Heartbeat { vouches, ..self.heartbeat(from, lives) })
             }
-            Request::Reconcile(request) => Reply::Reconcile(self.compare(request)),
+            Request::Reconcile(request) => Reply::Reconcile(self.serve_step(from, request)),
             Request::Push(push) => Reply::Push(self.take_push(from, push)),
         };
         self.drive(now);
@@ -230,26 +312,30 @@ impl Gossip {
     pub fn handle_reply(&mut self, from: PeerId, reply: Result<&Reply, CallFailed>, now: Mono) -> Result<(), Reject> {
         let link = self.links.get(&from).ok_or(Reject::NotTrusted)?;
         let op = reply.map_or_else(|failed| failed.op, Reply::op);
-        let is_awaited = match op {
-            Op::Heartbeat => link.heartbeat.is_some(),
-            Op::Reconcile => link.page.is_some(),
-            Op::Push => link.push.is_some(),
-        };
+        let is_awaited = link.work().is_some_and(|work| match op {
+            Op::Heartbeat => work.heartbeat.is_some(),
+            Op::Reconcile => work.step.is_some(),
+            Op::Push => work.push.is_some(),
+        });
         if !is_awaited {
             return Err(Reject::Unexpected);
         }
         if let Ok(reply) = reply {
             reply.check()?;
-            self.check_page_end(from, reply)?;
+            if let Reply::Reconcile(reply) = reply {
+                self.check_step(from, reply)?;
+            }
         }
         self.now = now;
         match reply {
             Ok(reply) => {
                 self.saw(from, now);
+                self.was_accepted(from, op);
                 self.take_reply(from, reply, now);
             }
             Err(CallFailed { op }) => self.call_failed(from, op, now),
         }
+        self.touch(from);
         self.drive(now);
         Ok(())
     }
@@ -257,18 +343,27 @@ impl Gossip {
     /// Takes records that were just committed to the store: own ones, or those a handshake brought.
     pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
         self.now = now;
-        let keys: Vec<_> = records.iter().filter_map(|r| self.index_committed(r.clone())).collect();
+        let mut keys = Vec::new();
+        for record in records.iter().filter(|r| !self.is_suspect(r)).cloned().collect::<Vec<_>>() {
+            if let Some(key) = self.index_committed(record.clone()) {
+                self.note_floor(&record);
+                self.note_written(&record);
+                keys.push(key);
+            }
+        }
+        self.collect();
         if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
             self.settle_revocations(now);
         }
         self.index.settle_digests();
         self.tell_removed(&keys);
-        let (to, relay) = self.push_targets(None);
-        for peer in to {
-            let Some(link) = self.links.get_mut(&peer) else { continue };
-            let first = if link.pending.is_empty() { now } else { link.pending_since };
-            let at = (now + PUSH_QUIET).min(first + PUSH_DELAY_MAX);
-            keys.iter().for_each(|key| link.enqueue(key.clone(), relay, at, now));
+        if !keys.is_empty() {
+            let (to, hops) = self.push_targets(None);
+            for peer in to {
+                let waiting = self.links.get(&peer).and_then(|link| link.work()).filter(|w| !w.pending.is_empty());
+                let first = waiting.map_or(now, |work| work.pending_since);
+                self.enqueue(peer, &keys, hops, (now + PUSH_QUIET).min(first + PUSH_DELAY_MAX));
+            }
         }
         self.drive(now);
     }
@@ -277,11 +372,12 @@ impl Gossip {
     /// readmission is known.
     pub fn handle_trust(&mut self, trusted: &BTreeMap<PeerId, PublicKey>, now: Mono) {
         self.now = now;
-        let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).copied().collect();
+        let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).collect();
         gone.into_iter().for_each(|peer| {
             self.unlink(peer);
         });
         self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
+        self.walks.reconsider();
         let local = self.local.peer_id;
         for (peer, key) in trusted.iter().filter(|(peer, _)| **peer != local) {
             if self.links.get(peer).is_some_and(|link| link.key == *key) {
@@ -307,9 +403,14 @@ impl Gossip {
     /// Starts a round with every trusted peer now. It is over when [`Gossip::is_idle`].
     pub fn handle_sync(&mut self, now: Mono) {
         self.now = now;
-        for link in self.links.values_mut() {
-            link.heartbeat_at = now;
-            link.push_at = now;
+        for peer in self.links.keys().collect::<Vec<_>>() {
+            if let Some(link) = self.links.get_mut(&peer) {
+                let work = link.work_mut();
+                work.heartbeat_at = Some(now);
+                work.push_at = now;
+                (work.fruitless, work.skip) = (0, 0);
+            }
+            self.touch(peer);
         }
         self.drive(now);
     }
@@ -332,8 +433,9 @@ impl Gossip {
         if !self.transmits.is_empty() || !self.events.is_empty() {
             return Some((self.now, "output queued"));
         }
-        let links = self.links.values().filter_map(|link| link.deadline(SILENCE_LIMIT));
-        links.chain(self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"))).min()
+        let withheld = self.withheld.values().map(|(_, until)| (*until, "trust in a revoked peer"));
+        let silence = self.silence_at.map(|at| (at, "peer silent"));
+        withheld.chain(silence).chain(self.timers.next()).min()
     }
 
     /// What this agent holds, by registry.
@@ -349,22 +451,27 @@ impl Gossip {
     pub fn peer_view(&self, peer: PeerId) -> Option<PeerView> {
         self.links.get(&peer).map(|link| PeerView {
             status: status_of(link),
-            last_seen: link.last_seen,
-            registries: link.digests,
-            heard: link.heard.clone(),
-            acknowledged: link.acknowledged.clone(),
+            last_seen: link.last_seen(),
+            registries: link.digests().map(|digests| **digests),
+            heard: link.heard().cloned(),
+            has_two_copies: self.copies.are_two(peer, self.now),
         })
     }
 
     /// Every healthy trusted peer reported the digests that this agent has.
     pub fn converged(&self) -> bool {
-        let ours = self.index.digests();
-        self.links.values().filter(|link| link.healthy).all(|link| link.digests == Some(ours))
+        let ours = self.index.shared_digests();
+        self.links.values().filter(|link| link.is_healthy()).all(|link| link.digests() == Some(&ours))
     }
 
     /// No call is under way and nothing waits to be sent.
     pub fn is_idle(&self) -> bool {
         self.transmits.is_empty() && self.links.values().all(Link::is_idle)
+    }
+
+    /// Own records of the store up to this version are known here.
+    pub fn told_version(&self) -> u64 {
+        self.told_version
     }
 
     pub fn drops(&self) -> Drops {
@@ -373,14 +480,16 @@ impl Gossip {
 
     /// The held record of this key, tombstones included.
     pub fn record(&self, key: &RecordKey) -> Option<&Record> {
-        self.index.get(key).map(|entry| &entry.record)
+        self.index.get(key).map(|entry| entry.record.as_ref())
     }
 
     /// Indexes a record of the store without verifying it again; gives its key if it was news.
-    fn index_committed(&mut self, record: Record) -> Option<RecordKey> {
+    fn index_committed(&mut self, record: impl Into<Arc<Record>>) -> Option<RecordKey> {
+        let record = record.into();
         let key = record.key.clone();
         if key.owner == self.local.peer_id {
             self.own_version = self.own_version.max(record.version);
+            self.told_version = self.told_version.max(record.version);
         }
         let Some(entry) = Entry::new(record) else {
             self.drops.malformed += 1;
@@ -393,18 +502,22 @@ impl Gossip {
     fn tell_removed(&mut self, keys: &[RecordKey]) {
         let digests = self.index.digests();
         for key in keys.iter().filter(|key| key.kind == kind::REVOCATION && key.owner == self.local.peer_id) {
-            let Some(record) = self.record(key).cloned() else { continue };
+            let Some(record) = self.index.get(key).map(|entry| entry.record.clone()) else { continue };
             let subject = record.body_as::<RevocationBody>().ok().and_then(|body| body.peer_id);
             let Some(subject) = subject.filter(|peer| !self.is_known(*peer)) else { continue };
             if self.transmits.iter().filter(|t| !self.links.contains_key(&t.to)).count() < FAREWELLS_MAX {
-                self.transmits.push_back(exchange::farewell(subject, record, digests));
+                self.transmits.push_back(exchange::farewell(subject, record, self.facts.instance.clone(), digests));
             }
         }
     }
 
     fn link(&mut self, peer: PeerId, key: PublicKey, now: Mono) {
         self.discovered.remove(&peer);
-        self.links.insert(peer, Link::new(key, now, Some(now)));
+        self.unlink(peer);
+        self.links.insert(Link::new(peer, key, Some(now), Some(now)));
+        self.touch(peer);
+        let silent_at = now + self.silence_limit();
+        self.silence_at = Some(self.silence_at.map_or(silent_at, |known| known.min(silent_at)));
         self.events.push_back(self.status_event(peer));
     }
 
@@ -424,29 +537,30 @@ impl Gossip {
     /// Drops a peer and what waits for it; says whether there was one.
     fn unlink(&mut self, peer: PeerId) -> bool {
         self.transmits.retain(|transmit| transmit.to != peer);
-        self.links.remove(&peer).is_some()
+        self.unqueue(peer);
+        self.walks.forget(peer);
+        self.copies.forget(peer);
+        let was_linked = self.links.remove(&peer).is_some();
+        if self.links.len() == 0 {
+            self.silence_at = None;
+        }
+        was_linked
     }
 
     fn hear(&mut self, from: PeerId, heartbeat: &Heartbeat) {
-        let known: Vec<_> = heartbeat.acks.iter().filter(|(owner, _)| self.is_known(**owner)).collect();
-        if let Some(link) = self.links.get_mut(&from) {
-            link.hear(heartbeat);
-            link.acknowledged.extend(known);
+        let ours = self.index.shared_digests();
+        let Some(link) = self.links.get_mut(&from) else { return };
+        let is_new = link.heard().is_none_or(|heard| heard.instance != heartbeat.instance);
+        link.hear(heartbeat, &ours, self.now);
+        if is_new {
+            self.unconfirm(from);
         }
+        self.take_holdings(from, heartbeat);
+        self.take_lives(from, &heartbeat.lives, self.now);
     }
 
     fn is_known(&self, peer: PeerId) -> bool {
         peer == self.local.peer_id || self.links.contains_key(&peer)
-    }
-
-    /// A sign of life.
-    fn saw(&mut self, peer: PeerId, now: Mono) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        link.last_seen = link.last_seen.max(Some(now));
-        if !link.healthy {
-            link.healthy = true;
-            self.events.push_back(self.status_event(peer));
-        }
     }
 
     fn status_event(&self, peer: PeerId) -> Event {
@@ -454,11 +568,11 @@ impl Gossip {
         Event::PeerStatus {
             peer,
             status: link.map_or(PeerStatus::Unhealthy, status_of),
-            last_seen: link.and_then(|link| link.last_seen),
+            last_seen: link.and_then(Link::last_seen),
         }
     }
 }
 
 fn status_of(link: &Link) -> PeerStatus {
-    if link.healthy { PeerStatus::Healthy } else { PeerStatus::Unhealthy }
+    if link.is_healthy() { PeerStatus::Healthy } else { PeerStatus::Unhealthy }
 }

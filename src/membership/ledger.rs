@@ -3,11 +3,29 @@
 use super::ClusterFacts;
 use crate::{
     gossip::{Revocations, Standing},
-    model::{Endpoint, LicenseId, PeerId, PublicKey, Refused, Service, ServiceBody, ServiceId, SigningKey, UnixTime},
+    model::{
+        Code, Endpoint, LicenseId, PeerId, PublicKey, Refused, Service, ServiceBody, ServiceId, SigningKey, UnixTime,
+    },
+    planted::{Bug, planted},
     wire::record::{PeerBody, Record, RecordError, RecordHead, RecordKey, kind},
 };
 use serde::Serialize;
 use std::collections::BTreeSet;
+
+/// What an operator does about two live copies of one identity (cluster.md §7).
+pub const IDENTITY_CONFLICT_HINT: &str =
+    "stop one of the two; to keep both, remove peer.key and the database of one of them and add it as a new peer";
+
+/// Another live copy of this peer's identity is heard, and peers stay with that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("another live copy of this peer's identity exists: nothing is written here")]
+pub struct IdentityConflict;
+
+impl From<IdentityConflict> for Refused {
+    fn from(conflict: IdentityConflict) -> Self {
+        Refused::new(Code::IdentityConflict, conflict.to_string()).with_hint(IDENTITY_CONFLICT_HINT)
+    }
+}
 
 /// Who signs what this host writes.
 #[derive(Clone)]
@@ -90,7 +108,7 @@ impl PeerRow {
 
 /// Reading access to one consistent state.
 pub trait LedgerView {
-    type Error: std::error::Error + From<RecordError> + Into<Refused>;
+    type Error: std::error::Error + From<RecordError> + From<IdentityConflict> + Into<Refused>;
 
     /// Every known peer, ordered by id, the local one included.
     fn peers(&self) -> Result<Vec<PeerRow>, Self::Error>;
@@ -102,6 +120,8 @@ pub trait LedgerView {
     fn cluster(&self) -> Result<Option<ClusterFacts>, Self::Error>;
     /// The highest version this peer has given to a record of its own.
     fn own_version(&self) -> Result<u64, Self::Error>;
+    /// Peers refuse this one because another live copy of its identity is heard: it writes nothing (cluster.md §7).
+    fn is_contested(&self) -> Result<bool, Self::Error>;
 
     fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, Self::Error> {
         Ok(self.record(key)?.map(|record| record.head()).transpose()?)
@@ -160,7 +180,13 @@ pub trait Ledger: LedgerView {
     /// Signs `body` with the author's next version and stores it.
     fn put_own(&self, author: &Author, kind: &str, id: &str, body: &impl Serialize) -> Result<Record, Self::Error> {
         let body = serde_json::to_value(body).map_err(|source| RecordError::Body { kind: kind.into(), source })?;
-        let record = Record::sign(&author.key, author.peer_id, kind, id, self.next_own_version()?, body)?;
+        let mut version = self.next_own_version()?;
+        if planted(Bug::WallClockDecidesOrder)
+            && let Some(at) = body["updated_at"].as_str().and_then(|text| text.parse::<UnixTime>().ok())
+        {
+            version = at.as_ms();
+        }
+        let record = Record::sign(&author.key, author.peer_id, kind, id, version, body)?;
         self.put_record(&record)?;
         Ok(record)
     }
@@ -175,8 +201,7 @@ pub trait Ledger: LedgerView {
 
     /// Stores a record that someone else signed, if it is newer than what is held. The caller has verified it.
     fn put_verified(&self, record: &Record) -> Result<Put, Self::Error> {
-        let head = record.head()?;
-        if self.record_head(&record.key)?.is_some_and(|held| held >= head) {
+        if !record.head()?.is_news(self.record_head(&record.key)?) {
             return Ok(Put::Superseded);
         }
         self.put_record(record)?;
@@ -184,6 +209,9 @@ pub trait Ledger: LedgerView {
     }
 
     fn next_own_version(&self) -> Result<u64, Self::Error> {
+        if self.is_contested()? {
+            return Err(IdentityConflict.into());
+        }
         let version = self.own_version()? + 1;
         self.set_own_version(version)?;
         Ok(version)

@@ -1,6 +1,6 @@
 //! A ledger in memory, for simulations and tests. It has no transactions: it relies on refusals that come before writes.
 
-use super::{ClusterFacts, Ledger, LedgerView, PeerRow};
+use super::{ClusterFacts, IdentityConflict, Ledger, LedgerView, PeerRow};
 use crate::{
     model::{PeerId, Refused},
     wire::record::{Record, RecordError, RecordKey},
@@ -18,16 +18,24 @@ struct State {
     records: BTreeMap<RecordKey, Record>,
     cluster: Option<ClusterFacts>,
     own_version: u64,
+    contested: bool,
 }
 
-/// The only thing that can go wrong in memory.
+/// What can go wrong in memory.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct MemoryError(#[from] RecordError);
+pub enum MemoryError {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    IdentityConflict(#[from] IdentityConflict),
+}
 
 impl From<MemoryError> for Refused {
     fn from(e: MemoryError) -> Self {
-        Refused::internal(e)
+        match e {
+            MemoryError::IdentityConflict(conflict) => conflict.into(),
+            MemoryError::Record(e) => Refused::internal(e),
+        }
     }
 }
 
@@ -35,6 +43,11 @@ impl MemoryLedger {
     /// Every record, tombstones included, ordered by key: what a gossip machine starts from.
     pub fn all_records(&self) -> Vec<Record> {
         self.state.borrow().records.values().cloned().collect()
+    }
+
+    /// Another live copy of this peer's identity is heard, or not any more.
+    pub fn set_contested(&self, contested: bool) {
+        self.state.borrow_mut().contested = contested;
     }
 
     /// Records of one owner above a version, tombstones included, oldest first.
@@ -69,6 +82,9 @@ impl LedgerView for MemoryLedger {
     }
     fn own_version(&self) -> Result<u64, MemoryError> {
         Ok(self.state.borrow().own_version)
+    }
+    fn is_contested(&self) -> Result<bool, MemoryError> {
+        Ok(self.state.borrow().contested)
     }
 }
 

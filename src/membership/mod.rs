@@ -9,6 +9,7 @@ mod accept;
 mod attempts;
 mod birth;
 mod cluster;
+mod collection;
 mod ledger;
 mod memory;
 mod removal;
@@ -20,7 +21,8 @@ pub use accept::{Acceptance, accept, discovered};
 pub use attempts::{Attempts, RENEWAL_PAUSE};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
-pub use ledger::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
+pub use collection::{publish_floor, republish};
+pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,

@@ -68,9 +68,11 @@ impl Node {
         };
         let licensed = Licensed::new(license, clock);
         let (author, document, kept) = (identity.clone(), licensed.document(), licensed.kept());
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| -> Result<(), StoreError> {
                 birth.write(tx, &author)?;
+                tx.set_lineage(&instance)?;
                 tx.set_license(document.as_value())?;
                 tx.set_license_clock(&kept)
             })

@@ -4,7 +4,7 @@ use super::{Call, Node, PeerAnswer};
 use crate::{
     gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
     license::{Entitlement, State},
-    membership,
+    membership::{self, IDENTITY_CONFLICT_HINT},
     model::{Code, Endpoint, LicenseId, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::{
@@ -50,12 +50,21 @@ pub struct SyncOutcome {
 impl Node {
     /// `POST /v1/gossip/…`; `from` is proven by the signature of the request.
     pub async fn gossip_message(&self, from: PeerId, op: Op, body: &[u8]) -> Result<Vec<u8>, Refused> {
-        let request = Request::decode(op, body).map_err(|e| Refused::new(Code::InvalidRequest, e.to_string()))?;
         let now = self.env().clock.mono();
+        self.gossip().as_mut().ok_or_else(not_bootstrapped)?.handle_arrival(from, body.len(), now).map_err(refused)?;
+        let request = Request::decode(op, body).map_err(|e| Refused::new(Code::InvalidRequest, e.to_string()))?;
         let reply = {
             let mut gossip = self.gossip();
             let machine = gossip.as_mut().ok_or_else(not_bootstrapped)?;
-            machine.handle_request(from, &request, now).map_err(refused)?
+            machine.handle_request(from, &request, now)
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(reject) => {
+                // The refused copy may be the reason for a call to the other one.
+                self.inner.gossip_wake.notify_one();
+                return Err(refused(reject));
+            }
         };
         self.commit_events().await?;
         self.inner.gossip_wake.notify_one();
@@ -141,7 +150,7 @@ impl Node {
         let mut licensed = entitlement.borrow_and_update().as_deref().map(terms);
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
-        let mut pushed = self.begin_gossip()?;
+        self.begin_gossip()?;
         let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
         loop {
@@ -175,7 +184,7 @@ impl Node {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    pushed = self.push_local_changes(pushed)?;
+                    self.push_local_changes()?;
                     self.refresh_facts()?;
                 }
                 _ = entitlement.changed() => {
@@ -195,44 +204,54 @@ impl Node {
         }
     }
 
-    /// Starts the machine from the store; gives the version up to which own records are known to it.
-    fn begin_gossip(&self) -> Result<u64, StoreError> {
-        let Some(identity) = self.identity() else { return Ok(0) };
+    /// Starts the machine from the store.
+    fn begin_gossip(&self) -> Result<(), StoreError> {
+        let Some(identity) = self.identity() else { return Ok(()) };
         // Held from before the store is read, so that no change of trust falls between the two.
         let mut gossip = self.gossip();
-        let (records, own_version, peers) =
-            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.own_version()?, v.peers()?)))?;
+        let (records, catching_up, peers) =
+            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.catching_up()?, v.peers()?)))?;
         self.attempts().resume(&peers);
-        let machine = Gossip::new(
+        let now = self.env().clock.mono();
+        let mut machine = Gossip::new(
             gossip::Local { peer_id: identity.peer_id, public_key: identity.key.public() },
             self.facts()?,
             records,
             &self.trusted_keys()?,
             self.env().rng("gossip"),
-            self.env().clock.mono(),
+            now,
         );
+        machine.handle_resume(&catching_up, now);
         *gossip = Some(machine);
-        Ok(own_version)
+        Ok(())
     }
 
-    fn push_local_changes(&self, pushed: u64) -> Result<u64, StoreError> {
-        let Some(identity) = self.identity() else { return Ok(pushed) };
-        let records = self.store().read(|v| v.records_since(identity.peer_id, pushed))?;
-        let newest = records.iter().map(|r| r.version).max().unwrap_or(pushed);
+    fn push_local_changes(&self) -> Result<(), StoreError> {
+        let now = self.env().clock.mono();
+        let mut gossip = self.gossip();
+        let Some(machine) = gossip.as_mut() else { return Ok(()) };
+        let records = self.own_changes(machine)?;
         if !records.is_empty() {
-            self.with_gossip(|machine, now| machine.handle_local_change(&records, now));
+            machine.handle_local_change(&records, now);
         }
-        Ok(newest)
+        Ok(())
+    }
+
+    /// Own records that the machine has not been told, all of them: what it says of its own version has no gaps.
+    fn own_changes(&self, machine: &Gossip) -> Result<Vec<Record>, StoreError> {
+        let Some(identity) = self.identity() else { return Ok(Vec::new()) };
+        self.store().read(|v| v.records_since(identity.peer_id, machine.told_version()))
     }
 
     fn facts(&self) -> Result<gossip::Facts, StoreError> {
         let own = self.identity().map(|i| i.peer_id);
-        let (row, starts) = self
-            .store()
-            .read::<_, StoreError>(|v| Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?)))?;
+        let (row, starts, lineage) = self.store().read::<_, StoreError>(|v| {
+            Ok((own.map(|id| v.peer(id)).transpose()?.flatten(), v.starts()?, v.lineage()?))
+        })?;
         Ok(gossip::Facts {
             instance: self.inner.instance.clone(),
             starts,
+            lineage,
             version: crate::model::VERSION.to_owned(),
             endpoints: row.map(|r| r.all_endpoints()).unwrap_or_default(),
             license_state: self.entitlement().map(|e| e.state.to_string()).unwrap_or_default(),
@@ -255,11 +274,14 @@ impl Node {
     /// rests on it.
     pub(super) fn trust_changed(&self, brought: &[Record]) -> Result<(), StoreError> {
         let now = self.env().clock.mono();
+        let own = self.identity().map(|i| i.peer_id);
         // The lock comes first: of two changes at once, the one told last has read the later state.
         let mut gossip = self.gossip();
         let trusted = self.trusted_keys()?;
         if let Some(machine) = gossip.as_mut() {
-            machine.handle_local_change(brought, now);
+            let mut records = self.own_changes(machine)?;
+            records.extend(brought.iter().filter(|r| Some(r.key.owner) != own).cloned());
+            machine.handle_local_change(&records, now);
             machine.handle_trust(&trusted, now);
         }
         drop(gossip);
@@ -292,6 +314,8 @@ impl Node {
             Ok(answer) => {
                 if answer.status == Code::Unauthorized.http_status() {
                     self.take_unauthorized(to, &answer.body).await;
+                } else if code_of(&answer.body) == Some(Code::IdentityConflict) {
+                    self.with_gossip(|machine, now| machine.handle_identity_refusal(to, now));
                 }
                 Err(format!("status {}", answer.status))
             }
@@ -349,6 +373,15 @@ impl Node {
             Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
             Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
+            Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
+            Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
+            Event::Forgotten(keys) => self.forget(keys).await?,
+            Event::Republish(records) => self.republish(records).await?,
+            Event::PublishFloor { through } => self.publish_floor(through).await?,
+            Event::Contested(contested) => self.contested(contested).await?,
+            Event::TwoCopies(peer) => {
+                tracing::warn!(%peer, "two live copies of this peer are heard; the second one is refused");
+            }
         }
         Ok(())
     }
@@ -393,11 +426,24 @@ fn terms(entitlement: &Entitlement) -> (LicenseId, State) {
 fn refused(reject: Reject) -> Refused {
     let code = match reject {
         Reject::NotTrusted => Code::Unauthorized,
-        Reject::Busy => Code::RateLimited,
+        Reject::Busy | Reject::OverQuota | Reject::Unsettled => Code::RateLimited,
+        Reject::IdentityConflict => Code::IdentityConflict,
         Reject::Malformed(_) | Reject::Unexpected => Code::InvalidRequest,
     };
     let refused = Refused::new(code, reject.to_string());
+    if code == Code::IdentityConflict {
+        return refused.with_hint(IDENTITY_CONFLICT_HINT);
+    }
     if code == Code::RateLimited { refused.with_details(json!({"retry_after_s": 1})) } else { refused }
+}
+
+/// The code of an error answer.
+fn code_of(body: &[u8]) -> Option<Code> {
+    #[derive(serde::Deserialize)]
+    struct Error {
+        code: Code,
+    }
+    serde_json::from_slice::<Error>(body).ok().map(|e| e.code)
 }
 
 pub(super) fn not_bootstrapped() -> Refused {

@@ -2,6 +2,7 @@
 //! the daemon and the simulator.
 
 mod bootstrap;
+mod collection;
 mod config;
 pub mod daemon;
 mod data_dir;
@@ -167,11 +168,13 @@ impl Node {
         let identity = Arc::new(identity.ok_or(StartError::IdentityMissing)?);
         let license = self.verified_license(&license.ok_or(StartError::LicenseMissing)?)?;
         let (author, settings, license_id) = (identity.clone(), self.own_settings(), license.license_id());
+        let instance = self.inner.instance.clone();
         self.store()
             .write(move |tx| {
                 let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
                 let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
                 tx.count_start()?;
+                tx.set_lineage(&instance)?;
                 membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;

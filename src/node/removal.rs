@@ -133,8 +133,8 @@ impl Node {
         let Some(digests) = digests else { return Ok(()) };
         let peers = self.store().read(|v| v.trusted_peers())?;
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
-        let relay = others.len() > PUSH_ALL_PEERS;
-        let push = Request::Push(PushRequest { records: vec![revocation].into(), relay, digests });
+        let (instance, hops) = (self.inner.instance.clone(), u8::from(others.len() > PUSH_ALL_PEERS));
+        let push = Request::Push(PushRequest { instance, records: vec![revocation].into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
         for peer in &others {

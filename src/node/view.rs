@@ -21,6 +21,8 @@ pub struct PeerHealth {
     pub license_state: Option<String>,
     /// Registry digests it reported last, hex.
     pub registries: BTreeMap<String, String>,
+    /// Two live copies of its identity are heard (cluster.md §7).
+    pub has_two_copies: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +48,7 @@ impl Node {
                 version: local.then(|| crate::model::VERSION.to_owned()),
                 license_state: self.entitlement().filter(|_| local).map(|e| e.state.to_string()),
                 registries: BTreeMap::new(),
+                has_two_copies: false,
             };
         };
         let digest = |r: Registry| view.registries.map(|d| (r.name().to_owned(), d.get(r).to_string()));
@@ -55,6 +58,7 @@ impl Node {
             rtt_ms: self.round_trip(peer).map(|rtt| (rtt.as_secs_f64() * 10_000.0).round() / 10.0),
             endpoint,
             registries: Registry::ALL.into_iter().filter_map(digest).collect(),
+            has_two_copies: view.has_two_copies,
             version: view.heard.as_ref().map(|h| h.version.clone()),
             license_state: view.heard.map(|h| h.license_state),
         }

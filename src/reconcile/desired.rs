@@ -31,6 +31,8 @@ pub struct Desired {
     pub data_plane_runs: bool,
     /// What the license includes; nothing while it is absent.
     pub features: Features,
+    /// Peers refuse this host because another live copy of its identity is heard (cluster.md §7).
+    pub contested: bool,
     /// Peers to which traffic is not shaped (dataplane.md §9).
     pub unshaped: BTreeSet<PeerId>,
     /// Addresses of the host names in endpoints, as far as they are known.
@@ -47,6 +49,7 @@ impl Desired {
             services: vec![],
             data_plane_runs: false,
             features: Features::default(),
+            contested: false,
             unshaped: BTreeSet::new(),
             addresses: BTreeMap::new(),
         }
@@ -101,8 +104,10 @@ impl Source for StoreSource {
         if local.is_none() {
             return Ok(Desired { revision, ..Desired::idle(None) });
         }
-        let (services, rows) = self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?)))?;
-        let mut desired = Desired { revision, services, data_plane_runs, features, addresses, ..Desired::idle(local) };
+        let (services, rows, contested) =
+            self.store.read(|v| Ok::<_, StoreError>((v.services()?, v.trusted_peers()?, v.is_contested()?)))?;
+        let idle = Desired::idle(local);
+        let mut desired = Desired { revision, services, data_plane_runs, features, contested, addresses, ..idle };
         for row in rows.into_iter().filter(|row| Some(row.peer_id) != local) {
             if !row.qos_enabled {
                 desired.unshaped.insert(row.peer_id);
@@ -254,6 +259,9 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     let other = if mark.is_some() { body.target_peer_id } else { body.source_peer_id };
     if !desired.data_plane_runs {
         return Some(Skipped::pending("LICENSE_SUSPENDED", "the license does not permit traffic"));
+    }
+    if desired.contested {
+        return Some(Skipped::pending("IDENTITY_CONFLICT", "another live copy of this peer's identity exists"));
     }
     if let Some(feature) = desired.features.missing_for(body) {
         return Some(lacks_feature(format!("the license does not include the feature {feature}")));

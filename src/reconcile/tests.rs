@@ -297,6 +297,9 @@ fn what_cannot_be_carried_has_a_reason_and_no_rules() {
     assert_eq!(now.ruleset.captures.len(), 1);
     assert_eq!(now.forwarding.services.len(), 1);
 
+    let contested = compiled(&Desired { contested: true, ..desired(services.clone()) });
+    assert_eq!(reason(&contested, 10), Some("IDENTITY_CONFLICT"));
+    assert!(contested.ruleset.captures.is_empty() && contested.forwarding.services.is_empty());
     let suspended = compiled(&Desired { data_plane_runs: false, ..desired(services) });
     assert_eq!(reason(&suspended, 10), Some("LICENSE_SUSPENDED"));
     assert!(suspended.ruleset.captures.is_empty() && suspended.forwarding.services.is_empty());

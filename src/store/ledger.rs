@@ -33,6 +33,9 @@ macro_rules! reads {
             fn own_version(&self) -> Result<u64, StoreError> {
                 View::own_version(self)
             }
+            fn is_contested(&self) -> Result<bool, StoreError> {
+                View::is_contested(self)
+            }
         }
     )*};
 }

@@ -1,10 +1,11 @@
 //! Facts of this host: cluster, license, counters.
 
 use super::{StoreError, Tx, View};
-use crate::membership::ClusterFacts;
+use crate::{membership::ClusterFacts, model::PeerId};
 use rusqlite::OptionalExtension;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 const CLUSTER: &str = "cluster";
 const LICENSE: &str = "license";
@@ -12,6 +13,9 @@ const LICENSE_CLOCK: &str = "license_clock";
 const OWN_VERSION: &str = "own_version";
 const START_COUNTER: &str = "start_counter";
 const LEAVING: &str = "leaving";
+const LINEAGE: &str = "lineage";
+const CATCHING_UP: &str = "catching_up";
+const CONTESTED: &str = "contested";
 
 impl View<'_> {
     fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
@@ -57,6 +61,21 @@ impl View<'_> {
         Ok(self.meta(START_COUNTER)?.unwrap_or(0))
     }
 
+    /// Random, the same for the whole life of this database.
+    pub fn lineage(&self) -> Result<String, StoreError> {
+        Ok(self.meta(LINEAGE)?.unwrap_or_default())
+    }
+
+    /// Owners whose records this peer is catching up with, and up to which version it is complete (cluster.md §7).
+    pub fn catching_up(&self) -> Result<BTreeMap<PeerId, u64>, StoreError> {
+        Ok(self.meta(CATCHING_UP)?.unwrap_or_default())
+    }
+
+    /// Peers refuse this copy of the identity because another one lives (cluster.md §7): it writes no record.
+    pub fn is_contested(&self) -> Result<bool, StoreError> {
+        Ok(self.meta(CONTESTED)?.unwrap_or(false))
+    }
+
     /// The highest version this peer has given to a record of its own.
     pub fn own_version(&self) -> Result<u64, StoreError> {
         Ok(self.meta(OWN_VERSION)?.unwrap_or(0))
@@ -91,10 +110,14 @@ impl Tx<'_> {
         self.set_meta(OWN_VERSION, &version)
     }
 
-    /// Counts starts of the agent on this database (cluster.md §7); returns the new count.
+    /// Counts starts of the agent on this database (cluster.md §7); returns the new count. Whether another copy lives,
+    /// each start finds out anew.
     pub fn count_start(&self) -> Result<u64, StoreError> {
         let count = self.starts()? + 1;
         self.set_meta(START_COUNTER, &count)?;
+        if self.is_contested()? {
+            self.set_contested(false)?;
+        }
         Ok(count)
     }
 
@@ -116,5 +139,24 @@ impl Tx<'_> {
         }
         self.connection.execute("DELETE FROM meta WHERE key NOT IN (?1, ?2)", [OWN_VERSION, START_COUNTER])?;
         Ok(())
+    }
+
+    pub fn set_contested(&self, contested: bool) -> Result<(), StoreError> {
+        self.set_meta(CONTESTED, &contested)
+    }
+
+    /// Names this database, once.
+    pub fn set_lineage(&self, lineage: &str) -> Result<(), StoreError> {
+        if self.lineage()?.is_empty() { self.set_meta(LINEAGE, &lineage) } else { Ok(()) }
+    }
+
+    /// `complete`: up to which version, or None once the peer has caught up.
+    pub fn set_catching_up(&self, owner: PeerId, complete: Option<u64>) -> Result<(), StoreError> {
+        let mut owners = self.catching_up()?;
+        match complete {
+            Some(complete) => owners.insert(owner, complete),
+            None => owners.remove(&owner),
+        };
+        self.set_meta(CATCHING_UP, &owners)
     }
 }

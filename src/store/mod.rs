@@ -14,7 +14,10 @@ mod services;
 
 pub use crate::membership::{Author, ClusterFacts, PeerRow, Put};
 
-use crate::model::{Code, Refused};
+use crate::{
+    membership::IdentityConflict,
+    model::{Code, Refused},
+};
 use group_commit::GroupCommit;
 use rusqlite::Connection;
 use std::{
@@ -51,6 +54,8 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
     #[error("database holds a {what} that cannot be read: {text}")]
     Corrupt { what: &'static str, text: String },
+    #[error(transparent)]
+    IdentityConflict(#[from] IdentityConflict),
     #[error("record to be stored")]
     Record(#[from] crate::wire::record::RecordError),
 }
@@ -77,6 +82,9 @@ impl StoreError {
 
 impl From<StoreError> for Refused {
     fn from(e: StoreError) -> Self {
+        if let StoreError::IdentityConflict(conflict) = e {
+            return conflict.into();
+        }
         let Some(reason) = e.disk_refused() else { return Refused::internal(e) };
         tracing::error!(reason, "the disk refuses a write of the database");
         Refused::new(Code::Internal, format!("the change was not saved, nothing has changed: {reason}"))

@@ -93,7 +93,7 @@ impl Tx<'_> {
         Ledger::put_verified(self, record)
     }
 
-    /// Drops a record without a trace; only for records of an owner whose revocation is known.
+    /// Drops a record without a trace: one of a removed owner, a collected tombstone, or one that a reset found deleted.
     pub fn forget_record(&self, key: &RecordKey) -> Result<(), StoreError> {
         self.connection
             .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2 AND owner = ?3")?

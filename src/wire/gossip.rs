@@ -1,17 +1,28 @@
 //! Messages of gossip (cluster.md §6): JSON over peer-signed HTTP, each with a bound on everything it lists. Fields that
 //! this build does not know are ignored.
 
-use super::record::{ID_MAX_BYTES, KIND_MAX_BYTES, RECORD_MAX_BYTES, Record, RecordHead, RecordKey, kind};
+pub mod life;
+pub mod range;
+pub mod whole;
+
+use super::record::{RECORD_MAX_BYTES, Record, kind};
 use crate::model::{Endpoint, PeerId, UnixTime};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use life::Lives;
+use range::{Part, Salt};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+use whole::{Backing, Holds, Whole};
 
 /// Largest request or answer (api.md, limits).
 pub const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Heads in one page of a comparison. The largest head takes 0.7 KiB of JSON, so a full page stays below 2.2 MiB.
-pub const PAGE_MAX_HEADS: usize = 3072;
+/// Ranges in one request of a comparison.
+pub const ASKED_MAX_PARTS: usize = 1024;
+/// Those of them that are told as digests; each may be answered with sixteen ranges.
+pub const ASKED_MAX_BRANCHES: usize = 64;
+/// Ranges in one answer. The largest takes 0.4 KiB of JSON.
+pub const ANSWER_MAX_PARTS: usize = 4096;
 /// Records are added to a message until they reach this size; the last one may go over it by one record.
 pub const RECORDS_MAX_BYTES: usize = 1024 * 1024;
 /// Records in one message.
@@ -20,14 +31,19 @@ pub const RECORDS_MAX_COUNT: usize = 4096;
 pub const ENVELOPE_MAX_BYTES: usize = 1024;
 /// Highest version of a record: the largest integer that every JSON implementation reads exactly.
 pub const VERSION_MAX: u64 = (1 << 53) - 1;
-/// Acknowledgements in one heartbeat; further ones follow with the next.
-pub const ACKS_MAX: usize = 256;
+/// Relays that a pushed record may still go through.
+pub const PUSH_HOPS_MAX: u8 = 12;
 /// Endpoints of one peer that are read.
 pub const ENDPOINTS_MAX: usize = 16;
+/// Owners that one heartbeat asks about; further ones follow with the next.
+pub const BEHIND_MAX: usize = 64;
+/// Floors that back the records of one message; records of further owners go without.
+pub const BACKINGS_MAX: usize = 512;
 const TEXT_MAX_BYTES: usize = 64;
 
 const _: () = assert!(
-    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + PAGE_MAX_HEADS * 704 < MESSAGE_MAX_BYTES,
+    RECORDS_MAX_BYTES + RECORD_MAX_BYTES + ENVELOPE_MAX_BYTES + ANSWER_MAX_PARTS * 400 + BACKINGS_MAX * 768
+        < MESSAGE_MAX_BYTES,
     "the largest answer fits the limit of the API"
 );
 
@@ -153,7 +169,7 @@ impl Registry {
     }
 }
 
-/// One digest a registry: SHA-256 over its sorted keys, versions and content hashes. Equal digests mean equal registries.
+/// One digest a registry: of the root of its Merkle trie (cluster.md §6). Equal digests mean equal registries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digests {
     pub peers: Digest,
@@ -192,9 +208,21 @@ pub struct Heartbeat {
     pub endpoints: Vec<Endpoint>,
     pub license_state: String,
     pub digests: Digests,
-    /// Owner to the highest version held of its records, where that changed since the last heartbeat to this peer.
+    /// Peers that the sender has news of; only in clusters too large for heartbeats to everyone.
+    #[serde(default, skip_serializing_if = "Lives::is_empty")]
+    pub lives: Lives,
+    /// The sender's own records; absent while it does not know whether it holds all that it ever wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Whole>,
+    /// What the sender holds of the receiver's records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Holds>,
+    /// Owners whose records the sender is catching up with; the answer vouches for those it can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<PeerId>,
+    /// In an answer: what the sender, itself complete, holds of the owners that were asked about.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub acks: BTreeMap<PeerId, u64>,
+    pub vouches: BTreeMap<PeerId, Whole>,
 }
 
 pub type HeartbeatReply = Heartbeat;
@@ -205,88 +233,71 @@ impl Heartbeat {
             bound(text.len() <= TEXT_MAX_BYTES, "a text of the heartbeat is too long")?;
         }
         bound(self.endpoints.len() <= ENDPOINTS_MAX, "too many endpoints")?;
-        bound(self.acks.len() <= ACKS_MAX, "too many acknowledgements")?;
-        bound(self.acks.values().all(|v| *v <= VERSION_MAX), "an acknowledged version is too high")
+        self.lives.check()?;
+        bound(self.behind.len() <= BEHIND_MAX, "too many owners are asked about")?;
+        bound(self.vouches.len() <= BEHIND_MAX, "too many owners are vouched for")?;
+        bound(self.holds.iter().all(|h| h.of.len() <= TEXT_MAX_BYTES), "a text of the heartbeat is too long")?;
+        let told = self.holds.iter().map(|h| h.through).chain(self.own.iter().map(|w| w.through));
+        let mut told = told.chain(self.vouches.values().map(|w| w.through));
+        bound(told.all(|v| v <= VERSION_MAX), "a version is too high")
     }
 }
 
-/// Key, version and content hash of one record; in JSON an array of `[kind, id, owner, version, hash]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "HeadTuple", into = "HeadTuple")]
-pub struct KeyedHead {
-    pub key: RecordKey,
-    pub head: RecordHead,
-}
-
-type HeadTuple = (String, String, PeerId, u64, Digest);
-
-impl From<HeadTuple> for KeyedHead {
-    fn from((kind, id, owner, version, hash): HeadTuple) -> Self {
-        Self { key: RecordKey { kind, id, owner }, head: RecordHead { version, hash: hash.0 } }
-    }
-}
-
-impl From<KeyedHead> for HeadTuple {
-    fn from(KeyedHead { key, head }: KeyedHead) -> Self {
-        (key.kind, key.id, key.owner, head.version, Digest(head.hash))
-    }
-}
-
-/// Every head that the sender holds of one registry, after `after` up to and including `through` (none: to the end).
+/// One step of a comparison: ranges that differ as far as the sender knows, and records that the receiver lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileRequest {
     pub registry: Registry,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<RecordKey>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub through: Option<RecordKey>,
-    pub heads: Vec<KeyedHead>,
+    pub salt: Salt,
+    /// In order, disjoint, none of them `Open`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    #[serde(default, skip_serializing_if = "Records::is_empty")]
+    pub records: Records,
 }
 
 impl ReconcileRequest {
-    pub fn covers(&self, key: &RecordKey) -> bool {
-        Registry::of(&key.kind) == self.registry
-            && self.after.as_ref().is_none_or(|after| key > after)
-            && self.through.as_ref().is_none_or(|through| key <= through)
-    }
-
     fn check(&self) -> Result<(), Malformed> {
-        bound(self.heads.len() <= PAGE_MAX_HEADS, "too many heads")?;
-        self.after.iter().chain(&self.through).try_for_each(check_key)?;
-        for head in &self.heads {
-            check_key(&head.key)?;
-            bound(self.covers(&head.key), "a head lies outside the page")?;
-            bound(head.head.version <= VERSION_MAX, "a version is too high")?;
-        }
-        bound(self.heads.windows(2).all(|pair| pair[0].key < pair[1].key), "heads are not in order")
+        bound(self.parts.len() <= ASKED_MAX_PARTS, "too many ranges")?;
+        let branches = self.parts.iter().filter(|part| matches!(part, Part::Branch(..))).count();
+        bound(branches <= ASKED_MAX_BRANCHES, "too many ranges are told as digests")?;
+        bound(!self.parts.iter().any(|part| matches!(part, Part::Open(_))), "a request leaves a range open")?;
+        self.parts.iter().try_for_each(Part::check)?;
+        range::check_disjoint(&self.parts)?;
+        self.records.check()
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReconcileReply {
-    /// Records of the page that are newer at the responder or unknown to the sender.
+    /// Of the ranges that were asked about: what differs one digit further, what the sender lacks, what is left open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    /// Records of those ranges that are newer at the responder or unknown to the asking peer.
+    #[serde(default, skip_serializing_if = "Records::is_empty")]
     pub records: Records,
-    /// Keys of the page that are newer at the sender; it pushes them.
-    pub wants: Vec<RecordKey>,
-    /// Set when the answer was full before the page ended: it covers the page up to and including this key.
+    /// When nothing is left open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub through: Option<RecordKey>,
-    pub digests: Digests,
+    pub digests: Option<Digests>,
 }
 
 impl ReconcileReply {
     fn check(&self) -> Result<(), Malformed> {
         self.records.check()?;
-        bound(self.wants.len() <= PAGE_MAX_HEADS, "too many wanted keys")?;
-        self.wants.iter().chain(&self.through).try_for_each(check_key)
+        bound(self.parts.len() <= ANSWER_MAX_PARTS, "too many ranges")?;
+        self.parts.iter().try_for_each(Part::check)?;
+        range::check_disjoint(&self.parts)
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushRequest {
+    /// Of the sender, as its heartbeats say it.
+    #[serde(default)]
+    pub instance: String,
     pub records: Records,
-    /// The receiver passes on what was new to it, once.
-    pub relay: bool,
+    /// The receiver passes on what was new to it while this is not 0, with one less; above [`PUSH_HOPS_MAX`] counts as that.
+    #[serde(default)]
+    pub hops: u8,
     /// The sender's, these records included.
     pub digests: Digests,
 }
@@ -302,34 +313,69 @@ pub struct PushReply {
 /// Records of one message. One that cannot be read is left out and counted; the others stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records {
-    pub list: Vec<Record>,
+    pub list: Vec<Arc<Record>>,
     pub unreadable: u32,
+    /// For owners of records at or below the owner's floor, if the sender is complete with them.
+    pub backings: Vec<Backing>,
 }
 
 impl Records {
+    /// Those of the index, which need no copy.
+    pub fn shared(list: Vec<Arc<Record>>) -> Self {
+        Self { list, ..Self::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     fn check(&self) -> Result<(), Malformed> {
-        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")
+        bound(self.list.len() <= RECORDS_MAX_COUNT, "too many records")?;
+        bound(self.backings.len() <= BACKINGS_MAX, "too many floors")?;
+        bound(self.backings.iter().all(|b| b.through <= VERSION_MAX), "a version is too high")
     }
 }
 
 impl From<Vec<Record>> for Records {
     fn from(list: Vec<Record>) -> Self {
-        Self { list, unreadable: 0 }
+        Self::shared(list.into_iter().map(Arc::new).collect())
     }
 }
 
 impl Serialize for Records {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        self.list.serialize(s)
+        if self.backings.is_empty() {
+            return s.collect_seq(self.list.iter().map(Arc::as_ref));
+        }
+        let list: Vec<&Record> = self.list.iter().map(Arc::as_ref).collect();
+        let mut both = s.serialize_struct("Records", 2)?;
+        both.serialize_field("list", &list)?;
+        both.serialize_field("backings", &self.backings)?;
+        both.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Records {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        // A bare list, or an object with a list and backings.
+        let (list, backings) = match Value::deserialize(d)? {
+            Value::Array(list) => (list, Vec::new()),
+            Value::Object(mut both) => match (both.remove("list"), both.remove("backings")) {
+                (Some(Value::Array(list)), Some(Value::Array(backings))) => (list, backings),
+                _ => return Err(D::Error::custom("records lack a list or its backings")),
+            },
+            _ => return Err(D::Error::custom("records are not a list")),
+        };
         let mut records = Records::default();
-        for value in Vec::<Value>::deserialize(d)? {
+        for value in list {
             match Record::deserialize(value) {
-                Ok(record) => records.list.push(record),
+                Ok(record) => records.list.push(Arc::new(record)),
+                Err(_) => records.unreadable = records.unreadable.saturating_add(1),
+            }
+        }
+        for value in backings {
+            match Backing::deserialize(value) {
+                Ok(backing) => records.backings.push(backing),
                 Err(_) => records.unreadable = records.unreadable.saturating_add(1),
             }
         }
@@ -374,7 +420,10 @@ impl Request {
         match self {
             Request::Heartbeat(m) => m.check(),
             Request::Reconcile(m) => m.check(),
-            Request::Push(m) => m.records.check(),
+            Request::Push(m) => {
+                bound(m.instance.len() <= TEXT_MAX_BYTES, "an instance is too long")?;
+                m.records.check()
+            }
         }
     }
 }
@@ -424,10 +473,6 @@ impl Reply {
 
 fn bound(holds: bool, what: &'static str) -> Result<(), Malformed> {
     if holds { Ok(()) } else { Err(Malformed(what)) }
-}
-
-fn check_key(key: &RecordKey) -> Result<(), Malformed> {
-    bound(key.kind.len() <= KIND_MAX_BYTES && key.id.len() <= ID_MAX_BYTES, "a record key is too long")
 }
 
 fn json(message: &impl Serialize) -> Vec<u8> {

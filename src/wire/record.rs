@@ -6,6 +6,7 @@ use crate::model::{
     ApiAccess, ClientId, ClusterId, DataPorts, Endpoint, LicenseId, PeerId, PublicKey, ScopeSet, Signature, SigningKey,
     UnixTime, X25519Public,
 };
+use crate::planted::{Bug, planted};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -28,6 +29,7 @@ pub mod kind {
     pub const VOUCHER: &str = "voucher";
     pub const CLUSTER: &str = "cluster";
     pub const LOCK: &str = "lock";
+    pub const FLOOR: &str = "floor";
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,13 @@ pub struct RecordKey {
 pub struct RecordHead {
     pub version: u64,
     pub hash: [u8; 32],
+}
+
+impl RecordHead {
+    /// Whether a record of this head takes the place of what is held.
+    pub fn is_news(self, held: Option<RecordHead>) -> bool {
+        held.is_none_or(|held| self > held || planted(Bug::VersionCheckSkipped) && self != held)
+    }
 }
 
 /// A record whose form has been checked. Its signature has been checked only where a function says so.
@@ -236,6 +245,15 @@ pub struct ClusterBody {
     /// The ids that its creator's cluster went by later, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<ClusterId>,
+}
+
+/// Body of a `floor` record; its id is the owner's peer id. The owner's tombstones up to `through` are collected, and
+/// none of its records up to there comes back (cluster.md §7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloorBody {
+    pub through: u64,
+    /// Names the database that the owner wrote it from; another one remembers nothing of this one's records.
+    pub lineage: String,
 }
 
 /// A trusted peer's signed word about a third one (cluster.md §4).

@@ -32,6 +32,7 @@ impl World {
         if peers.is_empty() {
             return;
         }
+        let instance = self.nodes[n].instance();
         self.fire(Kind::Hostile);
         self.witness.hostile.insert(own);
         for shot in 0..SHOTS {
@@ -40,7 +41,12 @@ impl World {
             if records.is_empty() {
                 continue;
             }
-            let request = Request::Push(PushRequest { records: records.into(), relay: shot % 2 == 0, digests });
+            let request = Request::Push(PushRequest {
+                instance: instance.clone(),
+                records: records.into(),
+                hops: u8::from(shot % 2 == 0),
+                digests,
+            });
             self.shoot(n, to, request);
         }
     }

@@ -3,7 +3,7 @@
 
 use arctic::{
     license::{ClockSnapshot, LicenseDocument},
-    membership::{ClusterFacts, Ledger, LedgerView, PeerRow, Put},
+    membership::{ClusterFacts, IdentityConflict, Ledger, LedgerView, PeerRow, Put},
     model::{PeerId, PublicKey, Refused},
     planted::{Bug, planted},
     wire::record::{Record, RecordError, RecordHead, RecordKey},
@@ -31,27 +31,42 @@ pub enum NoResult {
     Dead,
 }
 
-/// The only thing that can go wrong in memory.
+/// What can go wrong in memory.
 #[derive(Debug)]
-pub struct DiskError(RecordError);
+pub enum DiskError {
+    Record(RecordError),
+    IdentityConflict(IdentityConflict),
+}
 
 impl std::error::Error for DiskError {}
 
 impl std::fmt::Display for DiskError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        match self {
+            DiskError::Record(e) => e.fmt(f),
+            DiskError::IdentityConflict(e) => e.fmt(f),
+        }
     }
 }
 
 impl From<RecordError> for DiskError {
     fn from(e: RecordError) -> Self {
-        Self(e)
+        Self::Record(e)
+    }
+}
+
+impl From<IdentityConflict> for DiskError {
+    fn from(e: IdentityConflict) -> Self {
+        Self::IdentityConflict(e)
     }
 }
 
 impl From<DiskError> for Refused {
     fn from(e: DiskError) -> Self {
-        Refused::internal(e)
+        match e {
+            DiskError::IdentityConflict(conflict) => conflict.into(),
+            DiskError::Record(e) => Refused::internal(e),
+        }
     }
 }
 
@@ -68,6 +83,11 @@ pub struct Facts {
     pub cluster: Option<ClusterFacts>,
     pub own_version: u64,
     pub starts: u64,
+    /// Names this disk's database.
+    pub lineage: String,
+    /// Owners whose records are still caught up with, and up to where they are complete.
+    pub catching_up: BTreeMap<PeerId, u64>,
+    pub contested: bool,
     pub license: Option<Arc<LicenseDocument>>,
     pub license_clock: Option<ClockSnapshot>,
 }
@@ -265,6 +285,9 @@ impl LedgerView for Disk {
     }
     fn own_version(&self) -> Result<u64, DiskError> {
         Ok(self.read(|s| s.facts.own_version))
+    }
+    fn is_contested(&self) -> Result<bool, DiskError> {
+        Ok(self.read(|s| s.facts.contested))
     }
     fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, DiskError> {
         Ok(self.read(|s| s.records.get(key).map(|held| held.head)))

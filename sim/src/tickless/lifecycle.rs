@@ -131,11 +131,14 @@ impl World {
         let node = &mut self.nodes[index];
         let fate = node.next_fate();
         let Some(license) = node.disk.read(|s| s.facts.license.clone()) else { return false };
-        let (author, settings) = (node.author.clone(), settings_of(node));
+        let (author, settings, instance) = (node.author.clone(), settings_of(node), node.instance());
         let license_id = license.license_id();
         let written = node.disk.transaction(fate, |tx| {
             let own = tx.peer(author.peer_id)?.ok_or_else(|| Refused::new(Code::Internal, "no own row"))?;
-            tx.edit_facts(|f| f.starts += 1);
+            tx.edit_facts(|f| {
+                f.starts += 1;
+                name_lineage(f, &instance);
+            });
             publish_settings(tx, &author, own, &settings, license_id).map_err(|e: DiskError| e.into())
         });
         if written.is_err() {
@@ -157,17 +160,12 @@ impl World {
         let entitlement = Entitlement::new(license.clone(), &clock);
         let local = gossip::Local { peer_id: node.author.peer_id, public_key: node.author.key.public() };
         let facts = facts_of(&node.disk, &process.instance, &node.author, &entitlement, node.clock.unix(now), None);
-        let machine = Gossip::new(
-            local,
-            facts,
-            node.disk.all_records(),
-            &node.disk.trusted_keys(),
-            process.rng.fork(),
-            node.clock.mono(now),
-        );
+        let mono = node.clock.mono(now);
+        let mut machine =
+            Gossip::new(local, facts, node.disk.all_records(), &node.disk.trusted_keys(), process.rng.fork(), mono);
+        machine.handle_resume(&node.disk.read(|s| s.facts.catching_up.clone()), mono);
         let mut attempts = Attempts::default();
         attempts.resume(&node.disk.peers().unwrap_or_default());
-        let pushed = node.disk.read(|s| s.facts.own_version);
         process.member = Some(Member {
             gossip: machine,
             attempts,
@@ -176,7 +174,6 @@ impl World {
             entitlement,
             uncommitted: None,
             retry_at: None,
-            pushed,
             revision: node.disk.revision(),
             reconciled_revision: None,
         });
@@ -201,10 +198,12 @@ impl World {
         let settings = settings_of(node);
         let words = FirstWords { name: node.name(), description: String::new() };
         let birth = Birth::new(&node.author, words, settings, &license, &secret, wall, &mut rng);
+        let instance = node.instance();
         let (author, fate) = (node.author.clone(), node.next_fate());
         let written = node.disk.transaction(fate, |tx| {
             birth.write(tx, &author).map_err(|e: DiskError| Refused::from(e))?;
             tx.edit_facts(|f| {
+                name_lineage(f, &instance);
                 f.license = Some(license.clone());
                 f.license_clock = Some(clock.snapshot());
             });
@@ -298,9 +297,17 @@ pub(super) fn facts_of(
     gossip::Facts {
         instance: instance.to_owned(),
         starts: disk.read(|s| s.facts.starts),
+        lineage: disk.read(|s| s.facts.lineage.clone()),
         version: version.unwrap_or(arctic::model::VERSION).to_owned(),
         endpoints: own.map(|row| row.all_endpoints()).unwrap_or_default(),
         license_state: entitlement.state.to_string(),
         unix,
+    }
+}
+
+/// The first process on a database names it.
+fn name_lineage(facts: &mut super::ledger::Facts, instance: &str) {
+    if facts.lineage.is_empty() {
+        facts.lineage = instance.to_owned();
     }
 }

@@ -13,8 +13,8 @@ use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots},
-    membership::{self, Acceptance, Author, LedgerView, Own, Side},
-    model::{Endpoint, PeerId, PeerStatus, Refused},
+    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
+    model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce},
 };
 use std::time::Duration;
@@ -132,6 +132,41 @@ impl World {
                 }
                 Ok(())
             }
+            gossip::Event::CatchingUp { owner, complete } => {
+                sometimes!("a node catches up with an owner");
+                let note = |f: &mut super::ledger::Facts| _ = f.catching_up.insert(*owner, *complete);
+                self.write(n, |tx, _| Ok(tx.edit_facts(note)))
+            }
+            gossip::Event::CaughtUp(owner) => {
+                sometimes!("a node has caught up with an owner");
+                self.write(n, |tx, _| Ok(tx.edit_facts(|f| _ = f.catching_up.remove(owner))))
+            }
+            gossip::Event::Forgotten(keys) => {
+                sometimes!("tombstones are collected, or a reset drops what is not confirmed");
+                self.trace.line(now, format_args!("n{} forgets {}", n + 1, keys.len()));
+                self.write(n, |tx, _| Ok(keys.iter().try_for_each(|key| tx.forget_record(key))?))
+            }
+            gossip::Event::Republish(records) => {
+                sometimes!("a node writes own records anew after a loss");
+                self.write(n, |tx, own| Ok(membership::republish(tx, own.author, records)?))
+            }
+            gossip::Event::PublishFloor { through } => {
+                sometimes!("an owner publishes a floor");
+                self.trace.line(now, format_args!("n{} floor {through}", n + 1));
+                let lineage = self.nodes[n].disk.read(|s| s.facts.lineage.clone());
+                self.write(n, |tx, own| Ok(membership::publish_floor(tx, own.author, *through, lineage)?))
+            }
+            gossip::Event::Contested(contested) => {
+                sometimes!(*contested, "a copy of an identity is refused by its peers");
+                self.trace.line(now, format_args!("n{} contested={contested}", n + 1));
+                self.write(n, |tx, _| Ok(tx.edit_facts(|f| f.contested = *contested)))
+            }
+            gossip::Event::TwoCopies(peer) => {
+                sometimes!("two live copies of a peer are heard");
+                let name = self.peer_name(*peer);
+                self.trace.line(now, format_args!("n{} hears two copies of {name}", n + 1));
+                Ok(())
+            }
         }
     }
 
@@ -161,9 +196,12 @@ impl World {
     pub(super) fn trust_changed(&mut self, n: usize, brought: &[arctic::wire::record::Record]) {
         let now = self.now;
         let node = &mut self.nodes[n];
-        let (trusted, mono) = (node.disk.trusted_keys(), node.clock.mono(now));
+        let (trusted, mono, own) = (node.disk.trusted_keys(), node.clock.mono(now), node.id());
+        let told = node.member().map_or(0, |member| member.gossip.told_version());
+        let mut records = node.disk.records_since(own, told);
+        records.extend(brought.iter().filter(|r| r.key.owner != own).cloned());
         if let Some(member) = node.member_mut() {
-            member.gossip.handle_local_change(brought, mono);
+            member.gossip.handle_local_change(&records, mono);
             member.gossip.handle_trust(&trusted, mono);
         }
     }
@@ -177,9 +215,8 @@ impl World {
         let Some(process) = node.process.as_mut() else { return };
         let Some(member) = process.member.as_mut().filter(|m| m.revision != revision) else { return };
         member.revision = revision;
-        if node.disk.read(|s| s.facts.own_version) > member.pushed {
-            let records = node.disk.records_since(own, member.pushed);
-            member.pushed = records.iter().map(|r| r.version).max().unwrap_or(member.pushed);
+        if node.disk.read(|s| s.facts.own_version) > member.gossip.told_version() {
+            let records = node.disk.records_since(own, member.gossip.told_version());
             if !records.is_empty() {
                 member.gossip.handle_local_change(&records, mono);
             }
@@ -240,10 +277,11 @@ impl World {
 
     fn take_gossip_reply(&mut self, n: usize, to: PeerId, op: arctic::wire::gossip::Op, outcome: Outcome) {
         let now = self.now;
-        let mut is_unknown_there = false;
+        let (mut is_unknown_there, mut is_contested_there) = (false, false);
         let reply = match outcome {
             Outcome::Answered(answer) => {
                 is_unknown_there = answer.status() == 401;
+                is_contested_there = answer.has_code(Code::IdentityConflict);
                 if let Some(text) = answer.refusal_text() {
                     self.nodes[n].last_refusal = Some(text);
                 }
@@ -262,6 +300,9 @@ impl World {
         if let Some(row) = row {
             let due = member.attempts.handle_unknown_there(&row, mono);
             sometimes!(due, "a peer that knows us no more is handshaken again");
+        }
+        if is_contested_there {
+            member.gossip.handle_identity_refusal(to, mono);
         }
         let failed = CallFailed { op };
         let taken = member.gossip.handle_reply(to, reply.as_ref().ok_or(failed), mono);

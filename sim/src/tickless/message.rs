@@ -217,6 +217,15 @@ impl Answer {
         }
     }
 
+    /// A refusal with this code.
+    pub fn has_code(&self, code: Code) -> bool {
+        match self {
+            Answer::Refused { body, .. } => body.code == code.text(),
+            Answer::Bytes { body, .. } => decode::<ErrorBody>(body).is_ok_and(|body| body.code == code.text()),
+            _ => false,
+        }
+    }
+
     /// As the answer to a handshake request.
     pub fn to_handshake(&self, request: &handshake::Request) -> handshake::Reply {
         match self {

@@ -149,8 +149,6 @@ pub struct Member {
     /// What the machine decided and the disk does not have yet.
     pub uncommitted: Option<Event>,
     pub retry_at: Option<Mono>,
-    /// Up to this version own records are known to the machine.
-    pub pushed: u64,
     pub revision: u64,
     pub reconciled_revision: Option<(u64, bool)>,
 }
@@ -214,6 +212,11 @@ impl Node {
 
     pub fn is_up(&self) -> bool {
         self.process.is_some()
+    }
+
+    /// Of the running process; empty while there is none.
+    pub fn instance(&self) -> String {
+        self.process.as_ref().map(|p| p.instance.clone()).unwrap_or_default()
     }
 
     pub fn member(&self) -> Option<&Member> {

@@ -247,7 +247,8 @@ impl World {
 fn rejected(reject: Reject) -> Refused {
     let code = match reject {
         Reject::NotTrusted => Code::Unauthorized,
-        Reject::Busy => Code::RateLimited,
+        Reject::Busy | Reject::OverQuota | Reject::Unsettled => Code::RateLimited,
+        Reject::IdentityConflict => Code::IdentityConflict,
         Reject::Malformed(_) | Reject::Unexpected => Code::InvalidRequest,
     };
     Refused::new(code, reject.to_string())

@@ -5,7 +5,7 @@ use crate::{
     gossip::{HEARTBEAT_INTERVAL, SILENCE_LIMIT},
     model::PeerStatus,
     wire::{
-        gossip::{Op, PAGE_MAX_HEADS, Request},
+        gossip::{Op, Request},
         record::kind,
     },
 };
@@ -52,8 +52,10 @@ fn clusters_converge_in_bound_after_faults_stop() {
         let end = network.now + CONVERGENCE_BOUND;
         assert!(network.run_until(end, Network::is_equal), "seed {seed}: digests differ after the bound");
         network.run_for(3 * HEARTBEAT_INTERVAL);
-        assert!(network.is_equal(), "seed {seed}");
-        assert!(network.nodes.iter().all(|n| n.gossip.converged()), "seed {seed}");
+        // A floor may be on its way at any time.
+        let end = network.now + 2 * HEARTBEAT_INTERVAL;
+        let converged = |n: &Network| n.is_equal() && n.nodes.iter().all(|n| n.gossip.converged());
+        assert!(network.run_until(end, converged), "seed {seed}");
         network.assert_stores_match();
     }
 }
@@ -195,7 +197,7 @@ fn a_silent_peer_becomes_unhealthy_and_is_called_until_it_answers() {
 }
 
 #[test]
-fn registries_larger_than_a_page_or_an_answer_are_compared_in_parts() {
+fn registries_larger_than_an_answer_are_compared_in_parts() {
     let mut network = Network::new(2, 1, Faults::NONE);
     network.run_for(Duration::from_secs(15));
     network.cut.extend([(0, 1), (1, 0)]);
@@ -204,7 +206,7 @@ fn registries_larger_than_a_page_or_an_answer_are_compared_in_parts() {
         let who = Identity::numbered(node as u8);
         let mut records: Vec<_> =
             (0..8).map(|i| who.record(kind::SERVICE, &format!("big{i}"), 10 + i, json!({ "text": big }))).collect();
-        records.extend((0..PAGE_MAX_HEADS as u64 / 2 + 50).map(|i| who.service(&format!("s{i}"), 100 + i)));
+        records.extend((0..1600).map(|i| who.service(&format!("s{i}"), 100 + i)));
         for record in &records {
             network.nodes[node].store.insert(record.key.clone(), record.clone());
         }
@@ -237,7 +239,7 @@ fn peers_in_sync_exchange_only_small_heartbeats() {
     let now = network.now;
     network.nodes[1].gossip.handle_sync(now);
     let request = std::iter::from_fn(|| network.nodes[1].gossip.poll_transmit()).find(|t| t.to == a).unwrap().request;
-    assert!(matches!(&request, Request::Heartbeat(h) if h.acks.is_empty()));
+    assert!(matches!(&request, Request::Heartbeat(h) if h.lives.is_empty()));
     let from = network.nodes[1].who.id;
     let reply = network.nodes[0].gossip.handle_request(from, &request, now).unwrap();
     assert!(request.encode().len() + reply.encode().len() <= 1600);

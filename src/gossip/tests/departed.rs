@@ -15,7 +15,7 @@ const T: Mono = Mono::from_ms(5);
 const LEFT_AT: u64 = 5;
 
 fn give(gossip: &mut Gossip, from: &Identity, records: Vec<Record>) -> u32 {
-    let push = PushRequest { records: records.into(), relay: false, digests: gossip.digests() };
+    let push = PushRequest { instance: String::new(), records: records.into(), hops: 0, digests: gossip.digests() };
     let request = Request::decode(crate::wire::gossip::Op::Push, &Request::Push(push).encode()).unwrap();
     let reply = gossip.handle_request(from.id, &request, T).unwrap();
     while gossip.poll_event().is_some() {}
@@ -85,7 +85,12 @@ fn the_owner_itself_takes_what_was_deleted_while_it_was_away() {
     let back = a.record(kind::READMISSION, &local.id.to_string(), 1, readmission);
     let mut gossip = machine(&local, vec![local.peer_record(7), left, back, service.clone()], &[&a]);
     let deleted = tombstone(&service, &a, 3);
-    let push = PushRequest { records: vec![deleted.clone()].into(), relay: false, digests: gossip.digests() };
+    let push = PushRequest {
+        instance: String::new(),
+        records: vec![deleted.clone()].into(),
+        hops: 0,
+        digests: gossip.digests(),
+    };
     gossip.handle_request(a.id, &Request::Push(push), T).unwrap();
     let merged = std::iter::from_fn(|| gossip.poll_event()).any(|e| e == Event::Merge(vec![deleted.clone()]));
     assert!(merged && gossip.record(&service.key) == Some(&deleted));

@@ -55,7 +55,7 @@ fn joined(mut into: Index, from: &Index) -> Index {
 
 fn push(gossip: &mut Gossip, from: &Identity, records: Vec<Record>) {
     let digests = gossip.digests();
-    let push = Request::Push(PushRequest { records: records.into(), relay: false, digests });
+    let push = Request::Push(PushRequest { instance: String::new(), records: records.into(), hops: 0, digests });
     gossip.handle_request(from.id, &push, Mono::from_ms(1)).unwrap();
     while gossip.poll_event().is_some() {}
 }

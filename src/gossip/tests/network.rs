@@ -1,11 +1,11 @@
 //! Machines, a store each, a lossy network between them, and one event queue in virtual time.
 
 use crate::{
-    gossip::{CallFailed, Event, Facts, Gossip, Local, Transmit},
+    gossip::{CallFailed, Event, Facts, Gossip, LAGGARD_AFTER, Local, Standing, Transmit},
     model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
-        record::{PeerBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
+        record::{FloorBody, PeerBody, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
     },
 };
 use serde_json::{Value, json};
@@ -77,6 +77,7 @@ pub fn facts() -> Facts {
     Facts {
         instance: "0123456789abcdef0123456789abcdef".into(),
         starts: 1,
+        lineage: "first".into(),
         version: "v0.1.0".into(),
         endpoints: vec![Endpoint::new("10.0.0.1", 8080).unwrap(), Endpoint::new("agent.example.net", 8080).unwrap()],
         license_state: "valid".into(),
@@ -118,6 +119,19 @@ pub struct Node {
     pub trusted: BTreeMap<PeerId, PublicKey>,
     pub version: u64,
     pub discovered: Vec<PeerId>,
+    pub facts: Facts,
+    pub catching_up: BTreeMap<PeerId, u64>,
+    pub contested: bool,
+}
+
+/// A copy of a node's disk.
+#[derive(Clone)]
+pub struct Snapshot {
+    store: BTreeMap<RecordKey, Record>,
+    trusted: BTreeMap<PeerId, PublicKey>,
+    version: u64,
+    facts: Facts,
+    catching_up: BTreeMap<PeerId, u64>,
 }
 
 pub struct Network {
@@ -131,6 +145,8 @@ pub struct Network {
     /// Requests carried, by kind.
     pub carried: BTreeMap<Op, usize>,
     pub trace: Vec<String>,
+    /// Nodes whose disk was lost or replaced.
+    pub lossy: BTreeSet<usize>,
     queue: BTreeMap<(Mono, u64), Arrival>,
     sequence: u64,
     rng: Rng,
@@ -165,6 +181,9 @@ impl Network {
                     trusted,
                     version: 1,
                     discovered: Vec::new(),
+                    facts: facts(),
+                    catching_up: BTreeMap::new(),
+                    contested: false,
                 }
             })
             .collect();
@@ -176,6 +195,7 @@ impl Network {
             unreachable: BTreeSet::new(),
             carried: BTreeMap::new(),
             trace: Vec::new(),
+            lossy: BTreeSet::new(),
             queue: BTreeMap::new(),
             sequence: 0,
             rng,
@@ -202,6 +222,35 @@ impl Network {
     }
 
     /// Gives `node` trust in `peer`, as a handshake would.
+    /// Takes a removed peer back on a node, as `peers add` would: both trust each other again.
+    pub fn readmit(&mut self, node: usize, subject: usize) {
+        let who = Identity::numbered(u8::try_from(subject).unwrap());
+        let key = who.key.public();
+        let body = ReadmissionBody {
+            peer_id: who.id,
+            public_key: key,
+            answers: self.nodes[node].gossip.revocations.against(who.id, &key),
+            readmitted_at: UnixTime::from_ms(1),
+        };
+        self.put_own(node, kind::READMISSION, &who.id.to_string(), serde_json::to_value(body).unwrap());
+        self.meet(node, subject);
+    }
+
+    /// A handshake, if neither has removed the other.
+    pub fn meet(&mut self, a: usize, b: usize) {
+        let is_clear = |n: &Self, at: usize, of: usize| {
+            let of = &n.nodes[of].who;
+            let revocations = &n.nodes[at].gossip.revocations;
+            let local = n.nodes[at].who.local();
+            revocations.standing(of.id, Some(&of.key.public())) == Standing::Clear
+                && revocations.standing(local.peer_id, Some(&local.public_key)) == Standing::Clear
+        };
+        if is_clear(self, a, b) && is_clear(self, b, a) {
+            self.trust(a, b);
+            self.trust(b, a);
+        }
+    }
+
     pub fn trust(&mut self, node: usize, peer: usize) {
         let (id, key) = (self.nodes[peer].who.id, self.nodes[peer].who.key.public());
         self.nodes[node].trusted.insert(id, key);
@@ -220,11 +269,85 @@ impl Network {
         self.flush(node);
     }
 
+    /// Writes an own record under the next version; a null body deletes.
+    pub fn put_own(&mut self, node: usize, record_kind: &str, id: &str, body: Value) {
+        let n = &mut self.nodes[node];
+        n.version += 1;
+        let record = match body {
+            Value::Null => n.who.tombstone(record_kind, id, n.version),
+            body => n.who.record(record_kind, id, n.version, body),
+        };
+        self.commit_local(node, record);
+    }
+
     pub fn commit_local(&mut self, node: usize, record: Record) {
         let n = &mut self.nodes[node];
         n.store.insert(record.key.clone(), record.clone());
         n.gossip.handle_local_change(&[record], self.now);
         self.flush(node);
+    }
+
+    /// Stops and starts a node on what its store holds.
+    pub fn restart(&mut self, node: usize) {
+        let seed = self.rng.bytes();
+        let n = &mut self.nodes[node];
+        n.facts.starts += 1;
+        n.facts.instance = format!("{:032x}", Rng::from_seed(seed).u128());
+        let records = n.store.values().cloned().collect();
+        n.gossip = Gossip::new(n.who.local(), n.facts.clone(), records, &n.trusted, Rng::from_seed(seed), self.now);
+        n.gossip.handle_resume(&n.catching_up, self.now);
+        n.contested = false;
+        self.flush(node);
+    }
+
+    /// Its database is lost; it was bootstrapped anew and its handshakes were renewed.
+    pub fn wipe(&mut self, node: usize) {
+        self.lossy.insert(node);
+        let n = &mut self.nodes[node];
+        let own = n.who.peer_record(1);
+        n.store = BTreeMap::from([(own.key.clone(), own)]);
+        n.version = 1;
+        n.catching_up.clear();
+        n.facts.starts = 0;
+        n.facts.lineage = format!("after {}", n.facts.instance);
+        self.restart(node);
+    }
+
+    pub fn snapshot(&self, node: usize) -> Snapshot {
+        let n = &self.nodes[node];
+        Snapshot {
+            store: n.store.clone(),
+            trusted: n.trusted.clone(),
+            version: n.version,
+            facts: n.facts.clone(),
+            catching_up: n.catching_up.clone(),
+        }
+    }
+
+    pub fn restore(&mut self, node: usize, old: Snapshot) {
+        self.lossy.insert(node);
+        let n = &mut self.nodes[node];
+        (n.store, n.trusted, n.version) = (old.store, old.trusted, old.version);
+        (n.facts, n.catching_up) = (old.facts, old.catching_up);
+        self.restart(node);
+    }
+
+    /// Cuts or heals everything between one node and the others.
+    pub fn isolate(&mut self, node: usize, cut: bool) {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            for pair in [(node, other), (other, node)] {
+                if cut {
+                    self.cut.insert(pair)
+                } else {
+                    self.cut.remove(&pair)
+                };
+            }
+        }
+    }
+
+    /// Lets time pass in which nobody does anything.
+    pub fn sleep(&mut self, duration: Duration) {
+        self.now = self.now + duration;
     }
 
     pub fn run_for(&mut self, duration: Duration) {
@@ -311,7 +434,7 @@ impl Network {
             Event::Merge(records) => {
                 for record in records {
                     let held = n.store.get(&record.key);
-                    assert!(held.is_none_or(|h| h.head().unwrap() < record.head().unwrap()), "a version fell");
+                    assert!(held.is_none_or(|h| h.head().unwrap() <= record.head().unwrap()), "a version fell");
                     n.store.insert(record.key.clone(), record);
                 }
             }
@@ -324,7 +447,37 @@ impl Network {
             }
             Event::AdoptOwnVersion(version) => n.version = n.version.max(version),
             Event::Discovered(discovery) => n.discovered.push(discovery.peer),
-            Event::PeerStatus { .. } => {}
+            Event::Forgotten(keys) => keys.iter().for_each(|key| drop(n.store.remove(key))),
+            Event::CatchingUp { owner, complete } => drop(n.catching_up.insert(owner, complete)),
+            Event::CaughtUp(owner) => drop(n.catching_up.remove(&owner)),
+            Event::PublishFloor { through } => {
+                self.assert_everyone_holds(node, through);
+                let n = &mut self.nodes[node];
+                let body = FloorBody { through, lineage: n.facts.lineage.clone() };
+                let id = n.who.id.to_string();
+                self.put_own(node, kind::FLOOR, &id, serde_json::to_value(body).unwrap());
+            }
+            Event::Republish(records) => {
+                for record in records {
+                    self.put_own(node, &record.key.kind, &record.key.id, record.body);
+                }
+            }
+            Event::Contested(contested) => n.contested = contested,
+            Event::PeerStatus { .. } | Event::TwoCopies(_) => {}
+        }
+    }
+
+    /// R2: what goes is known to every peer that is not silent for 30 days. Nodes that lost something are reset.
+    fn assert_everyone_holds(&self, owner: usize, through: u64) {
+        let of = &self.nodes[owner];
+        for tombstone in of.store.values().filter(|r| r.deleted && r.key.owner == of.who.id && r.version <= through) {
+            for (at, other) in self.nodes.iter().enumerate() {
+                let Some(view) = of.gossip.peer_view(other.who.id) else { continue };
+                let is_laggard = view.last_seen.is_none_or(|seen| self.now - seen >= LAGGARD_AFTER);
+                let held = other.store.get(&tombstone.key);
+                let knows = held.is_none_or(|held| held.version >= tombstone.version);
+                assert!(knows || is_laggard || self.lossy.contains(&at), "collected before {at} acknowledged it");
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
         workload::Work,
         world::World,
     },
-    stage::{Casting, Stage, services, trusts},
+    stage::{Casting, HOUR, Stage, agree, all_trust, held_of, id, services, trusts},
 };
 use arctic::{
     handshake::{SESSIONS_PER_SOURCE_MAX, SourcePrefix},
@@ -133,6 +133,46 @@ pub fn dual_stack_identity_is_one(casting: Casting) -> World {
     let opened = stage.world.open_sessions_from((dual + 1) % 3, sources);
     stage.demand("H2", opened <= SESSIONS_PER_SOURCE_MAX, || {
         format!("one host holds {opened} sessions by two spellings")
+    });
+    stage.world
+}
+
+/// A copy of a disk runs beside the original: both copies are reported, and no version races.
+pub fn cloned_disk_is_reported(casting: Casting) -> World {
+    let mut stage = Stage::founded(casting, 4, |_| {});
+    let original = stage.rng.below(4) as usize;
+    let others: Vec<usize> = (0..4).filter(|n| *n != original).collect();
+    stage.serve(original, others[0]);
+    stage.rest();
+    let copy = stage.world.nodes.len();
+    stage.world.clone_node(original);
+    let twin = id(&stage.world, original);
+    stage.within(SOON, "C4", "the others say that there are two", |w| {
+        others.iter().all(|n| {
+            let view = w.nodes[*n].member().and_then(|m| m.gossip.peer_view(twin));
+            view.is_some_and(|v| v.has_two_copies)
+        })
+    });
+    stage.within(SOON, "C4", "one of the copies says that it is refused", |w| {
+        [original, copy].iter().any(|n| w.nodes[*n].disk.read(|s| s.facts.contested))
+    });
+    let start = stage.world.nodes[original].disk.read(|s| s.facts.own_version);
+    for _ in 0..6 {
+        stage.world.work_at(original, Work::Update);
+        stage.world.work_at(copy, Work::Update);
+        stage.world.run_for(Duration::from_secs(30));
+    }
+    for n in [original, copy] {
+        let versions = stage.world.nodes[n].disk.read(|s| s.facts.own_version) - start;
+        stage.demand("C4", versions < 100, || format!("the copies race: {versions} versions for six writes"));
+    }
+    stage.demand("G1", agree(&stage.world, &others), || "two copies keep the others from agreeing".to_owned());
+    stage.world.crash(copy);
+    stage.world.run_for(HOUR / 6);
+    stage.rest();
+    let kept = others.iter().all(|n| !held_of(&stage.world, *n, twin).is_empty());
+    stage.demand("C4", kept && all_trust(&stage.world, &[0, 1, 2, 3]), || {
+        "the original was lost with its copy".to_owned()
     });
     stage.world
 }

@@ -47,6 +47,7 @@ scenarios![
     hosts::restart_never_changes_membership,
     hosts::bad_disk_degrades,
     hosts::dual_stack_identity_is_one,
+    hosts::cloned_disk_is_reported,
     clusters::merge_in_any_order_with_crashes,
     clusters::poison_record_is_contained,
     clusters::bootstrap_and_join_stampede,

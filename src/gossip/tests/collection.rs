@@ -1,0 +1,355 @@
+//! Tombstones go by acknowledgement, and nothing that was collected comes back (cluster.md §7).
+
+use super::network::{Faults, Identity, Network, machine};
+use crate::{
+    gossip::{Event, FLOOR_INTERVAL, Gossip, LAGGARD_AFTER},
+    model::Mono,
+    wire::{
+        gossip::{PushReply, PushRequest, Records, Reply, Request, whole::Backing},
+        record::{FloorBody, Record, RecordKey, kind},
+    },
+};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+
+/// Acknowledgements travel with heartbeats, the floor by push.
+const COLLECTED_WITHIN: Duration = Duration::from_secs(2 * FLOOR_INTERVAL.as_secs() + 30);
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn settled(size: u8, seed: u64) -> Network {
+    let mut network = Network::new(size, seed, Faults::NONE);
+    network.run_for(Duration::from_secs(30));
+    assert!(network.is_equal());
+    network
+}
+
+fn service_key(owner: usize, id: &str) -> RecordKey {
+    RecordKey { kind: kind::SERVICE.into(), id: id.into(), owner: Identity::numbered(owner as u8).id }
+}
+
+impl Network {
+    fn tombstones(&self, node: usize) -> usize {
+        self.nodes[node].store.values().filter(|r| r.deleted).count()
+    }
+
+    fn lives(&self, node: usize, key: &RecordKey) -> bool {
+        self.nodes[node].store.get(key).is_some_and(|r| !r.deleted)
+    }
+
+    fn is_caught_up(&self) -> bool {
+        self.is_equal() && self.nodes.iter().all(|n| n.catching_up.is_empty())
+    }
+
+    fn assert_settles(&mut self, within: Duration) {
+        let end = self.now + within;
+        assert!(self.run_until(end, Network::is_caught_up), "not settled");
+        self.assert_stores_match();
+    }
+}
+
+#[test]
+fn a_tombstone_goes_once_everyone_has_acknowledged_it() {
+    for size in 1..=4 {
+        let mut network = settled(size, 3);
+        for round in 0..3 {
+            network.write(0, "kept", false);
+            network.write(0, &format!("s{round}"), false);
+            network.run_for(Duration::from_secs(5));
+            network.write(0, &format!("s{round}"), true);
+            let end = network.now + COLLECTED_WITHIN;
+            let all_gone = |n: &Network| (0..n.nodes.len()).all(|node| n.tombstones(node) == 0) && n.is_equal();
+            if size > 1 {
+                assert!(network.run_until(end, all_gone), "size {size} round {round}");
+            }
+        }
+        assert!((0..usize::from(size)).all(|node| network.lives(node, &service_key(0, "kept"))));
+        network.assert_stores_match();
+    }
+}
+
+/// R2.
+#[test]
+fn time_alone_never_collects() {
+    let mut network = settled(3, 4);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(5));
+    network.isolate(2, true);
+    network.write(0, "s", true);
+    network.run_for(Duration::from_secs(600));
+    network.sleep(LAGGARD_AFTER - 2 * DAY);
+    network.run_for(Duration::from_secs(600));
+    assert_eq!((network.tombstones(0), network.tombstones(1)), (1, 1), "one peer has not acknowledged it");
+    network.isolate(2, false);
+    let end = network.now + COLLECTED_WITHIN;
+    assert!(network.run_until(end, |n| (0..3).all(|node| n.tombstones(node) == 0)));
+    assert!(!network.lives(2, &service_key(0, "s")));
+}
+
+/// R1, R2, scenario 3: who missed a collected tombstone is reset.
+#[test]
+fn a_peer_that_was_away_for_longer_than_thirty_days_is_reset() {
+    for seed in 0..4 {
+        let mut network = settled(4, seed);
+        for id in ["kept", "deleted"] {
+            network.write(0, id, false);
+        }
+        network.run_for(Duration::from_secs(5));
+        network.isolate(3, true);
+        network.write(3, "written-apart", false);
+        network.write(0, "deleted", true);
+        network.run_for(Duration::from_secs(60));
+        network.sleep(LAGGARD_AFTER + DAY);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(0) + network.tombstones(1) + network.tombstones(2), 0);
+        assert!(network.lives(3, &service_key(0, "deleted")));
+        network.isolate(3, false);
+        let (gone, end) = (service_key(0, "deleted"), network.now + Duration::from_secs(90));
+        network.run_until(end, |n| {
+            assert!((0..3).all(|node| !n.lives(node, &gone)), "nothing comes back on a peer that knew better");
+            false
+        });
+        network.assert_settles(Duration::from_secs(60));
+        for node in 0..4 {
+            assert!(!network.lives(node, &service_key(0, "deleted")));
+            assert!(network.lives(node, &service_key(0, "kept")));
+            assert!(network.lives(node, &service_key(3, "written-apart")));
+        }
+    }
+}
+
+#[test]
+fn half_a_cluster_never_collects() {
+    let mut network = settled(4, 5);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(5));
+    for a in [0, 1] {
+        for b in [2, 3] {
+            network.cut.extend([(a, b), (b, a)]);
+        }
+    }
+    network.write(0, "s", true);
+    network.run_for(Duration::from_secs(60));
+    network.sleep(LAGGARD_AFTER + DAY);
+    network.run_for(COLLECTED_WITHIN);
+    assert_eq!((network.tombstones(0), network.tombstones(1)), (1, 1));
+}
+
+/// Scenario 1.
+#[test]
+fn revoked_peer_never_returns_after_collection() {
+    for seed in 0..4 {
+        let mut network = settled(5, seed);
+        let (p, x) = (3, 4);
+        network.write(p, "of-p", false);
+        network.write(0, "to-p", false);
+        network.run_for(Duration::from_secs(10));
+        network.isolate(x, true);
+        network.revoke(0, p);
+        network.write(0, "to-p", true);
+        network.run_for(Duration::from_secs(120));
+        network.sleep(40 * DAY);
+        network.run_for(COLLECTED_WITHIN);
+        assert!((0..3).all(|node| network.tombstones(node) == 0));
+        assert!(network.lives(x, &service_key(p, "of-p")));
+        network.isolate(x, false);
+        network.isolate(p, true);
+        let gone = network.nodes[p].who.id;
+        let end = network.now + Duration::from_secs(150);
+        network.run_until(end, |n| {
+            for node in &n.nodes[..3] {
+                assert!(!node.trusted.contains_key(&gone));
+                assert!(node.store.values().all(|r| r.key.owner != gone));
+                assert!(!node.store.get(&service_key(0, "to-p")).is_some_and(|r| !r.deleted));
+            }
+            false
+        });
+        let rest: Vec<_> = [0, 1, 2, x].map(|node| network.nodes[node].gossip.digests()).into();
+        assert!(rest.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}");
+        assert!(!network.lives(x, &service_key(0, "to-p")) && !network.lives(x, &service_key(p, "of-p")));
+        assert!(!network.nodes[x].trusted.contains_key(&gone));
+        assert!(network.nodes[x].catching_up.is_empty());
+    }
+}
+
+/// Fault 23.
+#[test]
+fn an_owner_that_lost_its_database_gets_back_what_it_had_and_not_what_it_deleted() {
+    for seed in 0..4 {
+        let mut network = settled(3, seed);
+        for id in ["kept", "deleted"] {
+            network.write(0, id, false);
+        }
+        network.run_for(Duration::from_secs(10));
+        network.write(0, "deleted", true);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(1), 0);
+        network.wipe(0);
+        network.write(0, "written-after-the-loss", false);
+        network.assert_settles(Duration::from_secs(120));
+        network.write(0, "later", false);
+        network.run_for(Duration::from_secs(30));
+        for node in 0..3 {
+            for id in ["kept", "written-after-the-loss", "later"] {
+                assert!(network.lives(node, &service_key(0, id)), "seed {seed}: {id} on {node}");
+            }
+            assert!(!network.lives(node, &service_key(0, "deleted")));
+        }
+        // And collection goes on.
+        network.write(0, "later", true);
+        network.run_for(COLLECTED_WITHIN);
+        assert!((0..3).all(|node| network.tombstones(node) == 0), "seed {seed}");
+        network.assert_settles(Duration::from_secs(60));
+    }
+}
+
+/// Fault 22.
+#[test]
+fn an_owner_on_an_old_snapshot_brings_nothing_back() {
+    for seed in 0..4 {
+        let mut network = settled(3, seed);
+        for id in ["kept", "deleted"] {
+            network.write(0, id, false);
+        }
+        network.run_for(Duration::from_secs(10));
+        let old = network.snapshot(0);
+        network.write(0, "deleted", true);
+        network.write(0, "newer", false);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(1), 0);
+        network.restore(0, old);
+        network.write(0, "after-the-restore", false);
+        let gone = service_key(0, "deleted");
+        let end = network.now + Duration::from_secs(120);
+        network.run_until(end, |n| {
+            assert!(!n.lives(1, &gone) && !n.lives(2, &gone));
+            false
+        });
+        network.assert_settles(Duration::from_secs(60));
+        for node in 0..3 {
+            for id in ["kept", "newer", "after-the-restore"] {
+                assert!(network.lives(node, &service_key(0, id)), "seed {seed}: {id} on {node}");
+            }
+            assert!(!network.lives(node, &gone));
+        }
+    }
+}
+
+#[test]
+fn a_foreign_snapshot_is_reset_by_what_was_collected_since() {
+    let mut network = settled(3, 8);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(10));
+    let old = network.snapshot(2);
+    network.write(0, "s", true);
+    network.run_for(COLLECTED_WITHIN);
+    assert_eq!(network.tombstones(0), 0);
+    network.restore(2, old);
+    assert!(network.lives(2, &service_key(0, "s")));
+    network.assert_settles(Duration::from_secs(60));
+    assert!((0..3).all(|node| !network.lives(node, &service_key(0, "s"))));
+}
+
+#[test]
+fn a_newcomer_learns_old_records_also_from_others_and_is_waited_for() {
+    let mut network = settled(4, 9);
+    for node in 1..4 {
+        network.untrust(0, node);
+        network.untrust(node, 0);
+    }
+    network.wipe(0);
+    network.nodes[0].trusted.clear();
+    network.restart(0);
+    for owner in 1..4 {
+        network.write(owner, "kept", false);
+        network.write(owner, "deleted", false);
+        network.write(owner, "deleted", true);
+    }
+    network.run_for(COLLECTED_WITHIN);
+    assert_eq!(network.tombstones(1), 0);
+    // It reaches the owner 3 through 2 only.
+    network.cut.extend([(0, 3), (3, 0)]);
+    for node in 1..4 {
+        network.trust(node, 0);
+        network.trust(0, node);
+    }
+    network.run_for(Duration::from_secs(120));
+    assert!((1..4).all(|owner| network.lives(0, &service_key(owner, "kept"))));
+    assert!(network.is_caught_up(), "{:?}", network.nodes[0].catching_up);
+    network.write(3, "kept", true);
+    network.run_for(COLLECTED_WITHIN);
+    assert_eq!(network.tombstones(1), 1, "the newcomer cannot acknowledge to 3");
+    network.cut.clear();
+    network.run_for(COLLECTED_WITHIN);
+    assert!((0..4).all(|node| network.tombstones(node) == 0));
+}
+
+fn floor(of: &Identity, through: u64, version: u64) -> Record {
+    let body = FloorBody { through, lineage: "first".into() };
+    of.record(kind::FLOOR, &of.id.to_string(), version, serde_json::to_value(body).unwrap())
+}
+
+fn give(gossip: &mut Gossip, from: &Identity, records: Records) -> (u32, Vec<Event>) {
+    let digests = gossip.digests();
+    let push = Request::Push(PushRequest { instance: String::new(), records, hops: 0, digests });
+    let push = Request::decode(push.op(), &push.encode()).unwrap();
+    let Ok(Reply::Push(PushReply { dropped, .. })) = gossip.handle_request(from.id, &push, Mono::from_ms(5)) else {
+        panic!("a push is answered")
+    };
+    (dropped, std::iter::from_fn(|| gossip.poll_event()).collect())
+}
+
+#[test]
+fn below_a_floor_only_a_complete_peer_gives_records_and_only_to_one_that_catches_up() {
+    let [local, a, b] = [1, 2, 3].map(Identity::numbered);
+    let mut gossip = machine(&local, vec![], &[&a, &b]);
+    let (old, newer) = (a.service("old", 3), a.service("newer", 12));
+    let (_, events) = give(&mut gossip, &b, vec![floor(&a, 10, 11)].into());
+    assert_eq!(events[1], Event::CatchingUp { owner: a.id, complete: 0 }, "before the floor itself: {events:?}");
+    assert!(matches!(&events[2], Event::Merge(_)));
+    let backed = |through| Records {
+        backings: vec![Backing { floor: Arc::new(floor(&a, 10, 11)), through }],
+        ..vec![old.clone()].into()
+    };
+    for refused in [vec![old.clone()].into(), backed(9)] {
+        assert_eq!(give(&mut gossip, &b, refused).0, 1);
+    }
+    assert_eq!(gossip.drops().stale, 2);
+    assert_eq!(give(&mut gossip, &b, backed(10)).0, 0);
+    assert!(gossip.record(&old.key).is_some());
+    assert_eq!(give(&mut gossip, &b, vec![newer.clone()].into()).0, 0);
+
+    // One that is complete takes nothing below, whoever gives it.
+    let mut gossip = machine(&local, vec![floor(&a, 10, 11)], &[&a, &b]);
+    assert_eq!(give(&mut gossip, &a, backed(11)).0, 1);
+    assert_eq!(gossip.record(&old.key), None);
+}
+
+#[test]
+fn a_floor_is_about_its_owner_and_below_its_own_version_and_is_never_deleted() {
+    let [local, a, b] = [1, 2, 3].map(Identity::numbered);
+    let mut gossip = machine(&local, vec![], &[&a, &b]);
+    let body = serde_json::to_value(FloorBody { through: 3, lineage: "x".into() }).unwrap();
+    let elsewhere = a.record(kind::FLOOR, &b.id.to_string(), 5, body);
+    let long = json!({"through": 3, "lineage": "x".repeat(65)});
+    let long = a.record(kind::FLOOR, &a.id.to_string(), 6, long);
+    let bad = vec![floor(&a, 11, 11), elsewhere, long, a.tombstone(kind::FLOOR, &a.id.to_string(), 20)];
+    assert_eq!(give(&mut gossip, &a, bad.into()).0, 4);
+    assert_eq!(gossip.drops().malformed, 4);
+}
+
+#[test]
+fn a_crash_before_the_reset_ended_continues_it() {
+    let mut network = settled(3, 10);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(10));
+    let old = network.snapshot(2);
+    network.write(0, "s", true);
+    network.run_for(COLLECTED_WITHIN);
+    network.restore(2, old);
+    let end = network.now + Duration::from_secs(60);
+    assert!(network.run_until(end, |n| !n.nodes[2].catching_up.is_empty()), "it learned the floor");
+    assert!(network.lives(2, &service_key(0, "s")), "and nobody confirmed anything yet");
+    network.restart(2);
+    network.assert_settles(Duration::from_secs(60));
+    assert!(!network.lives(2, &service_key(0, "s")));
+}

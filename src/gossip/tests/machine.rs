@@ -1,0 +1,249 @@
+//! Random histories against a model of who knew what: G2-G5, R1, R2, R4 after each step, convergence at the end.
+//! G4 and R2 are asserted where the network commits.
+
+use super::network::{Faults, Network, Snapshot};
+use crate::{
+    gossip::{FLOOR_INTERVAL, HEARTBEAT_INTERVAL, LAGGARD_AFTER, Standing},
+    wire::record::{RecordKey, kind},
+};
+use proptest::prelude::*;
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Creates a service, or changes the one of that rank.
+    Write {
+        node: usize,
+        rank: usize,
+    },
+    Delete {
+        node: usize,
+        rank: usize,
+    },
+    Revoke {
+        node: usize,
+        subject: usize,
+    },
+    Readmit {
+        node: usize,
+        subject: usize,
+    },
+    /// These two reach each other for a few seconds.
+    Exchange {
+        a: usize,
+        b: usize,
+    },
+    /// Everyone but one does, for long enough to collect.
+    Gather {
+        without: usize,
+    },
+    Restart {
+        node: usize,
+    },
+    Wipe {
+        node: usize,
+    },
+    Keep {
+        node: usize,
+    },
+    Restore {
+        node: usize,
+    },
+    Sleep,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (node, rank) = (0..5usize, 0..4usize);
+    prop_oneof![
+        8 => (node.clone(), rank.clone()).prop_map(|(node, rank)| Step::Write { node, rank }),
+        6 => (node.clone(), rank).prop_map(|(node, rank)| Step::Delete { node, rank }),
+        10 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::Exchange { a, b }),
+        6 => (0..6usize).prop_map(|without| Step::Gather { without }),
+        2 => node.clone().prop_map(|node| Step::Restart { node }),
+        1 => node.clone().prop_map(|node| Step::Wipe { node }),
+        2 => node.clone().prop_map(|node| Step::Keep { node }),
+        2 => node.clone().prop_map(|node| Step::Restore { node }),
+        1 => (node.clone(), node.clone()).prop_map(|(node, subject)| Step::Revoke { node, subject }),
+        1 => (node.clone(), node).prop_map(|(node, subject)| Step::Readmit { node, subject }),
+        1 => Just(Step::Sleep),
+    ]
+}
+
+/// What a node knew to be deleted: it must never be seen there again, unless its disk was lost.
+type Known = BTreeSet<RecordKey>;
+
+struct World {
+    network: Network,
+    known: Vec<Known>,
+    kept: BTreeMap<usize, (Snapshot, Known)>,
+    written: usize,
+}
+
+impl World {
+    fn new(size: u8, seed: u64) -> Self {
+        let mut network = Network::new(size, seed, Faults::NONE);
+        network.run_for(Duration::from_secs(25));
+        let known = vec![Known::new(); usize::from(size)];
+        let mut world = Self { network, known, kept: BTreeMap::new(), written: 0 };
+        world.cut_all();
+        world
+    }
+
+    fn size(&self) -> usize {
+        self.network.nodes.len()
+    }
+
+    fn cut_all(&mut self) {
+        (0..self.size()).for_each(|node| self.network.isolate(node, true));
+    }
+
+    fn own_service(&self, node: usize, rank: usize) -> Option<String> {
+        let n = &self.network.nodes[node];
+        let own = n.store.values().filter(|r| r.key.owner == n.who.id && r.key.kind == kind::SERVICE && !r.deleted);
+        own.map(|r| r.key.id.clone()).nth(rank)
+    }
+
+    fn apply(&mut self, step: &Step) {
+        let size = self.size();
+        let second = Duration::from_secs(1);
+        match *step {
+            Step::Write { node, rank } => {
+                let node = node % size;
+                self.written += 1;
+                let id = self.own_service(node, rank).unwrap_or_else(|| format!("s{:03}", self.written));
+                self.network.put_own(node, kind::SERVICE, &id, json!({ "n": self.written }));
+            }
+            Step::Delete { node, rank } => {
+                if let Some(id) = self.own_service(node % size, rank) {
+                    self.network.write(node % size, &id, true);
+                }
+            }
+            Step::Revoke { node, subject } if node % size != subject % size => {
+                self.network.revoke(node % size, subject % size);
+            }
+            Step::Readmit { node, subject } if node % size != subject % size => {
+                self.network.readmit(node % size, subject % size);
+            }
+            Step::Exchange { a, b } if a % size != b % size => {
+                let (a, b) = (a % size, b % size);
+                self.network.cut.remove(&(a, b));
+                self.network.cut.remove(&(b, a));
+                let now = self.network.now;
+                [a, b].iter().for_each(|n| self.network.nodes[*n].gossip.handle_sync(now));
+                self.network.flush_all();
+                self.network.run_for(14 * second);
+                self.cut_all();
+            }
+            Step::Gather { without } => {
+                self.network.cut.clear();
+                if without < size {
+                    self.network.isolate(without, true);
+                }
+                self.network.run_for(2 * FLOOR_INTERVAL);
+                self.cut_all();
+            }
+            Step::Restart { node } => self.network.restart(node % size),
+            Step::Wipe { node } => {
+                self.network.wipe(node % size);
+                self.known[node % size].clear();
+            }
+            Step::Keep { node } => {
+                let node = node % size;
+                self.kept.insert(node, (self.network.snapshot(node), self.known[node].clone()));
+            }
+            Step::Restore { node } => {
+                if let Some((disk, known)) = self.kept.get(&(node % size)).cloned() {
+                    self.network.restore(node % size, disk);
+                    self.known[node % size] = known;
+                }
+            }
+            Step::Sleep => self.network.sleep(LAGGARD_AFTER),
+            Step::Revoke { .. } | Step::Readmit { .. } | Step::Exchange { .. } => {}
+        }
+    }
+
+    fn check(&mut self) {
+        for (node, known) in self.network.nodes.iter().zip(&mut self.known) {
+            for record in node.store.values() {
+                if record.deleted {
+                    known.insert(record.key.clone());
+                }
+                // A readmitted owner starts over, and so does what is known of it.
+                assert!(record.deleted || !known.contains(&record.key), "R1: {:?} is back", record.key);
+            }
+            for other in self.network.nodes.iter().filter(|other| other.who.id != node.who.id) {
+                let (id, key) = (other.who.id, other.who.key.public());
+                if node.gossip.revocations.standing(id, Some(&key)) == Standing::Revoked {
+                    assert!(!node.trusted.contains_key(&id) && node.gossip.peer_view(id).is_none(), "R4");
+                    let is_void = |k: &RecordKey| k.owner == id && k.kind != kind::REVOCATION;
+                    assert!(!node.store.keys().any(is_void), "R4: records of a removed owner");
+                }
+            }
+        }
+    }
+
+    /// Heals everything; those that nobody removed end up equal.
+    fn settle(&mut self) {
+        self.network.cut.clear();
+        for _ in 0..4 {
+            for a in 0..self.size() {
+                (0..a).for_each(|b| self.network.meet(a, b));
+            }
+            self.network.run_for(6 * HEARTBEAT_INTERVAL);
+            self.check();
+        }
+        let nodes = &self.network.nodes;
+        let is_core = |of: &&super::network::Node| {
+            let (id, key) = (of.who.id, of.who.key.public());
+            nodes.iter().all(|n| n.gossip.revocations.standing(id, Some(&key)) == Standing::Clear)
+        };
+        let core: Vec<_> = nodes.iter().filter(is_core).collect();
+        for pair in core.windows(2) {
+            assert_eq!(pair[0].gossip.digests(), pair[1].gossip.digests(), "G1");
+        }
+        let gone: Known = self.known.iter().flatten().cloned().collect();
+        for node in &core {
+            let live = node.store.values().filter(|r| !r.deleted).map(|r| &r.key);
+            assert!(live.clone().all(|key| !gone.contains(key)), "R1 at the end");
+            for record in node.store.values() {
+                let owner = nodes.iter().find(|n| n.who.id == record.key.owner).unwrap();
+                assert!(record.verify(&owner.who.key.public()).is_ok(), "G4");
+            }
+            // Several lost disks at once may leave nobody who knows what is missing.
+            if self.network.lossy.len() <= 1 {
+                assert!(node.catching_up.is_empty(), "{:?}", node.catching_up);
+            }
+        }
+        self.network.assert_stores_match();
+    }
+}
+
+fn config() -> ProptestConfig {
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        ProptestConfig::default()
+    } else {
+        ProptestConfig::with_cases(12)
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn machine_histories_keep_the_invariants(
+        size in 3u8..6,
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut world = World::new(size, seed);
+        for step in &steps {
+            world.apply(step);
+            world.check();
+        }
+        world.settle();
+    }
+}

@@ -1,0 +1,31 @@
+//! What the gossip machine decides about own records: new versions after a loss, floors once all is acknowledged
+//! (cluster.md §7). A contested copy writes nothing; what was wanted waits for the next occasion.
+
+use super::{Author, Ledger};
+use crate::wire::record::{FloorBody, Record, kind};
+
+/// Own records under new versions, as far as they are still what the ledger holds.
+pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> Result<(), L::Error> {
+    if ledger.is_contested()? {
+        return Ok(());
+    }
+    for record in records {
+        let (kind, id) = (&record.key.kind, &record.key.id);
+        match ledger.record(&record.key)? {
+            Some(held) if held.version > record.version => {}
+            _ if record.deleted => drop(ledger.delete_own(author, kind, id)?),
+            _ => drop(ledger.put_own(author, kind, id, &record.body)?),
+        }
+    }
+    Ok(())
+}
+
+/// Says that every peer holds all records of this one up to `through`; its tombstones up to there go everywhere.
+/// `lineage` names the database that says it.
+pub fn publish_floor<L: Ledger>(ledger: &L, author: &Author, through: u64, lineage: String) -> Result<(), L::Error> {
+    if ledger.is_contested()? {
+        return Ok(());
+    }
+    let body = FloorBody { through, lineage };
+    ledger.put_own(author, kind::FLOOR, &author.peer_id.to_string(), &body).map(drop)
+}

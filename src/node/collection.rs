@@ -1,0 +1,49 @@
+//! What collection and copies of an identity mean for the store (cluster.md §7).
+
+use super::Node;
+use crate::{
+    membership::{self, IDENTITY_CONFLICT_HINT},
+    model::PeerId,
+    store::StoreError,
+    wire::record::{Record, RecordKey},
+};
+
+impl Node {
+    pub(super) async fn note_catching_up(&self, owner: PeerId, complete: Option<u64>) -> Result<(), StoreError> {
+        tracing::info!(%owner, ?complete, caught_up = complete.is_none(), "catching up with the records of an owner");
+        self.store().write(move |tx| tx.set_catching_up(owner, complete)).await
+    }
+
+    pub(super) async fn forget(&self, keys: Vec<RecordKey>) -> Result<(), StoreError> {
+        self.store().write(move |tx| keys.iter().try_for_each(|key| tx.forget_record(key))).await
+    }
+
+    pub(super) async fn republish(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        self.store().write(move |tx| membership::republish(tx, &identity, &records)).await
+    }
+
+    pub(super) async fn publish_floor(&self, through: u64) -> Result<(), StoreError> {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        tracing::debug!(through, "every peer holds all records of this one up to here; its tombstones go");
+        self.store().write(move |tx| membership::publish_floor(tx, &identity, through, tx.lineage()?)).await
+    }
+
+    pub(super) async fn contested(&self, contested: bool) -> Result<(), StoreError> {
+        if contested {
+            tracing::warn!(
+                hint = IDENTITY_CONFLICT_HINT,
+                "peers hear another live copy of this identity and refuse this one: its services are inactive, and it \
+                 changes nothing in the cluster"
+            );
+        } else {
+            tracing::warn!("this copy of the identity is accepted again: its services are active");
+        }
+        self.store().write(move |tx| tx.set_contested(contested)).await
+    }
+
+    /// Whether peers refuse this copy of the identity because another one lives.
+    pub fn is_contested(&self) -> bool {
+        self.store().read(|v| v.is_contested()).unwrap_or(false)
+    }
+}
