@@ -3,7 +3,7 @@
 use super::super::{ledger::Change, world::World};
 use crate::sometimes;
 use arctic::{
-    gossip::Standing,
+    gossip::{LAGGARD_AFTER, Standing},
     membership::LedgerView,
     model::{PeerId, PublicKey},
     wire::{
@@ -80,11 +80,20 @@ impl World {
             let Some(other) = self.node_of_peer(peer).filter(|other| *other != n) else { continue };
             let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
             let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
-            if lags && !self.witness.wiped.contains(&other) {
+            if lags && !self.witness.wiped.contains(&other) && !self.is_laggard(change.key.owner, peer) {
                 let what = format!("n{name} collected a tombstone that n{} has not seen", other + 1);
                 self.violate("R2", what);
             }
         }
+    }
+
+    /// Whether the owner has not heard of the peer for 30 days: it is reset when it returns.
+    fn is_laggard(&self, owner: PeerId, peer: PeerId) -> bool {
+        let Some(owner) = self.node_of_peer(owner).map(|n| &self.nodes[n]) else { return false };
+        let mono = owner.clock.mono(self.now);
+        let view = owner.member().and_then(|member| member.gossip.peer_view(peer));
+        let since = view.and_then(|view| view.last_seen).unwrap_or_default();
+        mono - since >= LAGGARD_AFTER
     }
 
     /// R1: nothing of a removed peer is read; R4: only an operator brings it back.
