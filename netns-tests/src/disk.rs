@@ -132,13 +132,23 @@ struct Stored {
     forced: Vec<u8>,
     /// Its name is in the directory for good.
     named: bool,
+    /// Deleted, which is not in the directory for good.
+    gone: bool,
+    /// The next sync of it also forces the directory: SQLite does so once for each journal or log that it opens.
+    forces_names: bool,
     loose: Vec<Event>,
 }
 
 impl Platter {
     pub fn apply(&mut self, event: &Event) {
         match event {
-            Event::Open { file } => drop(self.files.entry(file.clone()).or_default()),
+            Event::Open { file } => {
+                let stored = self.files.entry(file.clone()).or_default();
+                if stored.gone {
+                    *stored = Stored::default();
+                }
+                stored.forces_names = ["-journal", "-wal"].iter().any(|end| file.to_string_lossy().ends_with(end));
+            }
             Event::Write { file, .. } | Event::Truncate { file, .. } => {
                 self.files.entry(file.clone()).or_default().loose.push(event.clone());
             }
@@ -147,13 +157,15 @@ impl Platter {
                 for event in std::mem::take(&mut stored.loose) {
                     write(&mut stored.forced, &event, |_| true);
                 }
-                // SQLite forces the directory with the first sync of a journal or log, and the database is older.
-                self.files.values_mut().for_each(|stored| stored.named = true);
+                if std::mem::take(&mut stored.forces_names) {
+                    self.files.retain(|_, stored| !stored.gone);
+                    self.files.values_mut().for_each(|stored| stored.named = true);
+                }
             }
             Event::Delete { file, forced: true } => drop(self.files.remove(file)),
             Event::Delete { file, forced: false } => {
                 if let Some(stored) = self.files.get_mut(file) {
-                    stored.named = false;
+                    stored.gone = true;
                 }
             }
             Event::Mark(_) => {}
@@ -164,7 +176,7 @@ impl Platter {
     pub fn after_cut(&self, mut coin: impl FnMut(u64) -> u64) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
         for (path, stored) in &self.files {
-            if !stored.named && coin(2) == 0 {
+            if (!stored.named || stored.gone) && coin(2) == 0 {
                 continue;
             }
             let mut bytes = stored.forced.clone();

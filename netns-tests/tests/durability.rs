@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use netns_tests::agent::{Agent, AgentSettings, http_get};
 use netns_tests::cluster::Cluster;
 use netns_tests::lab::{Host, Lab};

@@ -85,11 +85,16 @@ impl World {
 
     /// A license of the same customer, issued long ago.
     fn issue(&self, name: &str, expires_at: UnixTime) -> PathBuf {
+        self.issue_for(name, expires_at, Grant::default().max_nodes)
+    }
+
+    fn issue_for(&self, name: &str, expires_at: UnixTime, max_nodes: u32) -> PathBuf {
         let path = self.sites.lab.scratch().join(name);
         let grant = Grant {
             customer_id: Some(self.customer.clone()),
             issued_at: Some(now().minus(400 * DAY)),
             expires_at: Some(expires_at),
+            max_nodes,
             ..Grant::default()
         };
         Vendor::find().unwrap().issue(&grant, &path).unwrap();
@@ -173,7 +178,13 @@ fn assert_forbidden(output: &CliOutput, state: &str) {
     assert_refused(output, &[&format!("license {state} since 20"), RENEWAL]);
 }
 
-// accepts: 000-34, 001-43, 003-06, 003-11, 003-13, 003-14, 003-15, 003-16, 003-21, 003-22, 003-23
+#[track_caller]
+fn assert_forbids_more_nodes(output: &CliOutput) {
+    assert_eq!(output.exit, 8, "{output:?}");
+    assert_refused(output, &["Error: handshake failed: node limit exceeded"]);
+}
+
+// accepts: 000-34, 000-36, 001-43, 001-49, 003-06, 003-11, 003-13, 003-14, 003-15, 003-16, 003-21, 003-22, 003-23
 #[test]
 fn a_license_goes_from_warning_to_suspension_and_a_renewal_brings_all_back() {
     if !require(&PRODUCT) {
@@ -277,7 +288,7 @@ fn is_suspended(world: &World) {
 /// One command, for every peer, and no restart.
 fn is_renewed(world: &mut World) {
     let pid = world.london.process().pid();
-    let license = world.issue("renewed.json", now().plus(365 * DAY));
+    let license = world.issue_for("renewed.json", now().plus(365 * DAY), 2);
     let file = license.to_str().unwrap();
     let updated: Vec<Value> = world.operator.json(&["license", "update", "--license-file", file, "--all"]).unwrap();
     let rows: Vec<_> = updated.iter().map(|row| (&row["name"], &row["updated"], &row["state"])).collect();
@@ -292,6 +303,14 @@ fn is_renewed(world: &mut World) {
     eventually("the others see it healthy", || world.status_in_tokyo() == "healthy");
     let quiet = world.operator.run(&["peers", "list"]).unwrap();
     assert!(quiet.exit == 0 && !quiet.stderr.contains("license"), "{quiet:?}");
-    world.operator.ok(&["peers", "add", &format!("{SERVER}:{API_PORT}"), "--name", "oslo"]).unwrap();
+
+    let oslo = format!("{SERVER}:{API_PORT}");
+    let add = ["peers", "add", &oslo, "--name", "oslo"];
+    assert_forbids_more_nodes(&world.operator.run(&add).unwrap());
+    let status = world.operator.ok(&["license", "status"]).unwrap();
+    assert!(status.lines().any(|l| l.starts_with("Nodes ") && l.ends_with("2 of 2")), "{status}");
+    let bigger = world.issue("bigger.json", now().plus(365 * DAY));
+    world.operator.ok(&["license", "update", "--license-file", bigger.to_str().unwrap()]).unwrap();
+    world.operator.ok(&add).unwrap();
     assert_eq!(world.london.process().pid(), pid, "without a restart");
 }

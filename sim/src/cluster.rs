@@ -12,7 +12,7 @@ use arctic::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     future::Future,
     io,
@@ -67,6 +67,8 @@ impl SimHost {
 pub struct Cluster {
     sim: turmoil::Sim<'static>,
     hosts: BTreeMap<String, SimHost>,
+    /// Where each leads to.
+    gateways: BTreeMap<String, Rc<RefCell<String>>>,
     vendor: SigningKey,
     seed: u64,
     operator: Operator,
@@ -109,7 +111,7 @@ impl Cluster {
             sim.host(name.as_str(), move || software.clone().run());
         }
         let operator = Operator::with_patience(options.patience);
-        Self { sim, hosts, vendor, seed: options.seed, operator, acts: 0 }
+        Self { sim, hosts, gateways: BTreeMap::new(), vendor, seed: options.seed, operator, acts: 0 }
     }
 
     /// A license of this run's vendor; equal `customer` gives one customer id, and another limit another issue.
@@ -128,6 +130,32 @@ impl Cluster {
             features: Features::every(),
         };
         LicenseDocument::issue(&self.vendor, terms).expect("well-formed terms").as_value().clone()
+    }
+
+    /// A host `name` that passes every connection to port 8080 on to `to`: another endpoint of the same agent, which a
+    /// partition takes away.
+    pub fn gateway(&mut self, name: &str, to: &str) {
+        let to = self.gateways.entry(name.to_owned()).or_insert_with(|| Rc::new(RefCell::new(to.to_owned()))).clone();
+        self.sim.host(name, move || {
+            let to = to.clone();
+            async move {
+                let listener = turmoil::net::TcpListener::bind(("0.0.0.0", 8080)).await?;
+                loop {
+                    let (mut caller, _) = listener.accept().await?;
+                    let to = to.borrow().clone();
+                    tokio::spawn(async move {
+                        let mut agent = turmoil::net::TcpStream::connect((to.as_str(), 8080)).await?;
+                        tokio::io::copy_bidirectional(&mut caller, &mut agent).await
+                    });
+                }
+            }
+        });
+    }
+
+    /// From now on the gateway leads to another host.
+    pub fn redirect(&mut self, gateway: &str, to: &str) {
+        crate::record(format_args!("redirect {gateway} to {to}"));
+        to.clone_into(&mut self.gateways[gateway].borrow_mut());
     }
 
     pub fn host(&self, name: &str) -> &SimHost {
@@ -192,14 +220,14 @@ impl Cluster {
     pub fn crash(&mut self, host: &str) {
         crate::record(format_args!("crash {host}"));
         self.for_others(host, |sim, other| sim.partition(host, other));
-        crate::trace::unordered(|| crate::trace::untimed(|| self.sim.crash(host)));
+        crate::trace::unordered(|| self.sim.crash(host));
         self.kernel(host).expire_liveness();
     }
 
     pub fn restart(&mut self, host: &str) {
         crate::record(format_args!("restart {host}"));
         self.for_others(host, |sim, other| sim.repair(host, other));
-        crate::trace::untimed(|| self.sim.bounce(host));
+        crate::trace::unordered(|| self.sim.bounce(host));
     }
 
     fn for_others(&self, host: &str, f: impl Fn(&turmoil::Sim<'static>, &str)) {

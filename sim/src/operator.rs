@@ -36,11 +36,18 @@ pub struct Operator {
     /// By host, with when it was given.
     tokens: Rc<RefCell<BTreeMap<String, (Duration, String)>>>,
     patience: Duration,
+    /// Sent as `X-Arctic-Lock`.
+    lock: Option<String>,
 }
 
 impl Operator {
     pub(crate) fn with_patience(patience: Duration) -> Self {
-        Self { credentials: Rc::default(), tokens: Rc::default(), patience }
+        Self { credentials: Rc::default(), tokens: Rc::default(), patience, lock: None }
+    }
+
+    /// The same operator with the token of the cluster lock.
+    pub fn holding(&self, token: &str) -> Self {
+        Self { lock: Some(token.to_owned()), ..self.clone() }
     }
 
     /// Bootstraps `host` and keeps its credential.
@@ -50,7 +57,15 @@ impl Operator {
         answer
     }
 
-    /// The same; false when it was refused or not answered.
+    /// The same, with the endpoints at which the agent is reached, in order.
+    pub async fn bootstrap_at(&self, host: &str, license: &Value, endpoints: &[&str]) -> Value {
+        let body = serde_json::json!({"license": license, "name": host, "endpoints": endpoints});
+        let answer = self.call(host, Method::POST, "/v1/bootstrap", Some(body), None).await.expect(201);
+        self.keep_credential(host, &answer);
+        answer
+    }
+
+    /// The same as `bootstrap`; false when it was refused or not answered.
     pub async fn try_bootstrap(&self, host: &str, license: &Value) -> bool {
         let answer = self.ask_bootstrap(host, license).await;
         if answer.status == 201 {
@@ -143,6 +158,9 @@ impl Operator {
             tokio::spawn(async move { drop(connection.await) });
             let mut request =
                 Request::builder().method(method).uri(path).header("host", host).header("content-type", content_type);
+            if let Some(lock) = &self.lock {
+                request = request.header("x-arctic-lock", lock);
+            }
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }

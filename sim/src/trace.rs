@@ -86,26 +86,19 @@ pub fn record(line: impl fmt::Display) {
     push(format!("scenario {line}"));
 }
 
-/// Runs `f` and sorts the lines that it causes.
+/// Runs `f` and sorts the lines that it causes. Outside of any host turmoil reads the real clock for their time, which
+/// shows when the machine is slower than the simulation: they get none.
 pub(crate) fn unordered(f: impl FnOnce()) {
     let lines = || CURRENT.with_borrow(|trace| trace.as_ref().map_or(0, |t| t.lines.len()));
     let before = lines();
     f();
     CURRENT.with_borrow_mut(|trace| {
         if let Some(trace) = trace {
+            for line in &mut trace.lines[before..] {
+                let text = line.trim_start().split_once(' ').map_or("", |(_, text)| text);
+                *line = format!("{:>12} {text}", 0);
+            }
             trace.lines[before..].sort();
-        }
-    });
-}
-
-/// Runs `f` and takes the time off the lines that it causes: the clock of a host whose software
-/// has ended, or ends here, is not simulated.
-pub(crate) fn untimed(f: impl FnOnce()) {
-    let before = CURRENT.with_borrow(|trace| trace.as_ref().map_or(0, |t| t.lines.len()));
-    f();
-    CURRENT.with_borrow_mut(|trace| {
-        for line in trace.iter_mut().flat_map(|trace| &mut trace.lines[before..]) {
-            *line = format!("{:>12} {}", "", line.trim_start().split_once(' ').map_or("", |(_, rest)| rest));
         }
     });
 }

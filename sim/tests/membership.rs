@@ -5,6 +5,8 @@ use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
 const SEEDS: std::ops::Range<u64> = 11..21;
+/// For scenarios of minutes.
+const FEW_SEEDS: std::ops::Range<u64> = 11..14;
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
 async fn add(op: &Operator, host: &str, other: &str) -> Answer {
@@ -128,7 +130,7 @@ async fn ids(op: &Operator, host: &str) -> (String, Vec<String>) {
 
 #[test]
 fn two_clusters_of_two_become_one_by_one_add() {
-    twin_run("two_clusters_of_two_become_one_by_one_add", SEEDS, |seed| {
+    twin_run("two_clusters_of_two_become_one_by_one_add", FEW_SEEDS, |seed| {
         let mut cluster = Cluster::new(&Options::new(seed, 4));
         let license = cluster.license(1, 4);
         cluster.act(|op| async move {
@@ -221,7 +223,7 @@ fn a_merge_cut_short_by_a_crash_is_finished_or_has_changed_nothing() {
 // accepts: 000-59, 000-60, 000-61, 000-62, 000-63, 000-64
 #[test]
 fn a_peer_that_leaves_is_gone_everywhere_and_returns_only_by_an_operator() {
-    twin_run("a_peer_that_leaves_is_gone_everywhere_and_returns_only_by_an_operator", SEEDS, |seed| {
+    twin_run("a_peer_that_leaves_is_gone_everywhere_and_returns_only_by_an_operator", FEW_SEEDS, |seed| {
         let mut cluster = Cluster::new(&Options::new(seed, 3));
         let license = cluster.license(1, 10);
         let renewed = license.clone();
@@ -276,7 +278,7 @@ fn a_peer_that_leaves_is_gone_everywhere_and_returns_only_by_an_operator() {
 
 #[test]
 fn a_peer_deleted_while_it_is_off_learns_it_when_it_is_back() {
-    twin_run("a_peer_deleted_while_it_is_off_learns_it_when_it_is_back", SEEDS, |seed| {
+    twin_run("a_peer_deleted_while_it_is_off_learns_it_when_it_is_back", FEW_SEEDS, |seed| {
         let mut cluster = Cluster::new(&Options::new(seed, 3));
         let license = cluster.license(1, 10);
         cluster.act(|op| async move {
@@ -309,7 +311,7 @@ fn a_peer_deleted_while_it_is_off_learns_it_when_it_is_back() {
 
 #[test]
 fn two_peers_that_delete_each_other_are_both_out() {
-    twin_run("two_peers_that_delete_each_other_are_both_out", SEEDS, |seed| {
+    twin_run("two_peers_that_delete_each_other_are_both_out", FEW_SEEDS, |seed| {
         let mut cluster = Cluster::new(&Options::new(seed, 3));
         let license = cluster.license(1, 10);
         cluster.act(|op| async move {
@@ -338,6 +340,34 @@ fn two_peers_that_delete_each_other_are_both_out() {
                 op.eventually("n1", "/v1/peers", CONVERGENCE, alone).await;
                 op.eventually("n2", "/v1/peers", CONVERGENCE, alone).await;
             }
+        });
+    });
+}
+
+#[test]
+fn trust_that_only_one_side_stored_is_repaired_or_withdrawn() {
+    twin_run("trust_that_only_one_side_stored_is_repaired_or_withdrawn", FEW_SEEDS, |seed| {
+        let mut cluster = Cluster::new(&Options::new(seed, 3));
+        let (small, license) = (cluster.license(1, 2), cluster.license(1, 10));
+        cluster.act(|op| async move {
+            op.bootstrap("n1", &small).await;
+            for host in ["n2", "n3"] {
+                op.bootstrap(host, &license).await;
+            }
+            // Both handshakes find room for one; what n1 can store is one, after the other side has stored its own.
+            let (second, third) = tokio::join!(add(&op, "n1", "n2"), add(&op, "n1", "n3"));
+            let (member, other) = if second.status == 201 { ("n2", "n3") } else { ("n3", "n2") };
+            let refused = if member == "n2" { third } else { second };
+            assert_eq!(refused.expect(422)["code"], "NODE_LIMIT_EXCEEDED");
+            for host in ["n1", member] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, healthy(2)).await;
+            }
+            let trusts_nobody = |a: &Answer| {
+                let others = peers(a).into_iter().filter(|p| p["is_local"] == false);
+                others.map(|p| p["status"].clone()).all(|status| status == "unreachable" || status == "discovered")
+            };
+            op.eventually(other, "/v1/peers", CONVERGENCE, trusts_nobody).await;
+            assert_eq!(peers(&op.get("n1", "/v1/peers").await).len(), 2);
         });
     });
 }

@@ -3,6 +3,7 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome},
+    fields::Fields,
     lock,
 };
 use crate::{
@@ -79,4 +80,22 @@ pub(super) async fn sync(r: Request) -> Outcome {
     r.query.only(&[])?;
     let outcome = r.node().sync().await;
     Answer::ok(&json!({"triggered": true, "peers": outcome.peers, "reached": outcome.reached}))
+}
+
+/// Without `force` it only says which cluster this is: an agent that answers here has one.
+pub(super) async fn init(r: Request) -> Outcome {
+    r.query.only(&[])?;
+    let force = Fields::parse(&r.body)?.only(&["force"])?.flag("force")?.unwrap_or(false);
+    let init = r.node().init_cluster(force).await?;
+    let message = match init.was_created {
+        true => format!("Cluster {} created; all state of other peers was dropped", init.cluster_id),
+        false => format!("Cluster {} exists already", init.cluster_id),
+    };
+    Answer::ok(&json!({
+        "cluster_id": init.cluster_id,
+        "created_by": init.created_by,
+        "oldest_peer_id": init.oldest_peer_id,
+        "was_created": init.was_created,
+        "message": message,
+    }))
 }

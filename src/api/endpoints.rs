@@ -173,6 +173,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/cluster/sync", Group::Read, Scoped(Scope::Admin), handler!(cluster::sync))
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
             .patient(),
+        post("/v1/cluster/init", Group::Administer, Scoped(Scope::Admin), handler!(cluster::init)),
         get("/v1/cluster/lock", Group::Read, Scoped(Scope::PeersRead), handler!(lock::get)),
         post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)),
         delete("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::clear)),

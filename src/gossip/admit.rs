@@ -168,8 +168,8 @@ impl Gossip {
             return Err(refusal);
         }
         if owner == self.local.peer_id {
+            self.note_own_loss();
             if record.version > self.own_version {
-                self.note_own_loss();
                 self.own_version = record.version;
                 self.events.push_back(Event::AdoptOwnVersion(record.version));
             }

@@ -167,10 +167,12 @@ impl Gossip {
         }
     }
 
-    /// Own records came back newer than any that is known here.
+    /// An own record came back that is not held here. What was written since may have the versions of what was lost, so
+    /// only what the own floor says is sure.
     pub(super) fn note_own_loss(&mut self) {
         if self.collection.recovery.is_none() {
-            let (owner, whole) = (self.local.peer_id, self.own_version);
+            let owner = self.local.peer_id;
+            let whole = self.ledger.floor(owner);
             self.collection.recovery = Some(Recovery { whole, vouched: BTreeSet::new() });
             self.events.push_back(Event::CatchingUp { owner, complete: whole });
         }

@@ -9,7 +9,7 @@ use crate::{
         gossip::{
             ASKED_MAX_BRANCHES, ASKED_MAX_PARTS, Digests, Malformed, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT,
             ReconcileReply, ReconcileRequest, Registry, Request,
-            range::{FANOUT, Part, Path, Prefix, Salt, Short, ShortHead},
+            range::{FANOUT, LEAF_MAX_RECORDS, Part, Path, Prefix, Salt, Short, ShortHead},
         },
         record::{Record, RecordHead, RecordKey},
     },
@@ -129,9 +129,14 @@ impl Walks {
     }
 
     fn declines(&self, registry: Registry, prefix: &Prefix, salt: &Salt, head: &ShortHead) -> bool {
+        self.declined(registry, prefix).any(|(path, declined)| salt.head(path, declined) == *head)
+    }
+
+    fn declined(&self, registry: Registry, prefix: &Prefix) -> impl Iterator<Item = (&Path, &RecordHead)> {
         let from = self.declined.range((registry, *prefix.path())..);
-        let mut within = from.take_while(|((r, path), _)| *r == registry && prefix.holds(path));
-        within.any(|((_, path), declined)| salt.head(path, declined) == *head)
+        let prefix = *prefix;
+        let within = from.take_while(move |((r, path), _)| *r == registry && prefix.holds(path));
+        within.map(|((_, path), head)| (path, head))
     }
 }
 
@@ -154,12 +159,6 @@ impl Room {
         self.bytes += entry.wire_bytes;
         self.records.push(entry.record.clone());
     }
-}
-
-/// One range, both sides: entries that the other side lacks, and names of records that it has newer.
-struct Difference<'a> {
-    newer_here: Vec<&'a Entry>,
-    newer_there: Vec<Short>,
 }
 
 impl Gossip {
@@ -220,7 +219,7 @@ impl Gossip {
 
     /// The next step of the comparison under way.
     pub(super) fn due_step(&mut self, peer: PeerId, now: Mono) -> Option<Transmit> {
-        let index = &self.index;
+        let (index, walks) = (&self.index, &self.walks);
         let work = self.links.get_mut(&peer)?.busy_mut().filter(|work| work.step.is_none())?;
         let walk = work.walk.as_deref_mut()?;
         let registry = *walk.registries.front()?;
@@ -231,7 +230,15 @@ impl Gossip {
             && branches < ASKED_MAX_BRANCHES
             && let Some(prefix) = walk.todo.pop()
         {
-            let part = index.part(registry, prefix, &walk.salt);
+            let mut part = index.part(registry, prefix, &walk.salt);
+            if let Part::Leaf(_, heads) = &mut part {
+                // What was declined is told as if it were held.
+                heads.extend(walks.declined(registry, &prefix).map(|(path, head)| walk.salt.head(path, head)));
+                if heads.len() > LEAF_MAX_RECORDS {
+                    walk.todo.extend((0..FANOUT).filter_map(|digit| prefix.child(digit)));
+                    continue;
+                }
+            }
             branches += usize::from(matches!(part, Part::Branch(..)));
             parts.push(part);
         }
@@ -267,8 +274,8 @@ impl Gossip {
         for part in &request.parts {
             self.answer(request, part, &mut room, &mut parts);
         }
-        let digests = parts.is_empty().then(|| self.index.digests());
-        ReconcileReply { parts, records: self.backed(room.records), digests }
+        let digest = parts.is_empty().then(|| self.index.digests().get(request.registry));
+        ReconcileReply { parts, records: self.backed(room.records), digest }
     }
 
     fn answer(&self, request: &ReconcileRequest, part: &Part, room: &mut Room, answers: &mut Vec<Part>) {
@@ -307,36 +314,49 @@ impl Gossip {
         if room.is_full() {
             return answers.push(Part::Open(prefix));
         }
-        let difference = self.difference(request.registry, &prefix, &request.salt, theirs);
-        for entry in difference.newer_here {
+        let mut first_left = None;
+        let newer_there = self.difference(request.registry, &prefix, &request.salt, theirs, |entry| {
             if room.is_full() {
-                let leaf = self.index.shelf(request.registry).leaf_prefix(&entry.path);
-                return answers.extend(rest_of(&prefix, &leaf).into_iter().map(Part::Open));
+                first_left = Some(entry.path);
+                return false;
             }
             room.put(entry);
-        }
-        if !difference.newer_there.is_empty() {
-            answers.push(Part::Wants(prefix, difference.newer_there));
+            true
+        });
+        if let Some(path) = first_left {
+            let leaf = self.index.shelf(request.registry).leaf_prefix(&path);
+            answers.extend(rest_of(&prefix, &leaf).into_iter().map(Part::Open));
+        } else if !newer_there.is_empty() {
+            answers.push(Part::Wants(prefix, newer_there));
         }
     }
 
-    fn difference(&self, registry: Registry, prefix: &Prefix, salt: &Salt, theirs: &[ShortHead]) -> Difference<'_> {
+    /// Compares one range: gives what the other side lacks until told to stop, and names what it has newer.
+    fn difference(
+        &self,
+        registry: Registry,
+        prefix: &Prefix,
+        salt: &Salt,
+        theirs: &[ShortHead],
+        mut give: impl FnMut(&Entry) -> bool,
+    ) -> Vec<Short> {
         let mut unmatched: BTreeMap<Short, &ShortHead> = theirs.iter().map(|head| (head.id, head)).collect();
-        let mut difference = Difference { newer_here: Vec::new(), newer_there: Vec::new() };
+        let mut newer_there = Vec::new();
         for entry in self.index.shelf(registry).under(prefix) {
-            let ours = salt.head(&entry.path, &entry.head);
-            let theirs = unmatched.remove(&ours.id);
+            let pair = (!unmatched.is_empty()).then(|| salt.head(&entry.path, &entry.head));
+            let pair = pair.and_then(|ours| Some((ours, unmatched.remove(&ours.id)?)));
             // Of two contents under one version both sides learn, and each keeps the larger.
-            if theirs.is_none_or(|t| *t != ours && t.version <= ours.version) {
-                difference.newer_here.push(entry);
+            if pair.is_some_and(|(ours, theirs)| *theirs != ours && theirs.version >= ours.version) {
+                newer_there.extend(pair.map(|(ours, _)| ours.id));
             }
-            if theirs.is_some_and(|t| *t != ours && t.version >= ours.version) {
-                difference.newer_there.push(ours.id);
+            let is_newer_here = pair.is_none_or(|(ours, theirs)| *theirs != ours && theirs.version <= ours.version);
+            if is_newer_here && !give(entry) {
+                return newer_there;
             }
         }
         let unknown = unmatched.into_values().filter(|head| !self.walks.declines(registry, prefix, salt, head));
-        difference.newer_there.extend(unknown.map(|head| head.id));
-        difference
+        newer_there.extend(unknown.map(|head| head.id));
+        newer_there
     }
 
     /// An answer is about the ranges that were asked about, no other.
@@ -354,11 +374,13 @@ impl Gossip {
         let is_taken = self.taken > taken_before;
         let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
-        if let Some(digests) = &reply.digests {
-            link.set_digests(digests, &ours);
+        let Some((step, mut walk)) = link.busy_mut().and_then(|work| work.step.take().zip(work.walk.take())) else {
+            return;
+        };
+        if let Some((mut told, digest)) = link.digests().map(|told| **told).zip(reply.digest) {
+            told.set(step.what.registry, digest);
+            link.set_digests(&told, &ours);
         }
-        let Some(work) = link.busy_mut() else { return };
-        let Some((step, mut walk)) = work.step.take().zip(work.walk.take()) else { return };
         if is_taken {
             (walk.moved, walk.idle_steps) = (true, 0);
         } else if !reply.records.is_empty() {
@@ -390,10 +412,13 @@ impl Gossip {
                 _ => walk.todo.push(*prefix),
             },
             Part::Leaf(prefix, theirs) => {
-                let difference = self.difference(registry, prefix, &walk.salt, theirs);
-                walk.owed.extend(difference.newer_here.into_iter().cloned());
-                if !difference.newer_there.is_empty() {
-                    walk.wants.insert(*prefix, difference.newer_there);
+                let salt = walk.salt;
+                let newer_there = self.difference(registry, prefix, &salt, theirs, |entry| {
+                    walk.owed.push_back(entry.clone());
+                    true
+                });
+                if !newer_there.is_empty() {
+                    walk.wants.insert(*prefix, newer_there);
                 }
             }
             Part::Open(prefix) => walk.todo.push(*prefix),

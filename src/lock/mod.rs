@@ -172,7 +172,9 @@ impl Lock {
             return;
         }
         *newest = record.version;
-        let Some(lease) = lease else { return };
+        // An own lease that this process did not take is from before a restart: how long that was ago, no clock here knows.
+        let from_before = |lease: &Lease| record.key.owner == self.local && !self.leases.contains_key(&lease.token);
+        let Some(lease) = lease.filter(|lease| !from_before(lease)) else { return };
         let until = now + Duration::from_secs(lease.ttl_s.into());
         self.leases.insert(lease.token, Known { lease, until, version: Some(record.version) });
     }

@@ -135,8 +135,11 @@ fn a_silent_peer_is_named_after_five_seconds_unless_it_is_not_healthy() {
 fn leases_of_both_sides_of_a_split_meet_and_the_larger_rank_is_lost() {
     let (mut a, mut b) = (Lock::new(peer(1)), Lock::new(peer(2)));
     let (early, late) = (lease(1, 5), lease(2, 6));
-    a.handle_records(&[published(&early, 1)], at(0));
-    b.handle_records(&[published(&late, 1)], at(0));
+    for (machine, own) in [(&mut a, &early), (&mut b, &late)] {
+        machine.claim(own.clone(), &BTreeSet::new(), at(0)).unwrap();
+        assert_eq!(machine.poll_outcome(at(0)), Some(Outcome::Won(own.clone())));
+        machine.handle_records(&[published(own, 1)], at(0));
+    }
     assert!(a.renewable(early.token, at(1)).is_ok() && b.renewable(late.token, at(1)).is_ok());
     for machine in [&mut a, &mut b] {
         machine.handle_records(&[published(&early, 1), published(&late, 1)], at(1_000));
@@ -162,6 +165,17 @@ fn a_cleared_lease_is_gone_everywhere_and_is_not_renewed() {
     assert!(!a.has_stale_clearing(|_| false, at(60_009)));
     assert!(!a.has_stale_clearing(|token| token == held.token, at(60_010)), "its record is still about");
     assert!(a.has_stale_clearing(|_| false, at(60_010)));
+}
+
+#[test]
+fn a_restart_of_the_holder_ends_its_lease_and_keeps_those_of_others() {
+    let mut a = Lock::new(peer(1));
+    let (own, other) = (lease(1, 5), lease(2, 6));
+    a.handle_records(&[published(&own, 3), published(&other, 9)], at(0));
+    assert_eq!(a.renewable(own.token, at(1)), Err(NotRenewed::Lost(a.standing(at(1)).unwrap())));
+    assert!(a.has_stale_lease(at(1)), "its record is to be withdrawn");
+    assert_eq!(a.standing(at(59_999)).unwrap().lease, other, "a life from the moment it is known");
+    assert_eq!(a.standing(at(60_000)), None);
 }
 
 #[test]

@@ -72,6 +72,13 @@ impl Attempts {
         is_time
     }
 
+    /// A handshake with the peer succeeded, whoever began it: none is due any more.
+    pub fn handle_trusted(&mut self, peer: PeerId, now: Mono) {
+        if let Some(attempt @ Attempt::Due(_)) = self.by_peer.get_mut(&peer) {
+            *attempt = Attempt::Ended { called: Vec::new(), failed: false, at: now };
+        }
+    }
+
     /// The own license changed: what it refused may succeed now. Says whether a handshake is due.
     pub fn handle_license_change(&mut self) -> bool {
         let failed = self.by_peer.values_mut().filter(|a| matches!(a, Attempt::Ended { failed: true, .. }));
@@ -182,6 +189,20 @@ mod tests {
         assert!(!by_contact.handle_contact(&peer, NOW), "two that refuse each other do not go on for ever");
         assert!(by_contact.handle_contact(&peer, NOW + RENEWAL_PAUSE));
         assert_eq!(by_contact.take_due(1).len(), 1);
+    }
+
+    #[test]
+    fn a_handshake_that_the_peer_began_saves_the_own_one() {
+        let peer = row(false).peer_id;
+        let mut attempts = Attempts::default();
+        attempts.handle_voucher(peer, endpoints(&["a"]));
+        attempts.handle_trusted(peer, NOW);
+        assert_eq!(attempts.take_due(1), []);
+        let mut running = Attempts::default();
+        running.handle_voucher(peer, endpoints(&["a"]));
+        running.take_due(1);
+        running.handle_trusted(peer, NOW);
+        assert_eq!(running.status(peer), PeerStatus::Handshaking);
     }
 
     #[test]

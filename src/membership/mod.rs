@@ -6,6 +6,7 @@
 //! one an alias; refusals come before the first write, so that a refused change has changed nothing.
 
 mod accept;
+mod anew;
 mod attempts;
 mod birth;
 mod cluster;
@@ -18,6 +19,7 @@ mod side;
 mod tests;
 
 pub use accept::{Acceptance, accept, discovered};
+pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
@@ -26,6 +28,6 @@ pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, Ledge
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
-    take_own_revocations,
+    take_own_revocations, withdraw_trust,
 };
 pub use side::{Own, Side, side};

@@ -1,6 +1,6 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger, Put};
+use super::{Author, Ledger, PeerRow, Put};
 use crate::{
     gossip::Standing,
     model::{PeerId, ServiceId, UnixTime},
@@ -70,6 +70,13 @@ pub fn remove_peer<L: Ledger>(
     delete_services_to(ledger, author, peer)?;
     ledger.forget_peer(peer)?;
     Ok(Some(revocation))
+}
+
+/// Trust that the other side never returned ends; its key stays held. Says whether there was any.
+pub fn withdraw_trust<L: Ledger>(ledger: &L, peer: PeerId) -> Result<bool, L::Error> {
+    let Some(row) = ledger.peer(peer)?.filter(|row| row.trusted) else { return Ok(false) };
+    ledger.put_peer(&PeerRow { trusted: false, ..row })?;
+    Ok(true)
 }
 
 /// A revocation has taken effect: trust in the peer ends, and these records are void; which, the gossip machine says. Own

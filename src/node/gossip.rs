@@ -135,6 +135,15 @@ impl Node {
         self.reached().get(&peer).map(|r| r.endpoint.clone())
     }
 
+    /// The peer is removed, and nothing goes to it any more.
+    pub(super) fn forget_reached(&self, peer: PeerId) {
+        self.reached().remove(&peer);
+    }
+
+    pub(super) fn forget_all_reached(&self) {
+        self.reached().clear();
+    }
+
     fn reached(&self) -> MutexGuard<'_, BTreeMap<PeerId, Reached>> {
         self.inner.reached.lock().unwrap_or_else(|p| p.into_inner())
     }
@@ -205,7 +214,7 @@ impl Node {
     }
 
     /// Starts the machine from the store.
-    fn begin_gossip(&self) -> Result<(), StoreError> {
+    pub(super) fn begin_gossip(&self) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
         // Held from before the store is read, so that no change of trust falls between the two.
         let mut gossip = self.gossip();
@@ -321,6 +330,10 @@ impl Node {
             }
             Err(refused) => Err(refused.text),
         };
+        // What a removed peer was sent is the last; where it answered is of no more use.
+        if self.store().read(|v| v.peer(to)).is_ok_and(|known| known.is_none()) {
+            self.forget_reached(to);
+        }
         let reply = reply.map_err(|reason| {
             tracing::debug!(peer = %to, op = op.name(), %reason, "gossip call failed");
             CallFailed { op }

@@ -9,7 +9,7 @@ use crate::{
     },
     license::Entitlement,
     membership::{self, Acceptance, Attempts, Own, Side},
-    model::{Code, Endpoint, PeerId, PublicKey, Refused},
+    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused, with_causes},
     store::StoreError,
     wire::handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
 };
@@ -86,9 +86,27 @@ impl Node {
     /// A handshake of the agent's own accord with a peer whose key is held from a voucher.
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
-        let failed = self.handshake(target, None).await.is_err();
-        self.attempts().handle_end(peer, failed, self.env().clock.mono());
+        let outcome = self.handshake(target, None).await;
+        let excluded =
+            outcome.as_ref().is_err_and(|e| matches!(e.code, Code::NodeLimitExceeded | Code::LicenseMismatch));
+        if excluded && let Err(e) = self.withdraw_unanswered_trust(peer).await {
+            tracing::error!(%peer, error = %with_causes(&e), "trust in a peer that refuses this one was not withdrawn");
+        }
+        self.attempts().handle_end(peer, outcome.is_err(), self.env().clock.mono());
         self.inner.gossip_wake.notify_one();
+    }
+
+    /// The other side of a handshake that was stored only here says that there is no place for this agent. Nothing that
+    /// it ever said as a member is given up for that.
+    async fn withdraw_unanswered_trust(&self, peer: PeerId) -> Result<(), StoreError> {
+        let view = self.gossip().as_ref().and_then(|machine| machine.peer_view(peer));
+        if view.is_none_or(|view| view.heard.is_some()) {
+            return Ok(());
+        }
+        if self.store().write(move |tx| membership::withdraw_trust(tx, peer)).await? {
+            tracing::warn!(%peer, "peer does not take this agent in: it is no member here either, until it is added again");
+        }
+        self.trust_changed(&[])
     }
 
     /// Forgets handshakes with peers that are no longer known.
@@ -168,7 +186,18 @@ impl Node {
             tracing::info!(initiator = %init.peer_id, responder = %side.local.peer_id, %source,
                 cause = refusal.cause, "{refusal}");
         })?;
+        self.was_contacted_by(init.peer_id, now)?;
         serde_json::to_value(response).map_err(Refused::internal)
+    }
+
+    /// Contact from a peer with which the own handshakes failed is worth another one.
+    fn was_contacted_by(&self, peer: PeerId, now: Mono) -> Result<(), StoreError> {
+        if let Some(row) = self.store().read(|v| v.peer(peer))?
+            && self.attempts().handle_contact(&row, now)
+        {
+            self.inner.gossip_wake.notify_one();
+        }
+        Ok(())
     }
 
     /// `POST /v1/handshake/finish`: proves the initiator, calls it back, and stores it.
@@ -236,6 +265,7 @@ impl Node {
         let acceptance = Acceptance { accepted, local_name, we_answered, now };
         let brought = self.store().write(move |tx| membership::accept(tx, node.own(&member), &acceptance)).await?;
         tracing::info!(%initiator, %responder, "handshake succeeded");
+        self.attempts().handle_trusted(peer, self.env().clock.mono());
         self.trust_changed(&brought)?;
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod daemon;
 mod data_dir;
 mod gossip;
 mod identity;
+mod init;
 mod join;
 mod kernel;
 mod licensing;
@@ -25,6 +26,7 @@ pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
+pub use init::ClusterInit;
 pub use join::{AddPeer, Added};
 pub use lock::{LockView, LockWish};
 pub use peer_client::{Call, CallError, PeerAnswer};

@@ -7,7 +7,9 @@ use crate::{
     model::{Code, PeerId, Refused},
     store::StoreError,
     wire::{
-        gossip::{Digests, PushRequest, Request},
+        gossip::{
+            Digests, ENVELOPE_MAX_BYTES, PUSH_HOPS_MAX, PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, Request,
+        },
         record::{Deactivation, Record, RecordKey, kind},
     },
 };
@@ -45,13 +47,19 @@ impl Node {
     /// A revocation has taken effect: trust in the peer ends, and these records are void.
     pub(super) async fn peer_was_revoked(&self, peer: PeerId, void: Vec<RecordKey>) -> Result<(), Refused> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        let local = peer == identity.peer_id;
+        let own_id = identity.peer_id;
+        let local = peer == own_id;
         let was_known = self.store().write(move |tx| membership::peer_was_revoked(tx, &identity, peer, &void)).await?;
         if was_known {
             tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
         self.prune_attempts()?;
         self.trust_changed(&[])?;
+        let own = RecordKey { kind: kind::REVOCATION.into(), id: peer.to_string(), owner: own_id };
+        if self.store().read(|v| v.record(&own))?.is_none() {
+            // Whom this agent itself removes, it still tells so.
+            self.forget_reached(peer);
+        }
         Ok(())
     }
 
@@ -131,10 +139,13 @@ impl Node {
         digests: Option<Digests>,
     ) -> Result<(), StoreError> {
         let Some(digests) = digests else { return Ok(()) };
-        let peers = self.store().read(|v| v.trusted_peers())?;
+        let (peers, services) =
+            self.store().read::<_, StoreError>(|v| Ok((v.trusted_peers()?, v.records_of(kind::SERVICE)?)))?;
+        let records = last_words(identity.peer_id, services, revocation);
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
-        let (instance, hops) = (self.inner.instance.clone(), u8::from(others.len() > PUSH_ALL_PEERS));
-        let push = Request::Push(PushRequest { instance, records: vec![revocation].into(), hops, digests });
+        let hops = if others.len() > PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
+        let instance = self.inner.instance.clone();
+        let push = Request::Push(PushRequest { instance, records: records.into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
         for peer in &others {
@@ -157,8 +168,23 @@ impl Node {
 
     /// In memory what the emptied database says.
     fn end_membership(&self) {
+        *self.inner.lock.lock().unwrap_or_else(|p| p.into_inner()) = None;
         *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
         self.inner.entitlement.send_replace(None);
         self.inner.identity.send_replace(None);
     }
+}
+
+/// The revocation, and the own services, newest first, as far as one message holds them: they stay listed, and nobody can
+/// ask for them later.
+fn last_words(own: PeerId, mut services: Vec<Record>, revocation: Record) -> Vec<Record> {
+    services.retain(|record| record.key.owner == own);
+    services.sort_by_key(|record| std::cmp::Reverse(record.version));
+    let mut bytes = 0;
+    let fits = |record: &Record| {
+        bytes += record.body.to_string().len() + ENVELOPE_MAX_BYTES;
+        bytes <= RECORDS_MAX_BYTES
+    };
+    let services = services.into_iter().take(RECORDS_MAX_COUNT - 1).take_while(fits);
+    std::iter::once(revocation).chain(services).collect()
 }

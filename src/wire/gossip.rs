@@ -190,6 +190,16 @@ impl Digests {
         }
     }
 
+    pub fn set(&mut self, registry: Registry, digest: Digest) {
+        match registry {
+            Registry::Peers => self.peers = digest,
+            Registry::Services => self.services = digest,
+            Registry::Credentials => self.credentials = digest,
+            Registry::Revocations => self.revocations = digest,
+            Registry::Cluster => self.cluster = digest,
+        }
+    }
+
     pub fn differing(&self, other: &Digests) -> Vec<Registry> {
         Registry::ALL.into_iter().filter(|r| self.get(*r) != other.get(*r)).collect()
     }
@@ -275,9 +285,9 @@ pub struct ReconcileReply {
     /// Records of those ranges that are newer at the responder or unknown to the asking peer.
     #[serde(default, skip_serializing_if = "Records::is_empty")]
     pub records: Records,
-    /// When nothing is left open.
+    /// Of the registry, when nothing is left open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digests: Option<Digests>,
+    pub digest: Option<Digest>,
 }
 
 impl ReconcileReply {

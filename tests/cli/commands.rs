@@ -126,6 +126,40 @@ fn deletions_ask_at_a_terminal_and_name_what_goes_and_yes_does_not_ask() {
     }
 }
 
+// accepts: 000-56, 000-57
+#[test]
+fn leaving_asks_names_what_goes_and_has_two_spellings() {
+    let (agent, station) = lab();
+    let announcement = json!({"action":"deactivated","peer_id":LONDON,"version":7,"signature":"x"});
+    agent.on("DELETE /v1/peers/self", 200, announcement.clone());
+    let request = "DELETE /v1/peers/self";
+    for (done, line) in ["peers remove-self", "remove-self"].into_iter().enumerate() {
+        let sent = done * 2;
+        station.run(line).fails(2, "Error: confirmation needed: pass --yes");
+        let refused = station.at_terminal(line, "n\n");
+        for part in [LONDON, "peer.key stays", "traffic of service l2t", "[y/N]"] {
+            assert!(refused.out.contains(part), "{part}: {}", refused.out);
+        }
+        assert_eq!((refused.code, agent.count(request)), (1, sent));
+        assert_eq!((station.at_terminal(line, "y\n").code, agent.count(request)), (0, sent + 1));
+        let unasked = station.run(&format!("{line} --yes -j")).ok();
+        assert_eq!((unasked.json(), agent.count(request)), (announcement.clone(), sent + 2));
+    }
+}
+
+#[test]
+fn warnings_of_an_added_peer_are_on_stderr() {
+    let (agent, station) = lab();
+    agent.on(
+        "POST /v1/peers",
+        201,
+        json!({"id":TOKYO,"name":"tokyo","warnings":["the licenses differ: a here, b there"]}),
+    );
+    let ran = station.run("peers add 10.0.0.2 -j").ok();
+    assert!(ran.err.contains("the licenses differ: a here, b there"), "{}", ran.err);
+    assert_eq!(ran.json()["id"], TOKYO);
+}
+
 #[test]
 fn deleting_several_services_reports_what_failed() {
     let (_agent, station) = lab();
@@ -270,6 +304,62 @@ fn license_status_of_a_foreign_agent_falls_back_to_its_public_identity() {
     assert_eq!(object, json!({"license_id":"lic_1","cluster_id":CLUSTER,"state":"unknown"}));
 }
 
+fn licensed(state: &str, warnings: &[&str]) -> Value {
+    json!({"license":{"license_id":"lic_2"},"state":state,"expires_at":"2028-01-01T00:00:00Z","warnings":warnings})
+}
+
+// accepts: 003-22
+#[test]
+fn license_update_sends_the_file_as_it_is_and_tells_what_counts_now() {
+    let (agent, station) = lab();
+    agent.on("PUT /v1/license", 200, licensed("grace_period", &["changes are blocked from tomorrow"]));
+    let text = "{\"b\":1.0,\n \"signature\" : \"s\", \"a\":[1e2]}";
+    let file = station.file("license.json", text);
+    station.run("license update").fails(2, "Error: --license-file is required");
+    station.args(&["license", "update", "--license-file", "/no/file"]).fails(1, "Error: failed to read license file");
+    assert_eq!(agent.count("PUT /v1/license"), 0);
+    let ran = station.args(&["license", "update", "--license-file", &file]).ok();
+    assert_eq!(ran.out, "License lic_2 installed: grace_period, expires 2028-01-01T00:00:00Z\n");
+    assert_eq!(ran.err, "Warning: changes are blocked from tomorrow\n");
+    assert_eq!(agent.one("PUT /v1/license").body, text);
+    let mismatch = json!({"error":"license mismatch: issued to another","code":"LICENSE_MISMATCH"});
+    agent.on("PUT /v1/license", 422, mismatch);
+    let refused = station.args(&["license", "update", "--license-file", &file, "--all"]);
+    refused.fails(1, "Error: license mismatch: issued to another");
+}
+
+#[test]
+fn license_update_all_goes_to_every_member_through_the_first() {
+    let (agent, station) = lab();
+    let stranger = json!({"id":SVC,"name":"stranger","self_name":null,"is_local":false,"status":"unreachable"});
+    let member = |mut peer: Value| {
+        peer["self_name"] = peer["name"].clone();
+        peer
+    };
+    let oslo = json!({"id":"peer_01FFFFFFFFFFFFFFFFFFFFFFFF","name":"oslo","is_local":false,"status":"unreachable"});
+    let peers = [stranger, member(oslo), member(crate::fake::tokyo()), member(crate::fake::london())];
+    agent.on("GET /v1/peers", 200, json!({ "peers": peers }));
+    agent.on("PUT /v1/license", 200, licensed("valid", &[]));
+    let away = json!({"error":"peer oslo cannot be reached","code":"PEER_UNREACHABLE"});
+    agent.on("PUT /v1/license @peer_01FFFFFFFFFFFFFFFFFFFFFFFF", 422, away);
+    let file = station.file("license.json", "{\"signature\":\"s\"}");
+    let ran = station.args(&["license", "update", "--license-file", &file, "--all", "-j"]);
+    let rows = ran.json();
+    let shown: Vec<_> = rows.as_array().unwrap().iter().map(|r| (&r["name"], &r["updated"])).collect();
+    let [yes, no] = [Value::from(true), Value::from(false)];
+    assert_eq!(shown, [(&"london".into(), &yes), (&"oslo".into(), &no), (&"tokyo".into(), &yes)]);
+    assert_eq!(rows[1]["code"], "PEER_UNREACHABLE");
+    assert_ne!(ran.code, 0);
+    ran.says("the license was updated on 2 of 3 peers");
+    ran.says("peer oslo cannot be reached");
+    let puts: Vec<_> = agent.seen().into_iter().filter(|s| s.line == "PUT /v1/license").collect();
+    let targets: Vec<_> = puts.iter().map(|s| s.headers.get("x-arctic-target-peer").map(String::as_str)).collect();
+    assert_eq!(targets, [None, Some("peer_01FFFFFFFFFFFFFFFFFFFFFFFF"), Some(TOKYO)]);
+    station
+        .args(&["license", "update", "--license-file", &file, "--all", "--peer", TOKYO])
+        .fails(2, "Error: --all is for every peer: it cannot be used with --peer");
+}
+
 #[test]
 fn health_tells_live_ready_and_not_ready_apart() {
     let (agent, station) = lab();
@@ -307,4 +397,45 @@ fn version_is_known_with_and_without_an_agent() {
     assert!(alone.out.contains("Agent  not reachable (cannot connect to agent at 127.0.0.1:1: connection refused)"));
     let alone = Workstation::new().run("version --url http://127.0.0.1:1 -j").ok().json();
     assert_eq!((&alone["cli"], &alone["agent"]), (&json!(arctic::model::VERSION), &Value::Null));
+}
+
+#[test]
+fn the_cluster_lock_is_shown_and_cleared() {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    agent.on("GET /v1/cluster/lock", 200, json!({"lock": null}));
+    assert_eq!(station.run("cluster lock status").ok().out, "No lock is held\n");
+    let lock = json!({"holder_peer":TOKYO,"holder_name":"tokyo","client_id":"cli_2","purpose":"compose apply",
+        "acquired_at":"2026-01-01T00:00:00Z","ttl_s":60,"expires_at":"2026-01-01T00:01:00Z"});
+    agent.on("GET /v1/cluster/lock", 200, json!({ "lock": lock }));
+    let shown = station.run("cluster lock status").ok().out;
+    assert!(shown.contains("tokyo") && shown.contains("compose apply") && shown.contains("2026-01-01T00:01:00Z"));
+    assert_eq!(station.run("cluster lock status -j").ok().json()["lock"]["purpose"], "compose apply");
+    let held = json!({"error":"the cluster lock is held by tokyo for `compose apply`","code":"CLUSTER_LOCKED",
+        "hint":"only its holder releases it; to end it anyway: arctic cluster lock clear --force"});
+    agent.on("DELETE /v1/cluster/lock", 409, held);
+    station.run("cluster lock clear").fails(1, "Error: the cluster lock is held by tokyo for `compose apply`");
+    agent.on("DELETE /v1/cluster/lock?force=true", 200, json!({ "cleared": lock }));
+    station.run("cluster lock clear --force").fails(2, "Error: confirmation needed: pass --yes");
+    let cleared = station.run("cluster lock clear --force --yes --recovery-token rescue").ok();
+    assert!(cleared.out.starts_with("Cluster lock cleared: tokyo (compose apply)"), "{}", cleared.out);
+    assert_eq!(agent.one("DELETE /v1/cluster/lock?force=true").headers["x-arctic-recovery"], "rescue");
+}
+
+#[test]
+fn a_forced_init_lists_what_goes_and_asks() {
+    let agent = FakeAgent::start();
+    let station = Workstation::with_cluster(&[(LONDON, agent.port)]);
+    let message = |text: &str| json!({"cluster_id":CLUSTER,"was_created":false,"message":text});
+    agent.on("POST /v1/cluster/init", 200, message("Cluster clu_1 exists already"));
+    agent.on("GET /v1/cluster/status", 200, json!({"cluster_id":CLUSTER}));
+    assert_eq!(station.run("cluster init").ok().out, "Cluster clu_1 exists already\n");
+    station.run("cluster init --force").fails(2, "Error: confirmation needed: pass --yes");
+    let refused = station.at_terminal("cluster init --force", "n\n");
+    for goes in [CLUSTER, "peer tokyo", "service l2t", "credentials that other peers issued"] {
+        assert!(refused.out.contains(goes), "{goes}: {}", refused.out);
+    }
+    assert_eq!((refused.code, agent.count("POST /v1/cluster/init")), (1, 1));
+    station.run("cluster init --force --yes").ok();
+    assert_eq!(agent.seen().last().unwrap().json(), json!({"force": true}));
 }

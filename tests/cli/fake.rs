@@ -87,7 +87,8 @@ impl FakeAgent {
         Ok(response.body(Full::new(Bytes::from(body))).unwrap())
     }
 
-    /// From now on this request is answered so, without asking for a token.
+    /// From now on this request (`METHOD PATH`, or `METHOD PATH @PEER` for a peer behind this agent) is answered so,
+    /// without asking for a token.
     pub fn on(&self, line: &str, status: u16, body: Value) -> &Self {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.state.lock().unwrap().answers.insert(line.to_owned(), (status, body));
@@ -121,7 +122,9 @@ impl FakeAgent {
 
 impl State {
     fn decide(&mut self, seen: &Seen) -> (u16, String) {
-        if let Some((status, body)) = self.answers.get(&seen.line) {
+        let target = seen.headers.get("x-arctic-target-peer");
+        let for_target = target.and_then(|t| self.answers.get(&format!("{} @{t}", seen.line)));
+        if let Some((status, body)) = for_target.or_else(|| self.answers.get(&seen.line)) {
             return (*status, body.clone());
         }
         let (status, body) = self.decide_json(seen);

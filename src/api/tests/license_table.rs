@@ -51,6 +51,7 @@ const fn with_body(row: Row, body: &'static str) -> Row {
     Row { body, ..row }
 }
 
+const LOCK: &str = "/v1/cluster/lock";
 const LICENSE: &str = "/v1/license";
 const SERVICES: &str = "/v1/services";
 const ROUTES: &str = "/v1/services/{sid}/routes";
@@ -69,6 +70,8 @@ const ROWS: &[Row] = &[
     row("POST", "/v1/gossip/heartbeat", PeersUntilSuspended, [401; 3]),
     row("POST", "/v1/gossip/reconcile", PeersUntilSuspended, [401; 3]),
     row("POST", "/v1/gossip/push", PeersUntilSuspended, [401; 3]),
+    row("POST", "/v1/gossip/lock", PeersUntilSuspended, [401; 3]),
+    Row { query: "?harmless", ..row("DELETE", "/v1/peers/self", Always, [401, 400, 400]) },
     row("GET", "/v1/peers", UntilSuspended, [401, 200, 200]),
     with_body(row("POST", "/v1/peers", UntilReadOnlyForAll, [401, 400, 400]), "{}"),
     row("GET", "/v1/peers/{id}", UntilSuspended, [401, 404, 404]),
@@ -82,6 +85,10 @@ const ROWS: &[Row] = &[
     row("DELETE", "/v1/services/{sid}/routes/{rid}", UntilReadOnly, [401, 404, 404]),
     row("GET", "/v1/cluster/status", UntilSuspended, [401, 200, 200]),
     row("POST", "/v1/cluster/sync", UntilSuspended, [401, 200, 200]),
+    with_body(row("POST", "/v1/cluster/init", UntilReadOnly, [401, 200, 200]), "{}"),
+    row("GET", LOCK, UntilSuspended, [401, 200, 200]),
+    with_body(row("POST", LOCK, UntilSuspended, [401, 400, 400]), "{}"),
+    row("DELETE", LOCK, UntilSuspended, [401, 200, 200]),
     row("GET", LICENSE, Always, [401, 200, 200]),
     with_body(row("PUT", LICENSE, Always, [401, 400, 400]), "{}"),
 ];
@@ -209,7 +216,7 @@ async fn gossip_of_a_trusted_peer_is_taken_until_suspended() {
         let agent = agent_in(days, state).await;
         let mut peer = Peer::trusted_by(&agent).await;
         let own_id = agent.node.identity().unwrap().peer_id;
-        for path in ["/v1/gossip/heartbeat", "/v1/gossip/reconcile", "/v1/gossip/push"] {
+        for path in ["/v1/gossip/heartbeat", "/v1/gossip/reconcile", "/v1/gossip/push", "/v1/gossip/lock"] {
             let headers = peer.headers((path, "{}"), own_id, agent.clock.unix(), None);
             let reply = post(&agent.caller, path, &headers, "{}").await;
             if state == State::Suspended {

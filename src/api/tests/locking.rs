@@ -124,17 +124,45 @@ async fn a_stuck_lock_is_cleared_with_the_recovery_token_alone() {
     assert_eq!(agent.caller.post(PATH, json!({ "token": lost })).await.refusal(), (409, "CONFLICT"));
 }
 
+/// `cluster/init` beside the lock: both are about the whole cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init_names_the_cluster_and_makes_a_new_one_only_by_force_and_alone() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    a.caller.post("/v1/peers", json!({"endpoints": [b.caller.addr.to_string()]})).await.expect(201);
+    until(|| a.node.store().read(|v| v.credentials()).unwrap().len() == 2).await;
+    a.caller.post("/v1/services", json!({ "target_peer_id": b.id() })).await.expect(201);
+    let there = a.caller.post("/v1/cluster/init", json!({})).await.expect(200);
+    let status = a.caller.get("/v1/cluster/status").await.expect(200);
+    assert_eq!((&there["cluster_id"], &there["was_created"]), (&status["cluster_id"], &json!(false)));
+    assert_eq!(there["oldest_peer_id"], json!(a.id().min(b.id())));
+    let refused = a.caller.post("/v1/cluster/init", json!({"force": true})).await;
+    assert_eq!(refused.refusal(), (409, "CONFLICT"));
+    assert!(refused.body["hint"].as_str().unwrap().contains("arctic peers delete"), "{}", refused.text);
+
+    // Taken out by the other one, it is alone and may begin anew.
+    assert_eq!(b.caller.delete(&format!("/v1/peers/{}", a.id())).await.status, 204);
+    until(|| a.node.store().read(|v| v.trusted_peers()).unwrap().len() == 1).await;
+    let made = a.caller.post("/v1/cluster/init", json!({"force": true})).await.expect(200);
+    assert_eq!((&made["created_by"], &made["was_created"]), (&json!(a.id()), &json!(true)));
+    assert_ne!(made["cluster_id"], there["cluster_id"]);
+    let own = a.id();
+    let records = a.node.store().read(|v| v.all_records()).unwrap();
+    assert!(records.iter().all(|r| r.key.owner == own), "nothing foreign is left");
+    assert_eq!(a.node.store().read(|v| v.cluster()).unwrap().unwrap().cluster_id.to_string(), made["cluster_id"]);
+    // A token of the old cluster is for another one; the credential is not.
+    assert_eq!(a.caller.get("/v1/services").await.refusal(), (401, "UNAUTHORIZED"));
+}
+
 #[tokio::test]
-async fn a_restart_of_the_holder_ends_nothing() {
+async fn a_restart_of_the_holder_ends_its_lease() {
     let agent = Agent::bootstrapped().await;
     let token = take(&agent.caller).await;
     let bearer = agent.caller.token.clone();
     let mut agent = agent.restarted(|_| {}).await;
     agent.caller.token = bearer;
-    assert_eq!(agent.caller.post("/v1/services", json!({})).await.refusal(), (409, "CLUSTER_LOCKED"));
-    agent.caller.post(PATH, json!({ "token": token })).await.expect(200);
-    agent.clock.advance(Duration::from_secs(60));
+    assert_eq!(agent.caller.post(PATH, json!({ "token": token })).await.refusal(), (409, "CONFLICT"));
     assert_eq!(agent.caller.post("/v1/services", json!({})).await.refusal(), (400, "MISSING_FIELD"));
+    take(&agent.caller).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod joining;
+mod leaving;
 mod license_table;
 mod license_update;
 mod locking;

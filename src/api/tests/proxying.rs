@@ -169,7 +169,8 @@ async fn an_internal_agent_serves_peers_and_refuses_operators_by_every_way() {
     let wish = json!({"target_peer_id": a.id(), "source_peer_id": b.id()});
     let made = a.caller.post("/v1/services", wish).await.expect(201);
     let id = made["id"].as_str().unwrap();
-    a.caller.get(&format!("/v1/services/{id}")).await.expect(200);
+    let copied = id.parse().unwrap();
+    until(|| a.node.store().read(|v| v.service(copied)).unwrap().is_some()).await;
     assert_eq!(a.caller.delete(&format!("/v1/services/{id}")).await.status, 204);
     until(|| a.node.cluster_view().converged && b.node.cluster_view().converged).await;
 }

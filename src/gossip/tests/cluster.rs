@@ -18,7 +18,8 @@ const CONVERGENCE_BOUND: Duration = Duration::from_secs(6 * HEARTBEAT_INTERVAL.a
 /// Writes and partitions at random for two minutes, then lets the cluster settle.
 fn troubled_run(seed: u64) -> Network {
     let size = 3 + (seed % 4) as u8;
-    let faults = Faults { loss_percent: seed * 7 % 31, latency_max_ms: 1 + seed * 311 % 2000 };
+    let faults =
+        Faults { loss_percent: seed * 7 % 31, latency_max_ms: 1 + seed * 311 % 2000, repeat_percent: seed * 11 % 50 };
     let mut network = Network::new(size, seed, faults);
     for _ in 0..40 {
         let node = network.below(u64::from(size)) as usize;
@@ -75,7 +76,7 @@ fn the_same_seed_gives_the_same_trace() {
 #[test]
 fn a_local_change_reaches_all_within_two_seconds() {
     for size in 2..=6 {
-        let mut network = Network::new(size, 5, Faults { loss_percent: 0, latency_max_ms: 200 });
+        let mut network = Network::new(size, 5, Faults { loss_percent: 0, latency_max_ms: 200, repeat_percent: 0 });
         network.run_for(Duration::from_secs(45));
         assert!(network.is_equal());
         for deleted in [false, true] {

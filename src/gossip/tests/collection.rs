@@ -234,6 +234,34 @@ fn an_owner_on_an_old_snapshot_brings_nothing_back() {
     }
 }
 
+/// What is written on an old snapshot takes versions that were given before.
+#[test]
+fn records_whose_versions_fell_below_a_floor_are_written_anew() {
+    for writes in 1..6 {
+        let mut network = settled(3, 12);
+        network.write(0, "first", false);
+        network.write(0, "first", true);
+        let old = network.snapshot(0);
+        network.write(0, "second", false);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(1), 0);
+        network.isolate(0, true);
+        network.restore(0, old);
+        for i in 0..writes {
+            network.write(0, &format!("new{i}"), false);
+        }
+        network.isolate(0, false);
+        network.assert_settles(Duration::from_secs(120));
+        for node in 0..3 {
+            assert!(network.lives(node, &service_key(0, "second")));
+            assert!(
+                (0..writes).all(|i| network.lives(node, &service_key(0, &format!("new{i}")))),
+                "{writes} on {node}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_foreign_snapshot_is_reset_by_what_was_collected_since() {
     let mut network = settled(3, 8);

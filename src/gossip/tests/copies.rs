@@ -165,7 +165,7 @@ fn a_clock_years_ahead_changes_nothing_else() {
 
 #[test]
 fn restarts_in_a_running_cluster_are_no_conflicts() {
-    let mut network = Network::new(4, 3, Faults { loss_percent: 5, latency_max_ms: 200 });
+    let mut network = Network::new(4, 3, Faults { loss_percent: 5, latency_max_ms: 200, repeat_percent: 0 });
     network.run_for(Duration::from_secs(30));
     for round in 0..12 {
         network.restart(round % 4);

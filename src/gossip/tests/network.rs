@@ -100,13 +100,16 @@ pub fn keys(peers: &[&Identity]) -> BTreeMap<PeerId, PublicKey> {
 pub struct Faults {
     pub loss_percent: u64,
     pub latency_max_ms: u64,
+    /// Requests that arrive once more, a while later.
+    pub repeat_percent: u64,
 }
 
 impl Faults {
-    pub const NONE: Faults = Faults { loss_percent: 0, latency_max_ms: 40 };
+    pub const NONE: Faults = Faults { loss_percent: 0, latency_max_ms: 40, repeat_percent: 0 };
 }
 
 enum Arrival {
+    Repeat { from: usize, to: usize, request: Request },
     Request { from: usize, to: usize, request: Request },
     Answer { from: usize, to: usize, answer: Result<Reply, CallFailed> },
 }
@@ -396,6 +399,12 @@ impl Network {
                 let answer = reply.map_err(|_| CallFailed { op });
                 self.carry_answer(to, from, answer);
             }
+            Arrival::Repeat { from, to, request } => {
+                let sender = self.nodes[from].who.id;
+                let taken = self.nodes[to].gossip.handle_request(sender, &request, self.now);
+                self.trace.push(format!("{:?} {from}>{to} again {}", self.now, taken.is_ok()));
+                self.flush(to);
+            }
             Arrival::Answer { from, to, answer } => {
                 let sender = self.nodes[from].who.id;
                 let reply = answer.as_ref().map_err(|failed| *failed);
@@ -418,6 +427,10 @@ impl Network {
             if self.cut.contains(&(node, to)) || self.unreachable.contains(&(node, to)) || self.lost() {
                 self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: node, answer: failed });
             } else {
+                if self.below(100) < self.faults.repeat_percent {
+                    let late = 3 * self.delay();
+                    self.schedule(late, Arrival::Repeat { from: node, to, request: request.clone() });
+                }
                 let delay = self.delay();
                 self.schedule(delay, Arrival::Request { from: node, to, request });
             }

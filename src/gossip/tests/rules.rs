@@ -460,9 +460,8 @@ fn an_answer_about_other_ranges_is_refused_and_changes_nothing() {
     let c = cast();
     let mut gossip = comparing(&c);
     let service = c.a.service("s", 2);
-    let answer = |parts, records: Vec<Record>| {
-        Reply::Reconcile(ReconcileReply { parts, records: records.into(), digests: None })
-    };
+    let answer =
+        |parts, records: Vec<Record>| Reply::Reconcile(ReconcileReply { parts, records: records.into(), digest: None });
     let before = format!("{gossip:?}");
     let strange = [
         answer(vec![branch(&[])], vec![]),
@@ -488,8 +487,7 @@ fn a_descent_without_end_is_given_up() {
     let mut gossip = comparing(&c);
     let mut steps = 1;
     loop {
-        let again =
-            ReconcileReply { parts: vec![Part::Open(Prefix::ROOT)], records: Records::default(), digests: None };
+        let again = ReconcileReply { parts: vec![Part::Open(Prefix::ROOT)], records: Records::default(), digest: None };
         gossip.handle_reply(c.a.id, Ok(&Reply::Reconcile(again)), Mono::from_ms(1002)).unwrap();
         let next = std::iter::from_fn(|| gossip.poll_transmit()).find(|t| t.request.op() == Op::Reconcile);
         if next.is_none() {
