@@ -112,6 +112,7 @@ impl Stage {
             Ok(())
         });
         self.demand("D1", deleted.is_ok(), || format!("n{} could not delete {id}", n + 1));
+        self.world.witness_ack(n);
         self.world.settle(n);
     }
 
