@@ -71,6 +71,9 @@ struct Args {
     /// Seconds that shrinking a failure may take.
     #[arg(long, default_value_t = 120)]
     shrink_seconds: u64,
+    /// Print the whole trace of a replay that does not fail.
+    #[arg(long)]
+    trace: bool,
     /// Go on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -225,6 +228,9 @@ fn replay(args: &Args, seed: u64) -> bool {
         None => {
             let (lines, hash) = (ran.world.trace.len(), ran.world.trace.hash());
             ran.world.node_lines().iter().for_each(|line| println!("{line}"));
+            if args.trace {
+                print!("{}", ran.world.trace.text());
+            }
             println!("sim: seed={seed} failed=0 rested={:?} lines={lines} trace={hash:016x}", ran.world.rested_after);
             true
         }

@@ -47,7 +47,7 @@ impl World {
                 hops: u8::from(shot % 2 == 0),
                 digests,
             });
-            self.shoot(n, to, request);
+            self.shoot(n, to, request, Purpose::Farewell);
         }
     }
 
@@ -119,7 +119,8 @@ impl World {
         records
     }
 
-    fn shoot(&mut self, n: usize, to: PeerId, request: Request) {
+    /// A signed request that no machine asked for.
+    pub(super) fn shoot(&mut self, n: usize, to: PeerId, request: Request, purpose: Purpose) {
         let now = self.now;
         let endpoints = self.nodes[n].disk.peer(to).ok().flatten().map(|row| row.all_endpoints()).unwrap_or_default();
         let endpoints = in_preferred_order(self, n, to, endpoints);
@@ -133,6 +134,6 @@ impl World {
         let auth =
             Auth::sign(&node.author.key, node.author.peer_id, to, Op::Push.path(), bytes, node.clock.unix(now), nonce);
         let message = Message { path: Path::Gossip(Op::Push), auth: Some(auth), body };
-        calls::begin(self, n, Purpose::Gossip { to, op: Op::Push }, endpoints, message, ANSWER_TIMEOUT);
+        calls::begin(self, n, purpose, endpoints, message, ANSWER_TIMEOUT);
     }
 }

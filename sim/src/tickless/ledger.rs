@@ -199,9 +199,7 @@ impl Disk {
 
     /// Power is gone: so is what was not synced.
     pub fn crash(&self) {
-        let mut inner = self.inner.borrow_mut();
-        inner.roll_back(0);
-        inner.changes.clear();
+        self.inner.borrow_mut().roll_back(0);
     }
 
     pub fn snapshot(&self) -> State {

@@ -115,6 +115,8 @@ impl World {
             member: None,
             wake_at: None,
             reached: Default::default(),
+            known: Default::default(),
+            known_at: 0,
         });
         self.trace.line(now, format_args!("start n{} boot={boot}", index + 1));
         if self.nodes[index].disk.read(|s| s.facts.cluster.is_some()) && !self.resume(index) {
@@ -274,6 +276,7 @@ impl World {
 
     /// Another disk is put into a node that is down.
     pub fn replace_disk(&mut self, index: usize, state: State) {
+        self.check_node(index);
         self.trace.line(self.now, format_args!("disk n{} replaced", index + 1));
         self.nodes[index].disk.replace(state);
         self.witness_disk_replaced(index);

@@ -15,12 +15,14 @@ use arctic::{
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots},
     membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
-    wire::{handshake::default_api_port, nonces::mint_nonce},
+    wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
 use std::time::Duration;
 
 /// Handshakes of the agent's own accord at one time.
 const JOINS_AT_ONCE_MAX: usize = 16;
+/// Decisions committed at one moment; more are a loop.
+const COMMITS_AT_ONCE_MAX: usize = 10_000;
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// This agent, as far as it is not on its disk.
@@ -36,6 +38,7 @@ impl World {
     /// After anything happened at a node: commits, calls, the next wake.
     pub(super) fn settle(&mut self, n: usize) {
         if !self.commit_events(n) {
+            self.check_node(n);
             return self.schedule_wake(n);
         }
         self.push_local_changes(n);
@@ -46,17 +49,16 @@ impl World {
             self.transmit(n, transmit);
         }
         // What was told to the machine above may have led to further events.
-        if self.nodes[n].member_mut().is_some_and(|m| m.uncommitted.is_some()) {
-            return self.schedule_wake(n);
+        if self.nodes[n].member_mut().is_none_or(|m| m.uncommitted.is_none()) {
+            self.reconcile(n);
         }
-        self.reconcile(n);
         self.check_node(n);
         self.schedule_wake(n);
     }
 
     /// Brings what the machine decided onto the disk; false if something has to wait.
     pub(super) fn commit_events(&mut self, n: usize) -> bool {
-        loop {
+        for _ in 0..COMMITS_AT_ONCE_MAX {
             let now = self.now;
             let Some(member) = self.nodes[n].member_mut() else { return true };
             let next = member.uncommitted.take().or_else(|| member.gossip.poll_event());
@@ -82,6 +84,8 @@ impl World {
                 }
             }
         }
+        self.violate("G6", format!("n{} decides and commits without an end", n + 1));
+        false
     }
 
     /// A crash in the middle of a write.
@@ -193,7 +197,7 @@ impl World {
     }
 
     /// Tells the machine what was just committed, and whom the disk trusts since.
-    pub(super) fn trust_changed(&mut self, n: usize, brought: &[arctic::wire::record::Record]) {
+    pub(super) fn trust_changed(&mut self, n: usize, brought: &[Record]) {
         let now = self.now;
         let node = &mut self.nodes[n];
         let (trusted, mono, own) = (node.disk.trusted_keys(), node.clock.mono(now), node.id());
@@ -230,15 +234,15 @@ impl World {
     fn transmit(&mut self, n: usize, Transmit { to, request }: Transmit) {
         let now = self.now;
         let op = request.op();
-        let row = self.nodes[n].disk.peer(to).ok().flatten();
-        let endpoints = match row {
-            Some(row) => row.all_endpoints(),
-            None => {
-                sometimes!("a removed peer is told where it answered last");
-                let reached = self.nodes[n].process.as_ref().and_then(|p| p.reached.get(&to));
-                reached.map(|(endpoint, _)| endpoint.clone()).into_iter().collect()
+        if self.is_silent(n) {
+            sometimes!("a suspended agent keeps silent");
+            let mono = self.nodes[n].clock.mono(now);
+            if let Some(member) = self.nodes[n].member_mut() {
+                let _was_awaited = member.gossip.handle_reply(to, Err(CallFailed { op }), mono);
             }
-        };
+            return;
+        }
+        let endpoints = self.known_endpoints(n, to);
         let endpoints = in_preferred_order(self, n, to, endpoints);
         let body = match self.options.encoding {
             Encoding::Bytes => Body::Bytes(request.encode()),
@@ -266,21 +270,50 @@ impl World {
         calls::begin(self, n, Purpose::Gossip { to, op }, endpoints, message, ANSWER_TIMEOUT);
     }
 
+    /// Where a peer is said to be; of one that was removed, where it answered last.
+    fn known_endpoints(&mut self, n: usize, peer: PeerId) -> Vec<Endpoint> {
+        let node = &mut self.nodes[n];
+        let revision = node.disk.revision();
+        let Some(process) = node.process.as_mut() else { return Vec::new() };
+        if process.known_at != revision {
+            process.known_at = revision;
+            process.known.clear();
+        }
+        if let Some(endpoints) = process.known.get(&peer) {
+            return endpoints.clone();
+        }
+        let endpoints = match node.disk.peer(peer).ok().flatten() {
+            Some(row) => row.all_endpoints(),
+            None => {
+                sometimes!("a removed peer is told where it answered last");
+                process.reached.get(&peer).map(|(endpoint, _)| endpoint.clone()).into_iter().collect()
+            }
+        };
+        process.known.insert(peer, endpoints.clone());
+        endpoints
+    }
+
+    /// A suspended agent neither gossips nor is gossiped with (licensing.md §3).
+    pub(super) fn is_silent(&self, n: usize) -> bool {
+        self.nodes[n].member().is_some_and(|m| m.entitlement.state == State::Suspended)
+    }
+
     /// A call of this node is over.
     pub(super) fn conclude(&mut self, n: usize, pending: Pending, outcome: Outcome) {
         match pending.purpose {
             Purpose::Gossip { to, op } => self.take_gossip_reply(n, to, op, outcome),
             Purpose::Handshake { id } => self.take_handshake_reply(n, id, outcome),
             Purpose::Reverse { id } => self.take_reverse_reply(n, id, &pending.current, outcome),
+            Purpose::Farewell => {}
         }
     }
 
     fn take_gossip_reply(&mut self, n: usize, to: PeerId, op: arctic::wire::gossip::Op, outcome: Outcome) {
         let now = self.now;
-        let (mut is_unknown_there, mut is_contested_there) = (false, false);
+        let (mut unauthorized, mut is_contested_there) = (None, false);
         let reply = match outcome {
             Outcome::Answered(answer) => {
-                is_unknown_there = answer.status() == 401;
+                unauthorized = (answer.status() == 401).then(|| answer.revocations());
                 is_contested_there = answer.has_code(Code::IdentityConflict);
                 if let Some(text) = answer.refusal_text() {
                     self.nodes[n].last_refusal = Some(text);
@@ -290,17 +323,13 @@ impl World {
             _ => None,
         };
         let name = self.peer_name(to);
-        self.trace.line(
-            now,
-            format_args!("n{} <- {name} {} {}", n + 1, op.name(), if reply.is_some() { "ok" } else { "failed" }),
-        );
-        let row = if is_unknown_there { self.nodes[n].disk.peer(to).ok().flatten() } else { None };
+        let word = if reply.is_some() { "ok" } else { "failed" };
+        self.trace.line(now, format_args!("n{} <- {name} {} {word}", n + 1, op.name()));
+        if let Some(revocations) = unauthorized {
+            self.take_unauthorized(n, to, &revocations);
+        }
         let mono = self.nodes[n].clock.mono(now);
         let Some(member) = self.nodes[n].member_mut() else { return };
-        if let Some(row) = row {
-            let due = member.attempts.handle_unknown_there(&row, mono);
-            sometimes!(due, "a peer that knows us no more is handshaken again");
-        }
         if is_contested_there {
             member.gossip.handle_identity_refusal(to, mono);
         }
@@ -308,6 +337,26 @@ impl World {
         let taken = member.gossip.handle_reply(to, reply.as_ref().ok_or(failed), mono);
         sometimes!(taken.is_err(), "an answer is rejected");
         self.settle(n);
+    }
+
+    /// A trusted peer does not trust this one: it has removed it, or lost its database.
+    fn take_unauthorized(&mut self, n: usize, peer: PeerId, revocations: &[Record]) {
+        let told = self.write(n, |tx, own| Ok(membership::take_own_revocations(tx, own.author, revocations)?));
+        match told {
+            Ok(told) if !told.is_empty() => {
+                sometimes!("a removed peer learns of it when it calls");
+                self.trust_changed(n, &told);
+            }
+            Ok(_) => {
+                let Some(row) = self.nodes[n].disk.peer(peer).ok().flatten() else { return };
+                let mono = self.nodes[n].clock.mono(self.now);
+                let Some(member) = self.nodes[n].member_mut() else { return };
+                let due = member.attempts.handle_unknown_there(&row, mono);
+                sometimes!(due, "a peer that knows us no more is handshaken again");
+            }
+            Err(NoResult::Dead) => self.die(n),
+            Err(_) => {}
+        }
     }
 
     /// A handshake of this node.

@@ -8,7 +8,8 @@ use arctic::{
     wire::{
         gossip::{self, Op},
         handshake::{ErrorBody, Finish, FinishResponse, Identity, Init, InitResponse, decode},
-        request::{HEADER_SIGNATURE, SignedRequest},
+        record::Record,
+        request::{HEADER_SIGNATURE, REVOCATIONS, SignedRequest},
     },
 };
 
@@ -236,6 +237,21 @@ impl Answer {
             Answer::Bytes { status, body } => handshake::Reply::decode(request, *status, body),
             Answer::Gossip(_) => handshake::Reply::Unreadable,
         }
+    }
+
+    /// The records by which a refusal says that the caller was removed.
+    pub fn revocations(&self) -> Vec<Record> {
+        let parsed;
+        let body = match self {
+            Answer::Refused { body, .. } => Some(body),
+            Answer::Bytes { body, .. } => {
+                parsed = decode::<ErrorBody>(body).ok();
+                parsed.as_ref()
+            }
+            _ => None,
+        };
+        let list = body.and_then(|b| b.details.as_ref()?.get(REVOCATIONS).cloned());
+        list.and_then(|list| serde_json::from_value(list).ok()).unwrap_or_default()
     }
 
     pub fn to_identity(&self) -> Option<Identity> {

@@ -27,6 +27,8 @@ pub mod scale;
 pub mod scenarios;
 mod serve;
 pub mod shrink;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod workload;
 pub mod world;

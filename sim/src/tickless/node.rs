@@ -137,6 +137,9 @@ pub struct Process {
     pub member: Option<Member>,
     pub wake_at: Option<Mono>,
     pub reached: BTreeMap<PeerId, (Endpoint, Mono)>,
+    /// Endpoints of peers as of one revision of the disk.
+    pub known: BTreeMap<PeerId, Vec<Endpoint>>,
+    pub known_at: u64,
 }
 
 /// What there is from bootstrap on.
@@ -164,9 +167,18 @@ pub struct Pending {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    Gossip { to: PeerId, op: Op },
-    Handshake { id: u64 },
-    Reverse { id: u64 },
+    Gossip {
+        to: PeerId,
+        op: Op,
+    },
+    Handshake {
+        id: u64,
+    },
+    Reverse {
+        id: u64,
+    },
+    /// Nobody waits for the answer.
+    Farewell,
 }
 
 pub struct Handshake {

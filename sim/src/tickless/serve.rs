@@ -6,23 +6,28 @@ use super::{
     ledger::NoResult,
     member::{here, not_bootstrapped, own},
     message::{Answer, Body, Message, Path, unreadable},
-    node::{Purpose, ReplyTo, Reverse},
+    node::{Hostility, Purpose, ReplyTo, Reverse},
     world::World,
 };
 use crate::sometimes;
 use arctic::{
     gossip::Reject,
     handshake::{DialFailure, REVERSE_BUDGET, Refusal, ReverseAnswer},
-    membership,
+    membership::{self, LedgerView},
     model::{Code, Endpoint, PeerId, Refused},
     wire::{
         gossip::{Op, Request},
         handshake::Identity,
         nonces::NonceRefusal,
-        request::check_clock,
+        record::kind,
+        request::{REVOCATIONS, check_clock},
     },
 };
+use serde_json::json;
 use std::net::IpAddr;
+
+/// Revocations of one peer that it is told of.
+const REVOCATIONS_TOLD_MAX: usize = 8;
 
 impl World {
     /// A request has arrived at node `n`.
@@ -198,6 +203,13 @@ impl World {
         };
         let now = self.now;
         let mono = self.nodes[n].clock.mono(now);
+        if self.is_silent(n) {
+            return Some(Err(Refused::new(Code::LicenseSuspended, "license is suspended")));
+        }
+        if self.nodes[n].hostile == Some(Hostility::Withholds) && op == Op::Reconcile {
+            sometimes!("a member withholds its records");
+            return None;
+        }
         let Some(member) = self.nodes[n].member_mut() else { return Some(Err(not_bootstrapped())) };
         let reply = match member.gossip.handle_request(from, request, mono) {
             Ok(reply) => reply,
@@ -222,7 +234,14 @@ impl World {
         if node.member().is_none() {
             return Err(not_bootstrapped());
         }
-        let Some(key) = node.disk.trusted_key(auth.sender) else { return Err(unauthorized("not trusted")) };
+        let Some(key) = node.disk.trusted_key(auth.sender) else {
+            let id = auth.sender.to_string();
+            let about =
+                node.disk.records_of(kind::REVOCATION).unwrap_or_default().into_iter().filter(|r| r.key.id == id);
+            let about: Vec<_> = about.take(REVOCATIONS_TOLD_MAX).collect();
+            let refused = unauthorized("not trusted");
+            return Err(if about.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: about })) });
+        };
         if !checks {
             return Ok(auth.sender);
         }

@@ -1,28 +1,47 @@
 //! What operators do to a cluster in a run.
 
-use super::{ledger::NoResult, node::Why, world::World};
+use super::{
+    ledger::NoResult,
+    node::Why,
+    world::{Event, World},
+};
 use crate::sometimes;
 use arctic::{
     handshake::{Purpose, Target},
     license::{EffectiveClock, Entitlement, State, check_admission},
     membership::{self, Ledger, LedgerView},
     model::{Code, Mono, PeerId, Refused, Rng, Route, Service, ServiceBody, ServiceId},
-    wire::record::kind,
+    wire::{
+        gossip::{PushRequest, Request},
+        record::kind,
+    },
 };
 use std::{fmt, time::Duration};
+
+/// How long the others may take to hear that a peer leaves.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A piece of work at one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
     Bootstrap,
-    Add { other: usize },
-    Create { target: usize, name: u64 },
+    Add {
+        other: usize,
+    },
+    Create {
+        target: usize,
+        name: u64,
+    },
     Update,
     Delete,
-    Remove { other: usize },
+    Remove {
+        other: usize,
+    },
     Renew,
     Oversize,
     Sync,
+    /// `peers remove-self`.
+    Leave,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +72,8 @@ pub fn draw(rng: &mut Rng, nodes: usize, count: usize, from: Mono, until: Mono) 
             76..80 => Work::Remove { other },
             80..88 => Work::Add { other },
             88..92 => Work::Renew,
-            92..95 => Work::Oversize,
+            92..94 => Work::Oversize,
+            94..96 => Work::Leave,
             _ => Work::Sync,
         };
         work.push(Op { at, node, work: what });
@@ -90,7 +110,8 @@ impl World {
             return;
         }
         let state = self.nodes[n].member().map(|m| m.entitlement.state);
-        let blocked = state.is_some_and(|s| s >= State::ReadOnly) && !matches!(work, Work::Renew | Work::Sync);
+        let blocked =
+            state.is_some_and(|s| s >= State::ReadOnly) && !matches!(work, Work::Renew | Work::Sync | Work::Leave);
         if blocked {
             sometimes!("a write is blocked by the license");
             return;
@@ -104,6 +125,7 @@ impl World {
             Work::Remove { other } => self.remove_peer(n, *other),
             Work::Renew => self.renew_license(n),
             Work::Oversize => self.write_oversize(n),
+            Work::Leave => self.leave_cluster(n),
             Work::Sync => {
                 let now = self.now;
                 let mono = self.nodes[n].clock.mono(now);
@@ -219,6 +241,45 @@ impl World {
         self.prune_attempts(n);
         self.trust_changed(n, &[]);
         Ok(())
+    }
+
+    /// `peers remove-self`: the others are told for 3 s, then the disk is emptied and the agent stops. Whoever runs the
+    /// host starts it again, without a cluster.
+    fn leave_cluster(&mut self, n: usize) -> Result<(), NoResult> {
+        let own = self.nodes[n].id();
+        let wall = self.nodes[n].clock.unix(self.now);
+        let digests = self.nodes[n].member().map(|m| m.gossip.digests());
+        let departure = self.write(n, |tx, own| Ok(membership::leave(tx, own.author, wall)?))?;
+        let (Some(departure), Some(digests)) = (departure, digests) else { return Ok(()) };
+        sometimes!("a peer removes itself");
+        self.witness_left(n);
+        self.check_node(n);
+        let peers: Vec<PeerId> = self.nodes[n].disk.trusted_keys().into_keys().filter(|peer| *peer != own).collect();
+        let hops = u8::from(peers.len() > arctic::gossip::PUSH_ALL_PEERS);
+        let instance = self.nodes[n].instance();
+        for peer in peers {
+            let records = vec![departure.revocation.clone()].into();
+            let push = Request::Push(PushRequest { instance: instance.clone(), records, hops, digests });
+            self.shoot(n, peer, push, super::node::Purpose::Farewell);
+        }
+        if let Some(process) = self.nodes[n].process.as_mut() {
+            process.member = None;
+        }
+        self.after(ANNOUNCE_TIMEOUT, Event::Leave { node: n });
+        Ok(())
+    }
+
+    /// What was to be said is said.
+    pub(super) fn end_membership(&mut self, n: usize) {
+        let state = self.nodes[n].disk.snapshot();
+        let kept = super::ledger::Facts {
+            own_version: state.facts.own_version,
+            starts: state.facts.starts,
+            ..Default::default()
+        };
+        self.crash(n);
+        self.replace_disk(n, super::ledger::State { facts: kept, ..Default::default() });
+        self.restart_after(n, Duration::from_secs(1));
     }
 
     /// `PUT /v1/license` with a new issue.

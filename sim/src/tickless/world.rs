@@ -100,7 +100,14 @@ pub enum Event {
     Restart {
         node: usize,
     },
+    /// A node that says good-bye has said it.
+    Leave {
+        node: usize,
+    },
 }
+
+/// Events at one moment; more are a loop.
+const STEPS_AT_ONCE_MAX: u64 = 1_000_000;
 
 struct Slot {
     at: Mono,
@@ -129,6 +136,7 @@ pub struct World {
     pub options: Options,
     pub now: Mono,
     pub steps: u64,
+    steps_at_once: u64,
     seq: u64,
     queue: BinaryHeap<Least<Slot>>,
     pub nodes: Vec<Node>,
@@ -161,6 +169,7 @@ impl World {
         let mut world = Self {
             now: Mono::default(),
             steps: 0,
+            steps_at_once: 0,
             seq: 0,
             queue: BinaryHeap::new(),
             nodes: Vec::new(),
@@ -249,8 +258,12 @@ impl World {
                 break;
             }
             let Some(Least(slot)) = self.queue.pop() else { break };
+            self.steps_at_once = if slot.at > self.now { 0 } else { self.steps_at_once + 1 };
             self.now = slot.at;
             self.steps += 1;
+            if self.steps_at_once > STEPS_AT_ONCE_MAX {
+                self.violate("G6", "a moment that never ends".to_owned());
+            }
             self.take(slot.event);
         }
         if self.failure.is_none() {
@@ -287,6 +300,7 @@ impl World {
             Event::End(index) => self.end_fault(index),
             Event::Operate(index) => self.operate(index),
             Event::Restart { node } => self.restart_if_due(node),
+            Event::Leave { node } => self.end_membership(node),
         }
     }
 
@@ -324,6 +338,6 @@ fn node_of(event: &Event) -> Option<usize> {
         Event::Answer { to: caller, .. } | Event::Unconnected { caller, .. } | Event::GiveUp { caller } => {
             Some(caller.node)
         }
-        Event::Begin(_) | Event::End(_) | Event::Operate(_) | Event::Restart { .. } => None,
+        Event::Begin(_) | Event::End(_) | Event::Operate(_) | Event::Restart { .. } | Event::Leave { .. } => None,
     }
 }

@@ -14,6 +14,9 @@ use std::{collections::BTreeSet, time::Duration};
 pub const CONVERGENCE_BOUND: Duration =
     Duration::from_secs(6 * HEARTBEAT_INTERVAL.as_secs() + 2 * SILENCE_LIMIT.as_secs());
 
+/// Messages of two nodes at rest in three rounds: five heartbeats each way with their answers, twice over.
+const MESSAGES_A_PAIR_MAX: u64 = 20;
+
 /// An invariant with what is wrong, if anything is.
 type Wrong = Option<(&'static str, String)>;
 
@@ -120,8 +123,22 @@ impl World {
         let took = bound.saturating_sub(end - self.now);
         self.rested_after = Some(took);
         self.demand_quiet(format!("{bound:?} after faults stopped"));
+        let carried = self.network.carried;
         self.run_for(3 * HEARTBEAT_INTERVAL);
+        self.check_chatter(self.network.carried - carried);
         self.demand_quiet("three rounds after it held".to_owned());
+    }
+
+    /// G6: at rest there are heartbeats, and little else.
+    fn check_chatter(&mut self, messages: u64) {
+        let nodes = self.nodes.len() as u64;
+        let budget = MESSAGES_A_PAIR_MAX * nodes * nodes + 200;
+        if messages > budget {
+            self.violate(
+                "G6",
+                format!("{messages} messages of {nodes} nodes in three rounds at rest, budget {budget}"),
+            );
+        }
     }
 
     fn demand_quiet(&mut self, when: String) {

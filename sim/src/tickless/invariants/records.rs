@@ -219,6 +219,11 @@ impl World {
         self.witness.knew.insert((n, peer));
     }
 
+    pub(in super::super) fn witness_left(&mut self, n: usize) {
+        let own = self.nodes[n].id();
+        self.witness.removed.insert(own, self.now);
+    }
+
     pub(in super::super) fn witness_readmission(&mut self, _n: usize, peer: PeerId) {
         self.witness.readmitted.insert(peer, self.now);
     }
