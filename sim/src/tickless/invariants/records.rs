@@ -55,6 +55,12 @@ impl World {
         let Some(after) = after else { return };
         let RecordHead { version, hash } = after.head;
         if key.owner == own {
+            // What the node itself deleted since may be collected.
+            if after.record.deleted
+                && let Some(acked) = self.witness.acked.get_mut(&n)
+            {
+                acked.remove(key);
+            }
             self.witness.genuine.insert((key.clone(), version, hash));
         } else if self.witness.is_honest(key.owner) && !self.witness.genuine.contains(&(key.clone(), version, hash)) {
             self.violate(

@@ -21,7 +21,7 @@ use arctic::{
         handshake::{
             Challenge, Finish, Identity, Init, InitResponse, InitiatorPart, PROTOCOL, Sealed, exchange_digest,
         },
-        record::{PeerBody, Record, RecordKey, Voucher, kind},
+        record::{Deactivation, PeerBody, Record, RecordKey, Voucher, kind},
         request::SignedRequest,
         sign::Domain,
     },
@@ -145,6 +145,7 @@ impl Bench {
             ("voucher", self.voucher(case, key)),
             ("request", self.request(case, key)),
             ("license", self.license(case, key)),
+            ("announcement", self.announcement(case, key)),
             ("handshake, initiator's side", self.as_initiator(case, key)),
             ("handshake, responder's side", self.as_responder(case, key)),
         ]
@@ -238,6 +239,22 @@ impl Bench {
         document["signature"] = json!(signature);
         let document = LicenseDocument::from_value(&document).expect("the form is in order");
         document.verify(&TrustRoots::from_keys([key])).is_ok()
+    }
+
+    fn announcement(&mut self, case: &Case, key: PublicKey) -> bool {
+        let (peer_id, cluster_id, version) = (self.id(), self.local.cluster_id, 9);
+        let signed = Signed::new(Domain::Deactivate)
+            .field("deactivated")
+            .field(peer_id.to_string())
+            .field(key.as_bytes())
+            .field(cluster_id.to_string())
+            .integer(version)
+            .integer(NOW.as_ms());
+        let signature = self.sign(case, signed);
+        let action = "deactivated".to_owned();
+        let announcement =
+            Deactivation { action, peer_id, public_key: key, cluster_id, version, deactivated_at: NOW, signature };
+        announcement.verify()
     }
 
     /// A responder with the crafted key answers; the verdict is whether the initiator shows its license.
