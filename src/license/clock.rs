@@ -129,6 +129,13 @@ impl EffectiveClock {
     }
 }
 
+/// The middle one of what the healthy peers say the time is; of two in the middle the earlier, so that no single peer
+/// can vouch for a jump ahead.
+pub fn median_time(mut times: Vec<UnixTime>) -> Option<UnixTime> {
+    times.sort_unstable();
+    times.get(times.len().saturating_sub(1) / 2).copied()
+}
+
 fn differ_by(a: UnixTime, b: UnixTime) -> Duration {
     a.saturating_since(b).max(b.saturating_since(a))
 }

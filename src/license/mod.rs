@@ -12,7 +12,7 @@ mod state;
 mod strict_json;
 
 pub use allow::{EndpointGroup, LicenseRefusal, RENEWAL_COMMAND, check};
-pub use clock::{ClockSnapshot, EffectiveClock, MARK_PERSIST_INTERVAL, TICK_INTERVAL};
+pub use clock::{ClockSnapshot, EffectiveClock, MARK_PERSIST_INTERVAL, TICK_INTERVAL, median_time};
 pub use document::{LICENSE_MAX_BYTES, LicenseDocument, LicenseError, Terms};
 pub use entitlement::{AdmissionError, Entitlement, check_admission};
 pub use features::{Features, FeaturesError, IP_TUNNEL, KNOWN_FEATURES, features_of};

@@ -4,7 +4,10 @@ use super::{Author, Ledger, PeerRow, Put};
 use crate::{
     gossip::Standing,
     model::{PeerId, ServiceId, UnixTime},
-    wire::record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
+    wire::{
+        gossip::{ENVELOPE_MAX_BYTES, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT},
+        record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
+    },
 };
 
 /// What a peer leaves behind.
@@ -13,6 +16,9 @@ pub struct Departure {
     pub announcement: Deactivation,
     /// Carries the announcement to the others.
     pub revocation: Record,
+    /// One message for the others: the revocation, then the own services, newest first, as far as it holds them. They stay
+    /// listed, and nobody can ask for them later.
+    pub last_words: Vec<Record>,
 }
 
 /// `peers remove-self`: the word that this peer leaves for good. None without a cluster. The caller brings it to the
@@ -31,7 +37,20 @@ pub fn leave<L: Ledger>(ledger: &L, author: &Author, now: UnixTime) -> Result<Op
     };
     let body = DepartureBody { revocation, announcement: announcement.clone() };
     let revocation = ledger.put_own(author, kind::REVOCATION, &author.peer_id.to_string(), &body)?;
-    Ok(Some(Departure { announcement, revocation }))
+    let last_words = last_words(ledger.records_of(kind::SERVICE)?, &revocation);
+    Ok(Some(Departure { announcement, revocation, last_words }))
+}
+
+fn last_words(mut services: Vec<Record>, revocation: &Record) -> Vec<Record> {
+    services.retain(|record| record.key.owner == revocation.key.owner);
+    services.sort_by_key(|record| std::cmp::Reverse(record.version));
+    let mut bytes = 0;
+    let fits = |record: &Record| {
+        bytes += record.body.to_string().len() + ENVELOPE_MAX_BYTES;
+        bytes <= RECORDS_MAX_BYTES
+    };
+    let services = services.into_iter().take(RECORDS_MAX_COUNT - 1).take_while(fits);
+    std::iter::once(revocation.clone()).chain(services).collect()
 }
 
 /// Deletes, by hand, a service of a peer that has left. None if there is no such service.

@@ -7,9 +7,7 @@ use crate::{
     model::{Code, PeerId, Refused},
     store::StoreError,
     wire::{
-        gossip::{
-            Digests, ENVELOPE_MAX_BYTES, PUSH_HOPS_MAX, PushRequest, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT, Request,
-        },
+        gossip::{Digests, PUSH_HOPS_MAX, PushRequest, Request},
         record::{Deactivation, Record, RecordKey, kind},
     },
 };
@@ -111,7 +109,7 @@ impl Node {
                 return Err(not_bootstrapped());
             }
         };
-        self.announce(&identity, departure.revocation, digests).await?;
+        self.announce(&identity, departure.last_words, digests).await?;
         self.store().write(|tx| tx.clear_membership()).await?;
         self.end_membership();
         tracing::info!(peer = %identity.peer_id, "left the cluster; the agent stops");
@@ -135,17 +133,15 @@ impl Node {
     async fn announce(
         &self,
         identity: &Identity,
-        revocation: Record,
+        last_words: Vec<Record>,
         digests: Option<Digests>,
     ) -> Result<(), StoreError> {
         let Some(digests) = digests else { return Ok(()) };
-        let (peers, services) =
-            self.store().read::<_, StoreError>(|v| Ok((v.trusted_peers()?, v.records_of(kind::SERVICE)?)))?;
-        let records = last_words(identity.peer_id, services, revocation);
+        let peers = self.store().read(|v| v.trusted_peers())?;
         let others: Vec<PeerId> = peers.iter().map(|p| p.peer_id).filter(|id| *id != identity.peer_id).collect();
         let hops = if others.len() > PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
         let instance = self.inner.instance.clone();
-        let push = Request::Push(PushRequest { instance, records: records.into(), hops, digests });
+        let push = Request::Push(PushRequest { instance, records: last_words.into(), hops, digests });
         let call = Arc::new(Call::post(push.op().path(), push.encode()));
         let mut calls = JoinSet::new();
         for peer in &others {
@@ -173,18 +169,4 @@ impl Node {
         self.inner.entitlement.send_replace(None);
         self.inner.identity.send_replace(None);
     }
-}
-
-/// The revocation, and the own services, newest first, as far as one message holds them: they stay listed, and nobody can
-/// ask for them later.
-fn last_words(own: PeerId, mut services: Vec<Record>, revocation: Record) -> Vec<Record> {
-    services.retain(|record| record.key.owner == own);
-    services.sort_by_key(|record| std::cmp::Reverse(record.version));
-    let mut bytes = 0;
-    let fits = |record: &Record| {
-        bytes += record.body.to_string().len() + ENVELOPE_MAX_BYTES;
-        bytes <= RECORDS_MAX_BYTES
-    };
-    let services = services.into_iter().take(RECORDS_MAX_COUNT - 1).take_while(fits);
-    std::iter::once(revocation).chain(services).collect()
 }

@@ -3,6 +3,7 @@
 use super::Node;
 use crate::{
     gossip::{Gossip, PeerView},
+    license::median_time,
     model::{Endpoint, Mono, PeerId, PeerStatus, UnixTime},
     wire::gossip::Registry,
 };
@@ -88,9 +89,8 @@ impl Node {
             Some(heard.time.plus(now - last_seen?))
         };
         let others = peers.iter().map(|p| p.peer_id).filter(|id| *id != local);
-        let mut times: Vec<UnixTime> = others.filter_map(|id| time_of(machine.peer_view(id)?)).collect();
-        times.sort_unstable();
-        times.get(times.len() / 2).copied()
+        let times: Vec<UnixTime> = others.filter_map(|id| time_of(machine.peer_view(id)?)).collect();
+        median_time(times)
     }
 
     fn wall_time_of(&self, at: Mono) -> UnixTime {

@@ -229,26 +229,32 @@ impl World {
         }
     }
 
-    /// Every node of the first customer a member that trusts all others and holds their records, without a call.
-    pub fn found_at_once(&mut self) {
+    /// Every node a member that trusts all others, without a call. All hold the records of the first few, and only
+    /// those: what is measured is how many nodes there are, and not how many records.
+    pub fn found_at_once(&mut self, nodes_with_records: usize) {
         for n in 0..self.nodes.len() {
             let _founded = self.bootstrap(n);
         }
         let rows: Vec<_> = self.nodes.iter().filter_map(|node| node.disk.peer(node.id()).ok().flatten()).collect();
-        let records: Vec<_> = self.nodes.iter().flat_map(|node| node.disk.all_records()).collect();
-        let smallest =
-            self.nodes.iter().filter_map(|n| n.disk.read(|s| s.facts.cluster.clone())).min_by_key(|c| c.cluster_id);
-        let Some(facts) = smallest else { return };
+        let with_records = self.nodes.iter().take(nodes_with_records);
+        let records: Vec<_> = with_records.flat_map(|node| node.disk.all_records()).collect();
+        let clusters = self.nodes.iter().filter_map(|n| n.disk.read(|s| s.facts.cluster.clone()));
+        let Some(facts) = clusters.min_by_key(|c| c.cluster_id) else { return };
         for n in 0..self.nodes.len() {
+            self.crash(n);
+            let own = self.nodes[n].disk.all_records();
             let grown = self.nodes[n].disk.transaction(super::ledger::Fate::Synced, |tx| {
+                if n >= nodes_with_records {
+                    own.iter().try_for_each(|record| tx.forget_record(&record.key))?;
+                }
                 rows.iter().try_for_each(|row| tx.put_peer(row))?;
                 records.iter().try_for_each(|record| tx.put_verified(record).map(drop))?;
                 Ok(tx.set_cluster(&facts)?)
             });
             grown.expect("a disk without faults");
-            self.crash(n);
         }
         for n in 0..self.nodes.len() {
+            drop(self.nodes[n].disk.take_changes());
             self.start(n);
         }
     }

@@ -12,7 +12,7 @@ use crate::sometimes;
 use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
-    license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots},
+    license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
     membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
@@ -591,10 +591,7 @@ impl World {
         let mono = node.clock.mono(self.now);
         let views = node.disk.trusted_keys().into_keys().filter_map(|peer| member.gossip.peer_view(peer));
         let healthy = views.filter(|v| v.status == PeerStatus::Healthy);
-        let mut times: Vec<_> =
-            healthy.filter_map(|v| Some(v.heard?.time.plus(mono.saturating_since(v.last_seen?)))).collect();
-        times.sort();
-        times.get(times.len() / 2).copied()
+        median_time(healthy.filter_map(|v| Some(v.heard?.time.plus(mono.saturating_since(v.last_seen?)))).collect())
     }
 
     /// Where a node can be reached, in its own words.

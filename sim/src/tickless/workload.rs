@@ -12,7 +12,7 @@ use arctic::{
     membership::{self, Ledger, LedgerView},
     model::{Code, Mono, PeerId, Refused, Rng, Route, Service, ServiceBody, ServiceId},
     wire::{
-        gossip::{PushRequest, Request},
+        gossip::{PUSH_HOPS_MAX, PushRequest, Request},
         record::kind,
     },
 };
@@ -255,11 +255,10 @@ impl World {
         self.witness_left(n);
         self.check_node(n);
         let peers: Vec<PeerId> = self.nodes[n].disk.trusted_keys().into_keys().filter(|peer| *peer != own).collect();
-        let hops = u8::from(peers.len() > arctic::gossip::PUSH_ALL_PEERS);
-        let instance = self.nodes[n].instance();
+        let hops = if peers.len() > arctic::gossip::PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
         for peer in peers {
-            let records = vec![departure.revocation.clone()].into();
-            let push = Request::Push(PushRequest { instance: instance.clone(), records, hops, digests });
+            let (instance, records) = (self.nodes[n].instance(), departure.last_words.clone().into());
+            let push = Request::Push(PushRequest { instance, records, hops, digests });
             self.shoot(n, peer, push, super::node::Purpose::Farewell);
         }
         if let Some(process) = self.nodes[n].process.as_mut() {

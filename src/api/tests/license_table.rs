@@ -177,17 +177,20 @@ fn every_endpoint_has_a_row_and_every_row_an_endpoint() {
         endpoints().iter().map(|e| (e.method.to_string(), e.path.to_owned())).collect();
     let written: BTreeSet<(String, String)> = ROWS.iter().map(|r| (r.method.to_owned(), r.path.to_owned())).collect();
     assert_eq!(written.len(), ROWS.len(), "a row stands twice");
-    for (method, path) in served.difference(&written) {
-        panic!(
-            "{method} {path} has no row in ROWS of {}: add `row(\"{method}\", \"{path}\", …)` with its line of the \
-             allow-lists in licensing.md §3 and the status it answers without a token, with an admin's, and with the \
-             recovery token",
-            file!()
-        );
-    }
-    for (method, path) in written.difference(&served) {
-        panic!("{method} {path} has a row in ROWS of {} and is not served: take the row out", file!());
-    }
+    let missing: Vec<String> = served
+        .difference(&written)
+        .map(|(method, path)| {
+            format!(
+                "{method} {path} has no row in ROWS of {}: add `row(\"{method}\", \"{path}\", …)` with its line of the \
+                 allow-lists in licensing.md §3 and the status it answers without a token, with an admin's, and with \
+                 the recovery token",
+                file!()
+            )
+        })
+        .collect();
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    let unserved: Vec<_> = written.difference(&served).collect();
+    assert!(unserved.is_empty(), "{unserved:?} have rows in ROWS of {} and are not served: take them out", file!());
 }
 
 // accepts: 003-10, 003-11, 003-12, 003-13, 003-14, 003-16
@@ -222,8 +225,8 @@ async fn gossip_of_a_trusted_peer_is_taken_until_suspended() {
             if state == State::Suspended {
                 assert_eq!(reply.refusal(), (403, "LICENSE_SUSPENDED"));
             } else {
-                // Authentic and licensed: only the message itself is wrong.
-                assert_eq!(reply.status, 400, "{path} in {state}: {}", reply.text);
+                // Authentic and licensed: the message itself is wrong, or no machine runs here that takes it.
+                assert!([400, 409].contains(&reply.status), "{path} in {state}: {}", reply.text);
             }
         }
     }

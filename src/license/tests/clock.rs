@@ -253,3 +253,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_two_peers_no_single_one_vouches_for_a_jump() {
+    let (now, later) = (UnixTime::from_secs(1_900_000_000), UnixTime::from_secs(2_200_000_000));
+    assert_eq!(median_time(vec![later, now]), Some(now));
+    assert_eq!(median_time(vec![later, now, later]), Some(later));
+    assert_eq!(median_time(vec![later]), Some(later));
+    assert_eq!(median_time(vec![]), None);
+}

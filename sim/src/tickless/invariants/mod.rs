@@ -43,6 +43,8 @@ pub struct Witness {
     pub hostile: BTreeSet<PeerId>,
     /// Nodes whose disk was replaced by an older or empty one.
     pub wiped: BTreeSet<usize>,
+    /// Nodes that have removed themselves.
+    pub left: BTreeSet<usize>,
     /// Copies of nodes, with what they are copies of.
     pub clones: BTreeMap<usize, usize>,
     pub(super) challenges: BTreeSet<(usize, u64, [u8; 32])>,

@@ -25,7 +25,10 @@ impl World {
             revoking |= Registry::of(&change.key.kind) == Registry::Revocations;
             self.check_change(n, change);
         }
-        self.check_removal(n, revoking);
+        // Until the disk takes what the machine decided, the machine is ahead of it.
+        if self.nodes[n].member().is_none_or(|m| m.uncommitted.is_none()) {
+            self.check_removal(n, revoking);
+        }
         self.check_trust(n);
     }
 
@@ -228,6 +231,7 @@ impl World {
     pub(in super::super) fn witness_left(&mut self, n: usize) {
         let own = self.nodes[n].id();
         self.witness.removed.insert(own, self.now);
+        self.witness.left.insert(n);
     }
 
     pub(in super::super) fn witness_readmission(&mut self, _n: usize, peer: PeerId) {
