@@ -315,7 +315,7 @@ impl Head<'_> {
         let _place = self.place_for_body()?;
         let body = read_body(body, self.endpoint.body_max_bytes).await?;
         claim.check_signature((self.method.as_str(), self.path_and_query, &body), own_id, &key)?;
-        lock(&self.api.nonces).take(&claim, self.node().env().clock.mono())?;
+        claim.check_nonce(&mut lock(&self.api.nonces), self.node().env().clock.mono())?;
         Ok((claim, body))
     }
 

@@ -62,7 +62,7 @@ pub struct Api {
     recovery: Option<RecoveryToken>,
     ids: Mutex<Rng>,
     rates: Mutex<rate::RateTable>,
-    nonces: Mutex<signed::NonceMemory>,
+    nonces: Mutex<crate::wire::nonces::NonceMemory>,
     /// Large bodies that may be held before their sender has proven anything.
     unproven_bodies: Semaphore,
 }

@@ -4,16 +4,15 @@
 use super::answer::unauthorized;
 use crate::{
     model::{Mono, PeerId, PublicKey, Refused, Signature, UnixTime},
-    wire::request::{
-        CLOCK_WINDOW, HEADER_NONCE, HEADER_ON_BEHALF, HEADER_PEER, HEADER_SIGNATURE, HEADER_TIMESTAMP, NONCE_MEMORY,
-        OnBehalf, SignedRequest, parse_nonce,
+    wire::{
+        nonces::{NonceMemory, NonceRefusal},
+        request::{
+            HEADER_NONCE, HEADER_ON_BEHALF, HEADER_PEER, HEADER_SIGNATURE, HEADER_TIMESTAMP, OnBehalf, SignedRequest,
+            check_clock, parse_nonce,
+        },
     },
 };
 use hyper::HeaderMap;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// Requests of one peer remembered at once: about 68 a second for as long as a nonce is remembered.
-const NONCES_PER_PEER_MAX: usize = 8192;
 
 /// What the headers claim, before the signature is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,16 +52,7 @@ impl Claim {
 
     /// The refusal names both clocks.
     pub(super) fn check_clock(&self, now: UnixTime) -> Result<(), Refused> {
-        let apart = now.saturating_since(self.timestamp).max(self.timestamp.saturating_since(now));
-        if apart <= CLOCK_WINDOW {
-            return Ok(());
-        }
-        Err(unauthorized(format!(
-            "request was signed at {} by the clock of {}, and here it is {now}: clocks may differ by {} s",
-            self.timestamp,
-            self.sender,
-            CLOCK_WINDOW.as_secs()
-        )))
+        check_clock(self.sender, self.timestamp, now).map_err(|apart| unauthorized(apart.to_string()))
     }
 
     /// `path` includes the query.
@@ -88,38 +78,13 @@ impl Claim {
             Err(unauthorized(format!("signature does not match the request, or was not made for {target}")))
         }
     }
-}
 
-/// Nonces of authentic requests. Bounded per peer, so that no peer can spend the memory of others.
-#[derive(Debug, Default)]
-pub(super) struct NonceMemory {
-    seen: BTreeMap<PeerId, Seen>,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    nonces: BTreeSet<[u8; 16]>,
-    by_age: VecDeque<(Mono, [u8; 16])>,
-}
-
-impl NonceMemory {
-    /// Checks and remembers in one step. The caller has verified the signature.
-    pub(super) fn take(&mut self, claim: &Claim, now: Mono) -> Result<(), Refused> {
-        let seen = self.seen.entry(claim.sender).or_default();
-        while let Some((at, nonce)) = seen.by_age.front().copied()
-            && now.saturating_since(at) > NONCE_MEMORY
-        {
-            seen.by_age.pop_front();
-            seen.nonces.remove(&nonce);
-        }
-        if seen.by_age.len() >= NONCES_PER_PEER_MAX {
-            return Err(super::answer::rate_limited("signed requests", 1));
-        }
-        if !seen.nonces.insert(claim.nonce) {
-            return Err(unauthorized("this signed request was seen before"));
-        }
-        seen.by_age.push_back((now, claim.nonce));
-        Ok(())
+    /// A request serves once. The caller has verified the signature.
+    pub(super) fn check_nonce(&self, memory: &mut NonceMemory, now: Mono) -> Result<(), Refused> {
+        memory.take(self.sender, self.nonce, now).map_err(|refusal| match refusal {
+            NonceRefusal::Seen => unauthorized(refusal.to_string()),
+            NonceRefusal::TooMany => super::answer::rate_limited("signed requests", 1),
+        })
     }
 }
 
@@ -163,30 +128,12 @@ mod tests {
         assert!(text.contains(&now.to_string()) && text.contains(&late.to_string()), "{text}");
 
         let mut memory = NonceMemory::default();
-        assert!(memory.take(&claim, Mono::from_ms(0)).is_ok());
-        assert!(memory.take(&claim, Mono::from_ms(120_000)).is_err());
+        assert!(claim.check_nonce(&mut memory, Mono::from_ms(0)).is_ok());
+        assert!(claim.check_nonce(&mut memory, Mono::from_ms(120_000)).is_err());
         for missing in 0..4 {
             let mut some = list.clone();
             some.remove(missing);
             assert!(Claim::read(&headers(&some)).is_err());
         }
-    }
-
-    #[test]
-    fn nonces_of_one_peer_are_bounded_and_leave_others_alone() {
-        let (now, mut rng) = (UnixTime::from_secs(1), Rng::from_seed([1; 32]));
-        let peers = [PeerId::mint(now, &mut rng), PeerId::mint(now, &mut rng)];
-        let mut claim = |sender| Claim {
-            sender,
-            on_behalf: None,
-            timestamp: now,
-            nonce: rng.bytes(),
-            signature: Signature::from_bytes([0; 64]),
-        };
-        let mut memory = NonceMemory::default();
-        let taken = (0..10_000).filter(|_| memory.take(&claim(peers[0]), Mono::from_ms(0)).is_ok()).count();
-        assert_eq!(taken, NONCES_PER_PEER_MAX);
-        assert!(memory.take(&claim(peers[1]), Mono::from_ms(0)).is_ok());
-        assert!(memory.take(&claim(peers[0]), Mono::from_ms(120_001)).is_ok());
     }
 }

@@ -136,7 +136,7 @@ impl Gossip {
         }
         check_form(&entry)?;
         let held = self.index.head(&record.key);
-        if held.is_some_and(|held| held >= entry.head) {
+        if !entry.head.is_news(held) {
             self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
             return Ok(false);
         }

@@ -3,6 +3,7 @@
 use super::{Gossip, PUSH_ALL_PEERS, PUSH_FANOUT_PEERS, Transmit, link::Call};
 use crate::{
     model::{Mono, PeerId},
+    planted::{Bug, planted},
     wire::{
         gossip::{
             Digests, ENDPOINTS_MAX, Heartbeat, PUSH_HOPS_MAX, PushReply, PushRequest, RECORDS_MAX_BYTES,
@@ -47,8 +48,13 @@ impl Gossip {
         }
         let lives = self.tell_lives(peer);
         let next = self.next_heartbeat(now);
-        let work = self.links.get_mut(&peer)?.work_mut();
+        let link = self.links.get_mut(&peer)?;
+        let is_healthy = link.is_healthy();
+        let work = link.work_mut();
         work.heartbeat_at = next;
+        if planted(Bug::UnhealthyPeersNotCalled) && !is_healthy {
+            return None;
+        }
         work.heartbeat = Some(Call { sent_at: now, what: () });
         let behind = self.ask_behind();
         Some(Transmit { to: peer, request: Request::Heartbeat(Heartbeat { behind, ..self.heartbeat(peer, lives) }) })

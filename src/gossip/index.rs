@@ -110,7 +110,7 @@ impl Index {
     pub fn offer(&mut self, entry: Entry) -> bool {
         let owner = entry.record.key.owner;
         let shelf = self.shelf_mut(Registry::of(&entry.record.key.kind));
-        if shelf.get(&entry.record.key).is_some_and(|held| held.head >= entry.head) {
+        if !entry.head.is_news(shelf.get(&entry.record.key).map(|held| held.head)) {
             return false;
         }
         let before = shelf.insert(entry.clone());

@@ -4,6 +4,7 @@
 use super::index::Entry;
 use crate::{
     model::{PeerId, PublicKey},
+    planted::{Bug, planted},
     wire::record::{AnsweredRevocation, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
 };
 
@@ -82,7 +83,10 @@ impl Revocations {
     pub fn standing(&self, id: PeerId, key: Option<&PublicKey>) -> Standing {
         let mut standing = Standing::Clear;
         for revocation in &self.revocations {
-            let about = revocation.subject == id || key.is_some_and(|key| revocation.key == *key);
+            let about = match planted(Bug::RevocationByBlobHash) {
+                true => revocation.subject == id && key == Some(&revocation.key),
+                false => revocation.subject == id || key.is_some_and(|key| revocation.key == *key),
+            };
             if !about || self.is_answered(revocation, id, key) {
                 continue;
             }

@@ -3,6 +3,7 @@
 use super::failure::{Reason, Rejection};
 use super::{Accepted, Here};
 use crate::model::{ClusterId, CustomerId, Endpoint, LicenseId, PeerId, PublicKey, SigningKey};
+use crate::planted::{Bug, planted};
 use crate::wire::handshake::InitiatorPart;
 use crate::wire::record::{PeerBody, Record, kind};
 use serde_json::Value;
@@ -202,7 +203,7 @@ pub(super) fn license(here: Here<'_>, claim: Claim, part: InitiatorPart) -> Resu
     let local = here.local;
     let customer = part.license.get("customer_id").and_then(Value::as_str).map(str::parse::<CustomerId>);
     match customer {
-        Some(Ok(customer)) if customer == local.customer_id => {}
+        Some(Ok(customer)) if customer == local.customer_id || planted(Bug::ForeignCustomerMerged) => {}
         Some(Ok(_)) => return Err(Reason::LicenseMismatch.into()),
         _ => return Err(Reason::LicenseInvalid.into()),
     }
@@ -216,7 +217,7 @@ pub(super) fn license(here: Here<'_>, claim: Claim, part: InitiatorPart) -> Resu
             .licenses
             .verify(&part.license)
             .map_err(|cause| Rejection { reason: Reason::LicenseInvalid, cause: Some(cause) })?;
-        if verified.customer_id != local.customer_id {
+        if verified.customer_id != local.customer_id && !planted(Bug::ForeignCustomerMerged) {
             return Err(Reason::LicenseMismatch.into());
         }
         if verified.license_id != claim.license_id {

@@ -6,6 +6,7 @@ use crate::{
     model::{
         Code, Endpoint, LicenseId, PeerId, PublicKey, Refused, Service, ServiceBody, ServiceId, SigningKey, UnixTime,
     },
+    planted::{Bug, planted},
     wire::record::{PeerBody, Record, RecordError, RecordHead, RecordKey, kind},
 };
 use serde::Serialize;
@@ -179,7 +180,13 @@ pub trait Ledger: LedgerView {
     /// Signs `body` with the author's next version and stores it.
     fn put_own(&self, author: &Author, kind: &str, id: &str, body: &impl Serialize) -> Result<Record, Self::Error> {
         let body = serde_json::to_value(body).map_err(|source| RecordError::Body { kind: kind.into(), source })?;
-        let record = Record::sign(&author.key, author.peer_id, kind, id, self.next_own_version()?, body)?;
+        let mut version = self.next_own_version()?;
+        if planted(Bug::WallClockDecidesOrder)
+            && let Some(at) = body["updated_at"].as_str().and_then(|text| text.parse::<UnixTime>().ok())
+        {
+            version = at.as_ms();
+        }
+        let record = Record::sign(&author.key, author.peer_id, kind, id, version, body)?;
         self.put_record(&record)?;
         Ok(record)
     }
@@ -194,8 +201,7 @@ pub trait Ledger: LedgerView {
 
     /// Stores a record that someone else signed, if it is newer than what is held. The caller has verified it.
     fn put_verified(&self, record: &Record) -> Result<Put, Self::Error> {
-        let head = record.head()?;
-        if self.record_head(&record.key)?.is_some_and(|held| held >= head) {
+        if !record.head()?.is_news(self.record_head(&record.key)?) {
             return Ok(Put::Superseded);
         }
         self.put_record(record)?;

@@ -1,8 +1,9 @@
 //! Ed25519 identities and signatures over `domain || 0x00 || lp(f1) || lp(f2) …` live in `wire::sign`; here are the keys.
 
 use super::text::as_text;
+use crate::planted::{Bug, planted};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use ed25519_dalek::Signer;
+use ed25519_dalek::{Signer, Verifier};
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -55,8 +56,11 @@ impl PublicKey {
         if stub::is_on() {
             return stub::signature(&self.0, message) == *signature;
         }
-        ed25519_dalek::VerifyingKey::from_bytes(&self.0)
-            .is_ok_and(|k| k.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&signature.0)).is_ok())
+        let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
+        ed25519_dalek::VerifyingKey::from_bytes(&self.0).is_ok_and(|k| match planted(Bug::LaxSignatureCheck) {
+            true => k.verify(message, &signature).is_ok(),
+            false => k.verify_strict(message, &signature).is_ok(),
+        })
     }
 }
 

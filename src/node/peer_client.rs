@@ -4,7 +4,10 @@ use crate::{
     env::Env,
     model::{Endpoint, PeerId, Rng},
     store::Author,
-    wire::request::{HEADER_PEER, OnBehalf, SignedRequest},
+    wire::{
+        nonces::mint_nonce,
+        request::{HEADER_PEER, OnBehalf, SignedRequest},
+    },
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -122,7 +125,7 @@ impl PeerClient {
         call: &Call,
         on_behalf: Option<&OnBehalf>,
     ) -> Result<PeerAnswer, CallError> {
-        let nonce = self.nonces.lock().unwrap_or_else(|p| p.into_inner()).bytes();
+        let nonce = mint_nonce(&mut self.nonces.lock().unwrap_or_else(|p| p.into_inner()));
         let signed = SignedRequest {
             method: call.method.as_str(),
             path: &call.path,

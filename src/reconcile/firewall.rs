@@ -1,6 +1,7 @@
 //! `firewall`: the two tables and the policy routing.
 
 use crate::kernel::{Capture, Fingerprint, Kernel, KernelError, Owned, PolicyChange, PolicyRouting, Ruleset};
+use crate::planted::{Bug, planted};
 use std::collections::BTreeSet;
 
 /// What is to be done, in order. Every prefix leaves the old policy, the new one, or what both have in common.
@@ -18,7 +19,11 @@ pub enum FirewallStep {
 pub fn plan(applied: Option<&Ruleset>, new: &Ruleset) -> Vec<FirewallStep> {
     let kept = applied.map(|old| common(old, new));
     let shrink = kept.filter(|kept| Some(kept) != applied).map(FirewallStep::Shrink);
-    let rest = [FirewallStep::Policy(PolicyRouting::needed_by(new)), FirewallStep::Tables(new.clone())];
+    let mut tables = new.clone();
+    if planted(Bug::HalfARulesetApplied) {
+        tables.captures.truncate(tables.captures.len() / 2);
+    }
+    let rest = [FirewallStep::Policy(PolicyRouting::needed_by(new)), FirewallStep::Tables(tables)];
     shrink.into_iter().chain(rest).collect()
 }
 

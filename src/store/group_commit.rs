@@ -4,6 +4,7 @@
 //! own, commits once, and then tells everyone. Alone, a write runs on the thread of its caller, in order.
 
 use super::{StoreError, Tx, View};
+use crate::planted::{Bug, planted};
 use rusqlite::{Connection, TransactionBehavior};
 use std::{
     collections::VecDeque,
@@ -124,6 +125,9 @@ fn commit(
             changed |= savepoint.total_changes() != before;
             savepoint.commit()?;
         }
+    }
+    if planted(Bug::AckBeforeCommit) {
+        tells.drain(..).for_each(|tell| tell(Ok(())));
     }
     transaction.commit()?;
     Ok(changed)

@@ -4,6 +4,7 @@ pub mod canonical;
 pub mod gossip;
 pub mod handshake;
 pub mod lock;
+pub mod nonces;
 pub mod record;
 pub mod request;
 pub mod sign;

@@ -1,6 +1,7 @@
 //! Peer-signed HTTP requests (api.md §2): four headers over method, path, body, time, nonce, both peer ids and, for
 //! forwarded calls, whom they are for and why they are forwarded.
 
+use super::nonces::NONCE_BYTES;
 use super::sign::{Domain, Transcript};
 use crate::model::{ClientId, PeerId, PublicKey, ScopeSet, Signature, SigningKey, UnixTime};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -19,9 +20,26 @@ pub const HEADER_ON_BEHALF: &str = "x-arctic-on-behalf";
 pub const CLOCK_WINDOW: Duration = Duration::from_secs(60);
 /// How long a nonce is remembered: twice the window.
 pub const NONCE_MEMORY: Duration = Duration::from_secs(120);
-const NONCE_BYTES: usize = 16;
 /// Marks a call that the operator sent to this very peer.
 const PROXIED: &str = "proxied";
+
+/// Two clocks are too far apart for a request to be taken; both are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "request was signed at {signed_at} by the clock of {sender}, and here it is {now}: clocks may differ by {} s",
+    CLOCK_WINDOW.as_secs()
+)]
+pub struct ClocksApart {
+    pub sender: PeerId,
+    pub signed_at: UnixTime,
+    pub now: UnixTime,
+}
+
+/// Whether a request signed at `signed_at` may be taken at `now`.
+pub fn check_clock(sender: PeerId, signed_at: UnixTime, now: UnixTime) -> Result<(), ClocksApart> {
+    let apart = now.saturating_since(signed_at).max(signed_at.saturating_since(now));
+    if apart <= CLOCK_WINDOW { Ok(()) } else { Err(ClocksApart { sender, signed_at, now }) }
+}
 
 /// The operator for whom a peer forwards a call.
 #[derive(Debug, Clone, PartialEq, Eq)]

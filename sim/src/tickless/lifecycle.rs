@@ -2,7 +2,6 @@
 
 use super::{
     ledger::{Disk, DiskError, NoResult, State},
-    message::Nonces,
     node::{DiskFault, HostClock, Member, Node, Process},
     world::{Event, World, derive},
 };
@@ -74,6 +73,7 @@ impl World {
             other_version: None,
             hidden_source: None,
             snapshot: None,
+            last_refusal: None,
             hostile: None,
             is_clone_of: None,
             kernel: FakeKernel::new(),
@@ -108,7 +108,7 @@ impl World {
             rng,
             instance,
             responder: Responder::new(),
-            nonces: Nonces::default(),
+            nonces: Default::default(),
             calls: Default::default(),
             handshakes: Default::default(),
             reverses: Default::default(),

@@ -72,6 +72,13 @@ pub const ALL: &[&str] = &[
     "two clocks are too far apart",
     "two live copies of one identity",
     "two services want one name",
+    "a node has caught up with an owner",
+    "a node writes own records anew after a loss",
+    "a node catches up with an owner",
+    "a copy of an identity is refused by its peers",
+    "two live copies of a peer are heard",
+    "an owner publishes a floor",
+    "tombstones are collected, or a reset drops what is not confirmed",
 ];
 
 /// Counts the mark, which stands in [`ALL`].

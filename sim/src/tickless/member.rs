@@ -15,7 +15,7 @@ use arctic::{
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
     membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
-    wire::{handshake::default_api_port, record::Record},
+    wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
 use std::time::Duration;
 
@@ -252,13 +252,16 @@ impl World {
         let Some(process) = node.process.as_mut() else { return };
         let auth = self.options.authenticates.then(|| {
             let bytes: &[u8] = if let Body::Bytes(bytes) = &body { bytes } else { &[] };
-            let nonce = process.rng.bytes();
+            let nonce = mint_nonce(&mut process.rng);
             Auth::sign(&node.author.key, node.author.peer_id, to, op.path(), bytes, node.clock.unix(now), nonce)
         });
         let auth = auth.or_else(|| {
             let signature = arctic::model::Signature::from_bytes([0; 64]);
             Some(Auth { sender: node.author.peer_id, timestamp: Default::default(), nonce: [0; 16], signature })
         });
+        if let Some(auth) = auth.as_ref().filter(|_| self.options.authenticates) {
+            self.witness_minted(n, auth.nonce);
+        }
         let message = Message { path: Path::Gossip(op), auth, body };
         let size = message.size();
         let name = self.peer_name(to);
@@ -312,6 +315,9 @@ impl World {
             Outcome::Answered(answer) => {
                 unauthorized = (answer.status() == 401).then(|| answer.revocations());
                 is_contested_there = answer.has_code(Code::IdentityConflict);
+                if let Some(text) = answer.refusal_text() {
+                    self.nodes[n].last_refusal = Some(text);
+                }
                 answer.into_gossip(op)
             }
             _ => None,

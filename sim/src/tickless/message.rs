@@ -4,15 +4,14 @@
 use super::network::Damage;
 use arctic::{
     handshake,
-    model::{Code, Mono, PeerId, PublicKey, Refused, Signature, SigningKey, UnixTime},
+    model::{Code, PeerId, PublicKey, Refused, Signature, SigningKey, UnixTime},
     wire::{
         gossip::{self, Op},
         handshake::{ErrorBody, Finish, FinishResponse, Identity, Init, InitResponse, decode},
         record::Record,
-        request::{CLOCK_WINDOW, HEADER_SIGNATURE, NONCE_MEMORY, REVOCATIONS, SignedRequest},
+        request::{HEADER_SIGNATURE, REVOCATIONS, SignedRequest},
     },
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How messages travel in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,31 +60,6 @@ impl Auth {
             on_behalf: None,
         };
         request.verify(key, &self.signature)
-    }
-
-    pub fn is_near(&self, now: UnixTime) -> bool {
-        now.saturating_since(self.timestamp).max(self.timestamp.saturating_since(now)) <= CLOCK_WINDOW
-    }
-}
-
-/// Nonces of authentic requests, by sender.
-#[derive(Debug, Default)]
-pub struct Nonces {
-    seen: BTreeMap<PeerId, (BTreeSet<[u8; 16]>, VecDeque<(Mono, [u8; 16])>)>,
-}
-
-impl Nonces {
-    /// Whether the nonce is new.
-    pub fn take(&mut self, sender: PeerId, nonce: [u8; 16], now: Mono) -> bool {
-        let (nonces, by_age) = self.seen.entry(sender).or_default();
-        while let Some((at, old)) = by_age.front().copied()
-            && now - at > NONCE_MEMORY
-        {
-            by_age.pop_front();
-            nonces.remove(&old);
-        }
-        by_age.push_back((now, nonce));
-        nonces.insert(nonce)
     }
 }
 
@@ -232,6 +206,15 @@ impl Answer {
         match self {
             Answer::Refused { status, .. } | Answer::Bytes { status, .. } => *status,
             _ => 200,
+        }
+    }
+
+    /// What a refusal says.
+    pub fn refusal_text(&self) -> Option<String> {
+        match self {
+            Answer::Refused { body, .. } => Some(body.error.clone()),
+            Answer::Bytes { status, body } if *status != 200 => decode::<ErrorBody>(body).ok().map(|b| b.error),
+            _ => None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     ledger::{Disk, Fate, State},
-    message::{Message, Nonces},
+    message::Message,
     world::Work,
 };
 use arctic::{
@@ -13,7 +13,7 @@ use arctic::{
     membership::{Attempts, Author},
     model::{Endpoint, Mono, PeerId, Rng, UnixTime},
     reconcile::Marks,
-    wire::gossip::Op,
+    wire::{gossip::Op, nonces::NonceMemory},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -113,6 +113,8 @@ pub struct Node {
     pub other_version: Option<String>,
     pub hidden_source: Option<IpAddr>,
     pub snapshot: Option<State>,
+    /// What a peer last said when it refused a request.
+    pub last_refusal: Option<String>,
     pub hostile: Option<Hostility>,
     /// The node runs on a copy of the disk of another one.
     pub is_clone_of: Option<usize>,
@@ -128,7 +130,7 @@ pub struct Process {
     pub rng: Rng,
     pub instance: String,
     pub responder: Responder,
-    pub nonces: Nonces,
+    pub nonces: NonceMemory,
     pub calls: BTreeMap<u64, Pending>,
     pub handshakes: BTreeMap<u64, Handshake>,
     pub reverses: BTreeMap<u64, Reverse>,

@@ -18,8 +18,9 @@ use arctic::{
     wire::{
         gossip::{Op, Request},
         handshake::Identity,
+        nonces::NonceRefusal,
         record::kind,
-        request::REVOCATIONS,
+        request::{REVOCATIONS, check_clock},
     },
 };
 use serde_json::json;
@@ -244,18 +245,18 @@ impl World {
         if !checks {
             return Ok(auth.sender);
         }
-        if !auth.is_near(unix) {
+        if let Err(apart) = check_clock(auth.sender, auth.timestamp, unix) {
             sometimes!("two clocks are too far apart");
-            return Err(unauthorized("clocks differ"));
+            return Err(unauthorized(&apart.to_string()));
         }
         if !auth.verify(&key, id, op.path(), message.body_bytes()) {
             sometimes!("a damaged request fails its signature");
             return Err(unauthorized("signature"));
         }
         let Some(process) = node.process.as_mut() else { return Err(not_bootstrapped()) };
-        if !process.nonces.take(auth.sender, auth.nonce, mono) {
-            sometimes!("a request that comes twice is served once");
-            return Err(unauthorized("seen before"));
+        if let Err(refusal) = process.nonces.take(auth.sender, auth.nonce, mono) {
+            sometimes!(refusal == NonceRefusal::Seen, "a request that comes twice is served once");
+            return Err(unauthorized(&refusal.to_string()));
         }
         self.witness_nonce(n, auth.sender, auth.nonce);
         Ok(auth.sender)

@@ -272,6 +272,15 @@ impl World {
         self.failure.is_none() && done(self)
     }
 
+    /// Every host sleeps: the clocks go on, and what was due meanwhile happens at once afterwards.
+    pub fn leap(&mut self, span: Duration) {
+        self.trace.line(self.now, format_args!("all sleep for {span:?}"));
+        self.now = self.now + span;
+        let late: Vec<Least<Slot>> = std::mem::take(&mut self.queue).into_vec();
+        let now = self.now;
+        self.queue = late.into_iter().map(|Least(slot)| Least(Slot { at: slot.at.max(now), ..slot })).collect();
+    }
+
     fn take(&mut self, event: Event) {
         if let Some(node) = node_of(&event)
             && self.nodes[node].paused_until > self.now

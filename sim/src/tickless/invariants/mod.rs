@@ -49,6 +49,7 @@ pub struct Witness {
     pub clones: BTreeMap<usize, usize>,
     pub(super) challenges: BTreeSet<(usize, u64, [u8; 32])>,
     pub(super) sessions: BTreeSet<(usize, [u8; 16])>,
+    pub(super) minted: BTreeSet<(usize, u64, [u8; 16])>,
     pub(super) nonces: BTreeSet<(usize, u64, PeerId, [u8; 16])>,
     /// The high-water mark of each node's license clock, by its boot.
     pub(super) marks: BTreeMap<usize, (u64, arctic::model::UnixTime)>,

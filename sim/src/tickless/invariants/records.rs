@@ -3,7 +3,7 @@
 use super::super::{ledger::Change, world::World};
 use crate::sometimes;
 use arctic::{
-    gossip::Standing,
+    gossip::{LAGGARD_AFTER, Standing},
     membership::LedgerView,
     model::{PeerId, PublicKey},
     wire::{
@@ -43,8 +43,12 @@ impl World {
             }
             (Some(before), None) if !before.record.deleted && key.owner != own => {
                 let standing = self.nodes[n].disk.revocations().map(|r| r.standing(key.owner, None));
-                let is_reset = self.nodes[n].disk.trusted_keys().len() <= 1;
-                if standing.is_ok_and(|s| s.keeps(&key.kind)) && !is_reset {
+                let is_alone = self.nodes[n].disk.trusted_keys().len() <= 1;
+                // A reset drops what was deleted while the node was away; its owner knows.
+                let is_live = self.node_of_peer(key.owner).is_none_or(|at| {
+                    self.nodes[at].disk.read(|s| s.records.get(key).is_some_and(|held| !held.record.deleted))
+                });
+                if standing.is_ok_and(|s| s.keeps(&key.kind)) && !is_alone && is_live {
                     self.violate("G3", format!("n{name} forgot a live {} of {owner}, who is not removed", key.kind));
                 }
             }
@@ -54,6 +58,12 @@ impl World {
         let Some(after) = after else { return };
         let RecordHead { version, hash } = after.head;
         if key.owner == own {
+            // What the node itself deleted since may be collected.
+            if after.record.deleted
+                && let Some(acked) = self.witness.acked.get_mut(&n)
+            {
+                acked.remove(key);
+            }
             self.witness.genuine.insert((key.clone(), version, hash));
         } else if self.witness.is_honest(key.owner) && !self.witness.genuine.contains(&(key.clone(), version, hash)) {
             self.violate(
@@ -83,11 +93,20 @@ impl World {
             let Some(other) = self.node_of_peer(peer).filter(|other| *other != n) else { continue };
             let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
             let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
-            if lags && !self.witness.wiped.contains(&other) {
+            if lags && !self.witness.wiped.contains(&other) && !self.is_laggard(change.key.owner, peer) {
                 let what = format!("n{name} collected a tombstone that n{} has not seen", other + 1);
                 self.violate("R2", what);
             }
         }
+    }
+
+    /// Whether the owner has not heard of the peer for 30 days: it is reset when it returns.
+    fn is_laggard(&self, owner: PeerId, peer: PeerId) -> bool {
+        let Some(owner) = self.node_of_peer(owner).map(|n| &self.nodes[n]) else { return false };
+        let mono = owner.clock.mono(self.now);
+        let view = owner.member().and_then(|member| member.gossip.peer_view(peer));
+        let since = view.and_then(|view| view.last_seen).unwrap_or_default();
+        mono - since >= LAGGARD_AFTER
     }
 
     /// R1: nothing of a removed peer is read; R4: only an operator brings it back.

@@ -27,6 +27,14 @@ impl World {
         }
     }
 
+    /// C4: no process makes a nonce twice.
+    pub(in super::super) fn witness_minted(&mut self, n: usize, nonce: [u8; 16]) {
+        let boot = self.nodes[n].boots;
+        if !self.witness.minted.insert((n, boot, nonce)) {
+            self.violate("C4", format!("n{} makes a nonce twice", n + 1));
+        }
+    }
+
     /// C4: no nonce is taken twice by one process.
     pub(in super::super) fn witness_nonce(&mut self, n: usize, sender: PeerId, nonce: [u8; 16]) {
         let boot = self.nodes[n].boots;

@@ -1,10 +1,19 @@
 //! Scenarios of simulation.md §8 that harness A proves, by those names. Each builds what it needs and breaks what it
 //! must; a violated invariant, or [`World::violate`], is its failure.
 
-pub mod crafted_signature;
-pub mod edge_signatures;
+mod acts;
+mod clocks;
+mod clusters;
+mod crafted_signature;
+mod edge_signatures;
+mod hosts;
+mod removal;
+mod splits;
+mod stage;
+mod stampede;
 
-use super::world::World;
+use super::{trace::Detail, world::World};
+use stage::Casting;
 
 /// A named story with a seed.
 #[derive(Clone, Copy)]
@@ -12,7 +21,34 @@ pub struct Scenario {
     pub name: &'static str,
     /// Seeds of one sweep.
     pub seeds: u64,
-    pub run: fn(seed: u64, real_crypto: bool, detail: super::trace::Detail) -> World,
+    pub run: fn(seed: u64, real_crypto: bool, detail: Detail) -> World,
 }
 
-pub const SCENARIOS: &[Scenario] = &[];
+macro_rules! scenarios {
+    ($($room:ident :: $name:ident),* $(,)?) => {
+        pub const SCENARIOS: &[Scenario] = &[$(Scenario {
+            name: stringify!($name),
+            seeds: 100,
+            run: |seed, real_crypto, detail| $room::$name(Casting { seed, real_crypto, detail }),
+        }),*];
+    };
+}
+
+scenarios![
+    removal::revoked_peer_never_returns_after_collection,
+    removal::mentions_do_not_readmit_and_quiet_peers_are_not_reaped,
+    splits::split_heals_without_seed_list,
+    splits::one_sick_peer_cannot_fail_the_fleet,
+    splits::asymmetric_and_bridge_partition_stays_live,
+    splits::oversize_state_never_wedges_the_queue,
+    crafted_signature::crafted_signature_has_one_verdict,
+    clocks::future_clock_wins_nothing,
+    clocks::license_survives_rollback_1970_and_jump,
+    hosts::restart_never_changes_membership,
+    hosts::bad_disk_degrades,
+    hosts::dual_stack_identity_is_one,
+    hosts::cloned_disk_is_reported,
+    clusters::merge_in_any_order_with_crashes,
+    clusters::poison_record_is_contained,
+    clusters::bootstrap_and_join_stampede,
+];
