@@ -1,5 +1,8 @@
-//! The deterministic simulator: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network,
-//! virtual time and a kernel kept in memory. One seed gives one run; the trace of two runs is equal byte for byte.
+//! The deterministic simulator (simulation.md). One seed gives one run; the trace of two runs is equal byte for byte.
+//!
+//! - [`tickless`], harness A: the pure machines of many nodes on one event queue, thousands of seeds, `scripts/sweep`.
+//! - The rest, harness B: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network, virtual
+//!   time and a kernel kept in memory.
 
 pub mod chaos;
 mod clock;
@@ -19,6 +22,8 @@ pub use processes::equal_in_two_processes;
 pub use streams::{StreamFault, StreamFaults};
 pub use trace::{Trace, record};
 
+use std::ops::Range;
+
 /// turmoil reports panics of spawned tasks only under `tokio_unstable`; without it a broken node would look healthy.
 /// The flag is set by `.cargo/config.toml`, and an environment RUSTFLAGS replaces that file.
 #[allow(clippy::assertions_on_constants, reason = "a run-time failure says what to do; a build failure would hide it")]
@@ -29,12 +34,26 @@ pub fn assert_panics_are_reported() {
     );
 }
 
-/// Runs a scenario twice with one seed and demands equal traces. `SIM_SEED` replaces the given seeds.
-pub fn twin_run(scenario: &str, seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64)) {
+/// Seeds that a test takes in a build without optimization, where a run is ten times as slow.
+const DEBUG_SEEDS: u64 = 1;
+
+/// The seeds that a test is to take of its own: `SIM_SEED` names one instead, `SIM_SEEDS` says how many, also beyond
+/// them. A build without optimization takes the first.
+pub fn chosen_seeds(own: Range<u64>) -> Range<u64> {
+    let number =
+        |name| std::env::var(name).ok().map(|s| s.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")));
+    match (number("SIM_SEED"), number("SIM_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => own.start..own.start + count,
+        (None, None) if cfg!(debug_assertions) => own.start..own.end.min(own.start + DEBUG_SEEDS),
+        (None, None) => own,
+    }
+}
+
+/// Runs a scenario twice with each of the chosen seeds and demands equal traces.
+pub fn twin_run(scenario: &str, seeds: Range<u64>, run: impl Fn(u64)) {
     assert_panics_are_reported();
-    let chosen = std::env::var("SIM_SEED").ok().map(|s| s.parse().expect("SIM_SEED is a number"));
-    let seeds: Vec<u64> = chosen.map_or_else(|| seeds.into_iter().collect(), |seed| vec![seed]);
-    for seed in seeds {
+    for seed in chosen_seeds(seeds) {
         let first = trace::recorded(scenario, seed, || run(seed));
         let second = trace::recorded(scenario, seed, || run(seed));
         first.assert_equal(&second, scenario, seed);

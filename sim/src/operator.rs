@@ -119,10 +119,6 @@ impl Operator {
         self.authorized(host, Method::POST, path, Some(body)).await
     }
 
-    pub async fn put(&self, host: &str, path: &str, body: Value) -> Answer {
-        self.authorized(host, Method::PUT, path, Some(body)).await
-    }
-
     pub async fn delete(&self, host: &str, path: &str) -> Answer {
         self.authorized(host, Method::DELETE, path, None).await
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     process::{Child, Command, Stdio},
 };
 
@@ -11,8 +12,8 @@ const LINE: &str = "sim-digest";
 
 /// Runs the calling test, which has the path `test` in its binary, as two processes at once, and demands that each gives
 /// the same `digest` for every seed: of a trace, or of whatever else a run must give again.
-pub fn equal_in_two_processes(test: &str, seeds: impl IntoIterator<Item = u64>, digest: impl Fn(u64) -> String) {
-    let seeds: Vec<u64> = seeds.into_iter().collect();
+pub fn equal_in_two_processes(test: &str, seeds: Range<u64>, digest: impl Fn(u64) -> String) {
+    let seeds: Vec<u64> = crate::chosen_seeds(seeds).collect();
     if std::env::var_os(CHILD).is_some() {
         for seed in seeds {
             println!("{LINE} {seed} {}", digest(seed));

@@ -1,6 +1,6 @@
 //! Random faults over production nodes, then calm: every invariant holds in time.
 
-use sim::chaos::{Shape, check};
+use sim::chaos::{KNOWN_SEEDS, Shape, check};
 use sim::twin_run;
 use std::time::Duration;
 
@@ -10,4 +10,9 @@ const SHORT: Shape = Shape { chaos: Duration::from_secs(60), nodes: None };
 #[test]
 fn faults_pass_and_every_invariant_holds() {
     twin_run("faults_pass_and_every_invariant_holds", SEEDS, |seed| check(seed, SHORT));
+}
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    KNOWN_SEEDS.into_iter().for_each(|seed| check(seed, Shape::default()));
 }

@@ -1,12 +1,11 @@
 //! The named scenarios of the simulator that need real HTTP and a real store.
 
 use serde_json::{Value, json};
-use sim::{Answer, Cluster, Operator, Options, equal_in_two_processes, trace_digest, twin_run};
+use sim::{Answer, Cluster, Operator, Options, twin_run};
 use std::time::Duration;
 
 /// 6 heartbeat rounds and twice 30 s.
 const CONVERGENCE: Duration = sim::chaos::CONVERGENCE_BOUND;
-const SHORT: sim::chaos::Shape = sim::chaos::Shape { chaos: Duration::from_secs(15), nodes: Some(3) };
 
 fn joined(options: &Options) -> Cluster {
     let mut cluster = Cluster::new(options);
@@ -45,13 +44,6 @@ async fn identity(op: &Operator, host: &str) -> Value {
 
 async fn id_of(op: &Operator, host: &str) -> String {
     identity(op, host).await["peer_id"].as_str().expect("an id").to_owned()
-}
-
-#[test]
-fn twin_runs_in_two_processes_are_equal() {
-    equal_in_two_processes("twin_runs_in_two_processes_are_equal", 1..21, |seed| {
-        trace_digest("twin_runs_in_two_processes_are_equal", seed, |seed| sim::chaos::check(seed, SHORT))
-    });
 }
 
 /// More than one message of gossip holds, in records as large as the API makes them.

@@ -1,7 +1,8 @@
-//! The sweep of harness A: `scripts/sweep --help`. Many seeds on all cores, replay of one, canaries, figures.
+//! The sweep of both harnesses: `scripts/sweep --help`. Many seeds on all cores, replay of one, canaries, figures.
 
 use arctic::planted::Bug;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use sim::chaos::{self, Shape};
 use sim::tickless::{
     Plan,
     faults::Kind,
@@ -26,15 +27,29 @@ use std::{
 
 /// A mark or a fault kind that so many seeds never reach is dead.
 const COVERAGE_FROM_SEEDS: u64 = 1000;
+/// A knob of whole nodes that so many seeds never turn is dead.
+const KNOBS_FROM_SEEDS: usize = 50;
 /// One seed in so many runs twice, and its two traces are compared.
 const TWIN_ONE_IN: u64 = 20;
 /// Within so many seeds a planted bug must show.
 const CANARY_SEEDS: u64 = 500;
 const CHAOS: &str = "chaos";
 
+/// What is simulated.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// The machines alone, without a runtime: many seeds.
+    A,
+    /// Whole production nodes with HTTP and SQLite: few seeds.
+    B,
+}
+
 /// Simulates clusters under faults and checks what must hold.
 #[derive(Parser)]
 struct Args {
+    /// Machines alone, or whole nodes.
+    #[arg(long, value_enum, ignore_case = true, default_value = "a")]
+    tier: Tier,
     /// Seeds of chaos to run.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
@@ -53,9 +68,9 @@ struct Args {
     /// Threads; all cores without it.
     #[arg(long)]
     threads: Option<usize>,
-    /// Plant each bug and see that it is found.
-    #[arg(long)]
-    canaries: bool,
+    /// Plant each of the named bugs, or of all, and see that it is found.
+    #[arg(long, num_args = 0.., value_name = "BUG")]
+    canaries: Option<Vec<String>>,
     /// Plant one bug, by its name.
     #[arg(long)]
     plant: Option<String>,
@@ -87,14 +102,13 @@ fn wall() -> Instant {
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(name) = &args.plant {
-        let Some(bug) = Bug::ALL.into_iter().find(|bug| bug.name() == name) else {
-            eprintln!("no bug {name:?}; there are {}", Bug::ALL.map(Bug::name).join(", "));
-            return ExitCode::FAILURE;
-        };
+        let Some(bug) = bug_of(name) else { return ExitCode::FAILURE };
         arctic::planted::plant(&[bug]);
     }
-    let done = if args.canaries {
-        canaries(&args)
+    let done = if let Some(names) = &args.canaries {
+        canaries(&args, names)
+    } else if args.tier == Tier::B {
+        whole_nodes(&args)
     } else if args.bench {
         sim::tickless::scale::print_speeds();
         true
@@ -109,6 +123,56 @@ fn main() -> ExitCode {
         sweep(&args)
     };
     if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn bug_of(name: &str) -> Option<Bug> {
+    let bug = Bug::ALL.into_iter().find(|bug| bug.name() == name);
+    if bug.is_none() {
+        eprintln!("no bug {name:?}; there are {}", Bug::ALL.map(Bug::name).join(", "));
+    }
+    bug
+}
+
+fn threads(args: &Args) -> usize {
+    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1)
+}
+
+/// Chaos over production nodes. Every knob has to turn in a sweep of many seeds.
+fn whole_nodes(args: &Args) -> bool {
+    if args.scenario.is_some() || args.plant.is_some() {
+        eprintln!("scenarios and planted bugs are of tier A; those of tier B are tests: cargo test --release -p sim");
+        return false;
+    }
+    let started = wall();
+    let is_over = || args.minutes.is_some_and(|minutes| started.elapsed() >= Duration::from_secs(60 * minutes));
+    let failed = AtomicBool::new(false);
+    let seeds: Vec<u64> = match args.seed {
+        Some(seed) => vec![seed],
+        None => chaos::KNOWN_SEEDS.iter().copied().chain(args.from..args.from + args.seeds).collect(),
+    };
+    let wanted = seeds.len();
+    let may_go_on = |_: &u64| !is_over() && (args.keep_going || !failed.load(Ordering::Relaxed));
+    let seeds = seeds.into_iter().take_while(may_go_on);
+    let summary = chaos::sweep(
+        seeds,
+        threads(args),
+        |seed| chaos::run_chosen(seed, Shape::default()),
+        |outcome| {
+            failed.fetch_or(!outcome.violated.is_empty(), Ordering::Relaxed);
+            if args.seed.is_some() {
+                println!("{outcome}");
+            }
+        },
+    );
+    println!("{summary}");
+    if let Some(first) = summary.failed.first() {
+        let needed: Vec<String> = chaos::shrink(first, Shape::default()).iter().map(usize::to_string).collect();
+        println!("needs       SIM_FAULTS={} of seed {}", needed.join(","), first.seed);
+    }
+    let never_fired = summary.never_fired();
+    never_fired.iter().for_each(|knob| println!("never       fault {knob}"));
+    let is_covered = never_fired.is_empty() || wanted < KNOBS_FROM_SEEDS;
+    summary.failed.is_empty() && is_covered
 }
 
 /// What a run of a seed is made of.
@@ -263,12 +327,10 @@ fn hashes(args: &Args) -> bool {
 
 /// Takes seeds in order on all threads until `work` says no.
 fn on_threads(args: &Args, seeds: &[u64], work: impl Fn(u64) -> bool + Sync) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(cores).max(1);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let planted = args.plant.as_ref().and_then(|name| Bug::ALL.into_iter().find(|bug| bug.name() == name));
+    let planted = args.plant.as_deref().and_then(bug_of);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..threads(args) {
             scope.spawn(|| {
                 arctic::planted::plant(planted.as_slice());
                 while !stop.load(Ordering::Relaxed) {
@@ -342,7 +404,7 @@ fn sweep(args: &Args) -> bool {
     let dead = if matches!(story, Story::Chaos) { print_coverage(&totals) } else { 0 };
     print_rest(&totals);
     println!(
-        "sim: seeds={} hours={:.1} failed={} speedup={:.0}x twins={} dead={dead}",
+        "sim: seeds={} hours={:.1} failed={} tier=A speedup={:.0}x twins={} dead={dead}",
         totals.seeds,
         totals.node_hours,
         failed.len(),
@@ -380,9 +442,14 @@ fn print_rest(totals: &Totals) {
 }
 
 /// Each planted bug has to show within its seeds.
-fn canaries(args: &Args) -> bool {
+fn canaries(args: &Args, names: &[String]) -> bool {
+    let named: Option<Vec<Bug>> = names.iter().map(|name| bug_of(name)).collect();
+    let Some(mut bugs) = named else { return false };
+    if bugs.is_empty() {
+        bugs = Bug::ALL.to_vec();
+    }
     let mut all = true;
-    for bug in Bug::ALL {
+    for bug in bugs {
         let started = wall();
         let found = Mutex::new(None::<(u64, &'static str, &'static str)>);
         let seeds: Vec<u64> = (1..=CANARY_SEEDS).collect();
@@ -395,6 +462,13 @@ fn canaries(args: &Args) -> bool {
                     continue;
                 }
                 if let Some(failure) = story.run(seed, Detail::Off).world.failure {
+                    // What fails without the bug as well says nothing about it.
+                    arctic::planted::plant(&[]);
+                    let is_green = story.run(seed, Detail::Off).world.failure.is_none();
+                    arctic::planted::plant(&[bug]);
+                    if !is_green {
+                        continue;
+                    }
                     let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
                     if found.is_none_or(|(before, ..)| seed < before) {
                         *found = Some((seed, story.name(), failure.invariant));

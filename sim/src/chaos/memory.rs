@@ -34,9 +34,6 @@ pub(super) struct ServiceMemory {
     pub presence: Presence,
     /// By destination.
     pub routes: BTreeMap<String, RouteMemory>,
-    pub limit: u64,
-    /// Limits that calls without an answer may still set.
-    pub late_limits: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -45,10 +42,6 @@ pub(super) struct Memory {
     pub services: BTreeMap<String, ServiceMemory>,
     /// The host that the operator removed, and how that ended; `Maybe` also after a re-admission.
     pub removed: Option<(String, Presence)>,
-    /// The removed host was there to be told.
-    pub leaver_was_told: bool,
-    /// Faults at work now, by name.
-    pub troubled: BTreeSet<&'static str>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
     /// Hosts that lost their database and wait for a bootstrap.
@@ -93,15 +86,7 @@ impl Memory {
     pub fn created(&mut self, name: String, source: String, target: String, id: Option<String>, ending: Ending) {
         self.count(ending);
         let presence = Presence::after_addition(ending);
-        let service = ServiceMemory {
-            id,
-            source,
-            target,
-            presence,
-            routes: BTreeMap::new(),
-            limit: 0,
-            late_limits: BTreeSet::new(),
-        };
+        let service = ServiceMemory { id, source, target, presence, routes: BTreeMap::new() };
         self.services.insert(name, service);
     }
 
@@ -122,15 +107,6 @@ impl Memory {
             if let Some(route) = s.routes.get_mut(dest) {
                 route.presence = route.presence.after_deletion(ending);
             }
-        });
-    }
-
-    pub fn limited(&mut self, name: &str, limit: u64, ending: Ending) {
-        self.count(ending);
-        self.change(name, |s| match ending {
-            Ending::Acknowledged => s.limit = limit,
-            Ending::Refused => {}
-            Ending::Unknown => drop(s.late_limits.insert(limit)),
         });
     }
 
@@ -159,7 +135,6 @@ impl Memory {
         for service in self.services.values_mut().filter(of_id) {
             service.presence = Presence::Maybe;
             service.routes.values_mut().for_each(|r| r.presence = Presence::Maybe);
-            service.late_limits.extend(0..=super::workload::LIMIT_MAX_MBPS);
         }
     }
 

@@ -86,7 +86,6 @@ impl Storm {
         for fault in ended {
             self.end(cluster, fault);
         }
-        self.memory.borrow_mut().troubled = self.active.iter().map(|a| a.planned.fault.name()).collect();
     }
 
     /// From now on nothing fails any more; how often each knob turned.

@@ -13,8 +13,8 @@ use std::{
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     pub seeds: u64,
-    /// Times nodes.
-    pub cluster_time: Duration,
+    /// Simulated time, of each node.
+    pub node_time: Duration,
     pub acknowledged: u64,
     pub slowest_convergence: Duration,
     pub fired: BTreeMap<&'static str, u64>,
@@ -24,7 +24,7 @@ pub struct Summary {
 impl Summary {
     pub fn add(&mut self, outcome: Outcome) {
         self.seeds += 1;
-        self.cluster_time += outcome.simulated;
+        self.node_time += outcome.simulated * u32::try_from(outcome.nodes).unwrap_or(u32::MAX);
         self.acknowledged += outcome.acknowledged;
         self.slowest_convergence = self.slowest_convergence.max(outcome.converged_after);
         for (&knob, times) in &outcome.fired {
@@ -51,12 +51,12 @@ impl fmt::Display for Summary {
         }
         write!(
             f,
-            "sim: tier=B seeds={} hours={:.2} acknowledged={} slowest_convergence={:.1}s failed={}",
+            "sim: seeds={} hours={:.1} failed={} tier=B acknowledged={} slowest_convergence={:.1}s",
             self.seeds,
-            self.cluster_time.as_secs_f64() / 3600.0,
+            self.node_time.as_secs_f64() / 3600.0,
+            self.failed.len(),
             self.acknowledged,
             self.slowest_convergence.as_secs_f64(),
-            self.failed.len()
         )
     }
 }

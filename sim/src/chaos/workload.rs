@@ -7,12 +7,8 @@ use hyper::Method;
 use serde_json::{Value, json};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-pub(super) const LIMIT_MAX_MBPS: u64 = 50;
 /// Of a license that allows 100.
 const SERVICES_MAX: usize = 40;
-
-/// A removal reaches those in touch within this time.
-const TELLING: Duration = Duration::from_secs(3);
 
 /// The operator's desk: what is known of hosts and of what was written.
 pub(super) struct Workload {
@@ -55,12 +51,11 @@ impl Workload {
     }
 
     async fn one_write(&mut self) {
-        match self.rng.below(20) {
+        match self.rng.below(17) {
             0..=5 => self.create().await,
             6..=11 => self.add_route().await,
-            12..=14 => self.limit().await,
-            15..=16 => self.delete_route().await,
-            17..=18 => self.delete_service().await,
+            12..=13 => self.delete_route().await,
+            14..=15 => self.delete_service().await,
             _ => self.look().await,
         }
     }
@@ -83,7 +78,6 @@ impl Workload {
         self.memory.borrow_mut().in_flight = Some(host.to_owned());
         let answer = match (method, body) {
             (Method::POST, Some(body)) => self.op.post(host, path, body).await,
-            (Method::PUT, Some(body)) => self.op.put(host, path, body).await,
             _ => self.op.delete(host, path).await,
         };
         self.memory.borrow_mut().in_flight = None;
@@ -133,14 +127,6 @@ impl Workload {
         self.memory.borrow_mut().route_added(&name, dest, id, ending);
     }
 
-    async fn limit(&mut self) {
-        let Some((name, path, called)) = self.service() else { return };
-        let limit = 1 + self.rng.below(LIMIT_MAX_MBPS);
-        let body = json!({"bandwidth_limit_mbps": limit});
-        let (ending, _) = self.send(&called, Method::PUT, &path, Some(body)).await;
-        self.memory.borrow_mut().limited(&name, limit, ending);
-    }
-
     async fn delete_route(&mut self) {
         let Some((name, path, called)) = self.service() else { return };
         let there: Vec<(String, u64)> = self.memory.borrow().services[&name]
@@ -175,13 +161,8 @@ impl Workload {
             return false;
         }
         let path = format!("/v1/peers/{}", self.peer_ids[&leaver]);
-        let in_touch = || self.memory.borrow().troubled.is_empty();
-        let before = in_touch();
         let (ending, _) = self.send(&called, Method::DELETE, &path, None).await;
         self.memory.borrow_mut().peer_removed(&leaver, ending);
-        tokio::time::sleep(TELLING).await;
-        let told = before && in_touch();
-        self.memory.borrow_mut().leaver_was_told = told;
         ending != Ending::Refused
     }
 
