@@ -46,7 +46,7 @@ pub(super) fn put_aside(path: &Path, reason: String) -> StoreError {
     }
 }
 
-fn moved(path: &Path, kept: &PathBuf) -> Result<(), StoreError> {
+fn moved(path: &Path, kept: &Path) -> Result<(), StoreError> {
     for suffix in ["", "-wal"] {
         let from = with_suffix(path, suffix);
         match std::fs::rename(&from, with_suffix(kept, suffix)) {
