@@ -6,10 +6,7 @@ use super::{
     records,
 };
 use rusqlite::{Connection, ErrorCode};
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::Path};
 
 /// Damaged databases that are kept; one more takes the place of the last.
 const KEPT_MAX: usize = 5;
