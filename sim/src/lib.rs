@@ -1,5 +1,8 @@
-//! The deterministic simulator: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network,
-//! virtual time and a kernel kept in memory. One seed gives one run; the trace of two runs is equal byte for byte.
+//! The deterministic simulator (simulation.md). One seed gives one run; the trace of two runs is equal byte for byte.
+//!
+//! - [`tickless`], harness A: the pure machines of many nodes on one event queue, thousands of seeds, `scripts/sweep`.
+//! - The rest, harness B: production nodes (`arctic::node`) with real HTTP and SQLite on a simulated network, virtual
+//!   time and a kernel kept in memory.
 
 pub mod chaos;
 mod clock;

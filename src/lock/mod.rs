@@ -229,7 +229,7 @@ impl Lock {
         Ok(LockReply::Granted)
     }
 
-    /// Begins to claim the lock with the grants of `voters`, the healthy peers.
+    /// Begins to claim the lock with the grants of `voters`, the healthy peers; [`Lock::handle_healthy`] keeps them so.
     pub fn claim(&mut self, lease: Lease, voters: &BTreeSet<PeerId>, now: Mono) -> Result<(), Standing> {
         self.handle_timeout(now);
         if let Some(standing) = self.standing(now) {
@@ -270,10 +270,13 @@ impl Lock {
         };
     }
 
-    /// Waits no more for peers that are not healthy.
-    pub fn handle_healthy(&mut self, healthy: &BTreeSet<PeerId>) {
-        if let Some(claim) = self.claim.as_mut() {
-            claim.voters.retain(|peer, _| healthy.contains(peer));
+    /// Waits no more for peers that are not healthy, and asks those that have become so since the claim began: they may
+    /// know another lease.
+    pub fn handle_healthy(&mut self, healthy: &BTreeSet<PeerId>, now: Mono) {
+        let Some(claim) = self.claim.as_mut() else { return };
+        claim.voters.retain(|peer, _| healthy.contains(peer));
+        for peer in healthy.iter().filter(|peer| **peer != self.local) {
+            claim.voters.entry(*peer).or_insert(Voter::Due(now));
         }
     }
 

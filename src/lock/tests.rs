@@ -127,8 +127,23 @@ fn a_silent_peer_is_named_after_five_seconds_unless_it_is_not_healthy() {
     b.handle_request(peer(1), &LockRequest::Withdraw(lease(1, 1).token), at(5_000)).unwrap();
     a.claim(lease(1, 2), &voters(&[2, 3]), at(6_000)).unwrap();
     ask(&mut a, &mut [&mut b], at(6_000));
-    a.handle_healthy(&voters(&[2]));
+    a.handle_healthy(&voters(&[2]), at(6_001));
     assert!(matches!(a.poll_outcome(at(6_001)), Some(Outcome::Won(_))));
+}
+
+#[test]
+fn a_peer_that_comes_back_during_a_claim_is_asked_too() {
+    let [mut a, mut b, mut c] = [1, 2, 3].map(|n| Lock::new(peer(n)));
+    let held = lease(3, 1);
+    c.claim(held.clone(), &BTreeSet::new(), at(0)).unwrap();
+    assert_eq!(c.poll_outcome(at(0)), Some(Outcome::Won(held.clone())));
+    c.handle_records(&[published(&held, 1)], at(0));
+    a.claim(lease(1, 2), &voters(&[2]), at(0)).unwrap();
+    a.handle_healthy(&voters(&[2, 3]), at(1));
+    ask(&mut a, &mut [&mut b], at(1));
+    assert_eq!(a.poll_outcome(at(2)), None, "the grant of the returned peer is missing");
+    ask(&mut a, &mut [&mut b, &mut c], at(201));
+    assert!(matches!(a.poll_outcome(at(202)), Some(Outcome::Lost(standing)) if standing.lease == held));
 }
 
 #[test]
@@ -341,7 +356,7 @@ impl World {
 
     fn pump(&mut self, n: usize) {
         let (now, healthy) = (self.now, self.healthy(n));
-        self.agents[n].machine.handle_healthy(&healthy);
+        self.agents[n].machine.handle_healthy(&healthy, now);
         while let Some((to, request)) = self.agents[n].machine.poll_request(now) {
             let to = self.agents.iter().position(|a| a.machine.local == to).unwrap();
             self.agents[n].asked.insert(to);
@@ -525,6 +540,12 @@ fn no_two_connected_agents_win_under_loss_splits_restarts_and_skew() {
         wins += two_never_win(seed, 2 + (seed % 4) as usize, (seed % 3) * 15);
     }
     assert!(wins > 100, "the lock is taken often enough to mean something: {wins}");
+}
+
+/// A split ends while the third agent waits for grants, and the first one, from the other side, holds the lock.
+#[test]
+fn no_agent_wins_past_one_that_came_back_while_it_claimed() {
+    two_never_win(12_891_484_202_803_001_522, 4, 24);
 }
 
 proptest! {

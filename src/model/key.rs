@@ -41,6 +41,10 @@ pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
+        #[cfg(feature = "simulation")]
+        if stub::is_on() {
+            return Ok(Self(bytes));
+        }
         let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint)?;
         if !is_reduced(&bytes) {
             return Err(KeyError::NotAPoint);
@@ -171,7 +175,7 @@ pub mod stub {
         static ON: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Whether this thread signs and verifies with a keyed hash instead of Ed25519.
+    /// Whether this thread signs and verifies with a keyed hash instead of Ed25519, and takes every key for a point.
     pub fn switch(on: bool) {
         ON.set(on);
     }

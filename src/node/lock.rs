@@ -129,7 +129,7 @@ impl Node {
             let (questions, outcome, due) = {
                 let mut guard = self.lock();
                 let machine = guard.as_mut().ok_or_else(super::gossip::not_bootstrapped)?;
-                machine.handle_healthy(&healthy);
+                machine.handle_healthy(&healthy, now);
                 let questions: Vec<_> = std::iter::from_fn(|| machine.poll_request(now)).collect();
                 (questions, machine.poll_outcome(now), machine.poll_timeout(now))
             };

@@ -462,6 +462,13 @@ fn canaries(args: &Args, names: &[String]) -> bool {
                     continue;
                 }
                 if let Some(failure) = story.run(seed, Detail::Off).world.failure {
+                    // What fails without the bug as well says nothing about it.
+                    arctic::planted::plant(&[]);
+                    let is_green = story.run(seed, Detail::Off).world.failure.is_none();
+                    arctic::planted::plant(&[bug]);
+                    if !is_green {
+                        continue;
+                    }
                     let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
                     if found.is_none_or(|(before, ..)| seed < before) {
                         *found = Some((seed, story.name(), failure.invariant));

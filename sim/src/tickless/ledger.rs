@@ -6,7 +6,7 @@ use arctic::{
     membership::{ClusterFacts, IdentityConflict, Ledger, LedgerView, PeerRow, Put},
     model::{PeerId, PublicKey, Refused},
     planted::{Bug, planted},
-    wire::record::{Record, RecordError, RecordHead, RecordKey},
+    wire::record::{PeerBody, Record, RecordError, RecordHead, RecordKey, kind},
 };
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
@@ -75,6 +75,16 @@ impl From<DiskError> for Refused {
 pub struct Held {
     pub record: Arc<Record>,
     pub head: RecordHead,
+    /// What a live `peer` record says, read once.
+    pub peer: Option<Arc<PeerBody>>,
+}
+
+impl Held {
+    fn new(record: &Record) -> Result<Self, RecordError> {
+        let says_peer = record.key.kind == kind::PEER && !record.deleted;
+        let peer = says_peer.then(|| record.body_as().ok().map(Arc::new)).flatten();
+        Ok(Self { head: record.head()?, record: Arc::new(record.clone()), peer })
+    }
 }
 
 /// Facts of this host.
@@ -255,7 +265,8 @@ impl Disk {
 }
 
 fn with_body(state: &State, row: &PeerRow) -> PeerRow {
-    row.clone().with_record(state.records.get(&row.record_key()).map(|held| &*held.record))
+    let body = state.records.get(&row.record_key()).and_then(|held| held.peer.as_deref().cloned());
+    PeerRow { body, ..row.clone() }
 }
 
 impl LedgerView for Disk {
@@ -308,12 +319,12 @@ impl Ledger for Disk {
         Ok(())
     }
     fn put_record(&self, record: &Record) -> Result<(), DiskError> {
-        let held = Held { head: record.head()?, record: Arc::new(record.clone()) };
+        let held = Held::new(record)?;
         self.inner.borrow_mut().set_record(record.key.clone(), Some(held));
         Ok(())
     }
     fn put_verified(&self, record: &Record) -> Result<Put, DiskError> {
-        let held = Held { head: record.head()?, record: Arc::new(record.clone()) };
+        let held = Held::new(record)?;
         let mut inner = self.inner.borrow_mut();
         let is_old = inner.state.records.get(&record.key).is_some_and(|before| before.head >= held.head);
         if is_old && !planted(Bug::VersionCheckSkipped) {

@@ -253,6 +253,7 @@ impl World {
             });
             grown.expect("a disk without faults");
         }
+        self.witness.acked.clear();
         for n in 0..self.nodes.len() {
             drop(self.nodes[n].disk.take_changes());
             self.start(n);

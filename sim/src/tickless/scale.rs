@@ -66,6 +66,9 @@ pub fn print_speeds() {
             events += live(&mut world, Duration::from_secs(1));
         }
         let speed = (world.now - from).as_secs_f64() / started.elapsed().as_secs_f64();
+        if let Some(failure) = &world.failure {
+            println!("S1/S2       nodes={nodes} stopped: {} {}", failure.invariant, failure.what);
+        }
         let verdict = if speed >= *goal { "met" } else { "NOT met" };
         let crypto = if *real_crypto { "ed25519" } else { "stub" };
         let per_event = started.elapsed().as_secs_f64() * 1e6 / events.max(1) as f64;

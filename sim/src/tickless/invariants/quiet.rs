@@ -62,7 +62,7 @@ impl World {
             return Some(("R3", format!("n{} trusts n{}, which belongs to no cluster", a + 1, b + 1)));
         };
         if !self.trusts(b, a) {
-            if other.disk.trusted_keys().len() >= theirs.license.max_nodes() as usize {
+            if self.is_full(b) {
                 // Two handshakes passed the node limit at once, and the later one was refused on one side.
                 return None;
             }
@@ -84,6 +84,12 @@ impl World {
             return Some(("L3", format!("n{} still doubts its clock", a + 1)));
         }
         self.removed_peer_in_use(a)
+    }
+
+    /// A node that takes in nobody any more.
+    fn is_full(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        node.member().is_some_and(|m| node.disk.trusted_keys().len() >= m.license.max_nodes() as usize)
     }
 
     /// Most of its peers had jumped ahead and a node believed them: until a renewal its license has run out.
@@ -118,11 +124,14 @@ impl World {
 
     /// Everyone whom a trusted peer trusts is trusted, where nothing stands against it.
     fn strangers(&self, core: &[usize]) -> Wrong {
-        let open = |n: usize| self.nodes[n].member().is_some_and(|m| m.entitlement.state < State::ReadOnly);
+        let open = |n: usize| {
+            let permits = self.nodes[n].member().is_some_and(|m| m.entitlement.state < State::ReadOnly);
+            permits && !self.is_full(n)
+        };
         for a in core.iter().copied().filter(|n| open(*n)) {
             let removed: BTreeSet<PeerId> =
                 self.nodes[a].disk.revoked_identities().ok()?.into_iter().map(|(peer, _)| peer).collect();
-            for b in core.iter().copied().filter(|b| *b != a && self.trusts(a, *b)) {
+            for b in core.iter().copied().filter(|b| *b != a && open(*b) && self.trusts(a, *b)) {
                 let unknown = core.iter().copied().find(|c| {
                     *c != a && self.trusts(b, *c) && !self.trusts(a, *c) && !removed.contains(&self.nodes[*c].id())
                 });
