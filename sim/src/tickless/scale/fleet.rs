@@ -19,7 +19,8 @@ use std::{
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const LATENCY_MAX_MS: u64 = 50;
-/// Request line, host, type, length and the four headers of a signed request; status line and headers of an answer.
+/// Counted by hand: request line, host, type, length and the four headers of a signed request; status line, type,
+/// length, date and request id of an answer.
 const REQUEST_HEAD_BYTES: u64 = 342;
 const ANSWER_HEAD_BYTES: u64 = 150;
 /// Events between two looks at the clock of the wall.
@@ -270,8 +271,16 @@ impl Fleet {
         self.rng.below(bound as u64) as usize
     }
 
-    /// A heartbeat of the second machine to the first and its answer, in bytes with headers.
+    /// A heartbeat of the second machine to the first and its answer, in bytes with headers; waits for a moment in which
+    /// none is under way.
     pub fn exchange_bytes(&mut self) -> Option<u64> {
+        (0..20).find_map(|_| {
+            self.run(self.now + Duration::from_millis(700), &|| true, |_| false);
+            self.exchange_now()
+        })
+    }
+
+    fn exchange_now(&mut self) -> Option<u64> {
         self.machines[1].handle_sync(self.now);
         let to = self.ids[0];
         let sent = std::iter::from_fn(|| self.machines[1].poll_transmit());
