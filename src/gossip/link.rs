@@ -286,7 +286,12 @@ impl Work {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Links {
     list: Vec<Link>,
+    /// Where each part of the range of tails begins in the list; a lookup reads one of these and a link or two.
+    starts: Vec<u32>,
 }
+
+/// Links that a part of the range of tails holds, on average.
+const LINKS_PER_PART: usize = 2;
 
 type Rank = (Tail, PeerId);
 
@@ -299,26 +304,48 @@ impl Links {
         let mut list: Vec<Link> = links.into_iter().collect();
         list.sort_by_key(|link| rank(link.peer));
         list.shrink_to_fit();
-        Self { list }
+        let mut links = Self { list, starts: Vec::new() };
+        links.divide();
+        links
     }
 
-    /// Tails are spread evenly, so the place is guessed and looked for around the guess.
+    /// Sets the parts for the present number of links.
+    fn divide(&mut self) {
+        let parts = self.list.len() / LINKS_PER_PART + 1;
+        self.starts = vec![0; parts + 1];
+        for at in 0..self.list.len() {
+            let part = self.part(Tail::of(self.list[at].peer));
+            self.starts[part + 1] += 1;
+        }
+        for part in 0..parts {
+            self.starts[part + 1] += self.starts[part];
+        }
+    }
+
+    fn part(&self, tail: Tail) -> usize {
+        let parts = self.starts.len().saturating_sub(1) as u128;
+        ((u128::from(tail.0) * parts) >> 48) as usize
+    }
+
     fn position(&self, wanted: &Rank) -> Result<usize, usize> {
-        let at = |i: usize| rank(self.list[i].peer);
-        let len = self.list.len();
-        let guess = ((u128::from(wanted.0.0) * len as u128) >> 48) as usize;
-        let (mut low, mut high, mut stride) = (guess, guess, 8);
-        while low > 0 && at(low.min(len - 1)) > *wanted {
-            low = low.saturating_sub(stride);
-            stride *= 2;
+        let part = self.part(wanted.0);
+        let Some([low, high]) = self.starts.get(part..part + 2) else { return Err(0) };
+        let (low, high) = (*low as usize, *high as usize);
+        let found = self.list[low..high].binary_search_by(|link| rank(link.peer).cmp(wanted));
+        found.map(|i| i + low).map_err(|i| i + low)
+    }
+
+    /// After a link came or went: the parts after its own begin one later or earlier, or all anew if they no longer fit.
+    fn shift(&mut self, tail: Tail, came: bool) {
+        let wanted = self.list.len() / LINKS_PER_PART + 1;
+        let parts = self.starts.len().saturating_sub(1);
+        if parts == 0 || wanted > 2 * parts || 4 * wanted < parts {
+            return self.divide();
         }
-        stride = 8;
-        while high < len && at(high) < *wanted {
-            high = (high + stride).min(len);
-            stride *= 2;
+        let part = self.part(tail);
+        for start in &mut self.starts[part + 1..] {
+            *start = if came { *start + 1 } else { *start - 1 };
         }
-        let window = &self.list[low..(high + 1).min(len)];
-        window.binary_search_by(|link| rank(link.peer).cmp(wanted)).map(|i| i + low).map_err(|i| i + low)
     }
 
     pub fn get(&self, peer: &PeerId) -> Option<&Link> {
@@ -346,12 +373,19 @@ impl Links {
     pub fn insert(&mut self, link: Link) {
         match self.position(&rank(link.peer)) {
             Ok(at) => self.list[at] = link,
-            Err(at) => self.list.insert(at, link),
+            Err(at) => {
+                let tail = Tail::of(link.peer);
+                self.list.insert(at, link);
+                self.shift(tail, true);
+            }
         }
     }
 
     pub fn remove(&mut self, peer: &PeerId) -> Option<Link> {
-        self.position(&rank(*peer)).ok().map(|at| self.list.remove(at))
+        let at = self.position(&rank(*peer)).ok()?;
+        let link = self.list.remove(at);
+        self.shift(Tail::of(*peer), false);
+        Some(link)
     }
 
     pub fn len(&self) -> usize {
@@ -368,5 +402,31 @@ impl Links {
 
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Link> {
         self.list.iter_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Rng, SigningKey};
+
+    #[test]
+    fn links_are_found_by_peer_and_by_tail_while_others_come_and_go() {
+        let mut rng = Rng::from_seed([3; 32]);
+        let key = SigningKey::from_seed([1; 32]).public();
+        let ids: Vec<PeerId> = (0..600).map(|n| PeerId::mint(UnixTime::from_ms(n), &mut rng)).collect();
+        let link = |id: &PeerId| Link::new(*id, key, None, None);
+        let mut links = Links::from_links(ids[..40].iter().map(link));
+        ids[40..].iter().for_each(|id| links.insert(link(id)));
+        assert_eq!(links.len(), 600);
+        for (n, id) in ids.iter().enumerate().filter(|(n, _)| n % 7 != 0) {
+            assert!(links.remove(id).is_some(), "{n}");
+            assert!(links.remove(id).is_none(), "{n}");
+        }
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(links.contains_key(id), n % 7 == 0, "{n}");
+            assert_eq!(links.of_tail(Tail::of(*id)).map(|l| l.peer()), (n % 7 == 0).then_some(*id));
+        }
+        assert!(links.values().is_sorted_by_key(|l| rank(l.peer)));
     }
 }

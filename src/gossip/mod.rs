@@ -232,6 +232,18 @@ impl Gossip {
         facts: Facts,
         records: Vec<Record>,
         peers: &BTreeMap<PeerId, PublicKey>,
+        rng: Rng,
+        now: Mono,
+    ) -> Self {
+        Self::sharing(local, facts, records.into_iter().map(Arc::new), peers, rng, now)
+    }
+
+    /// The same; many machines in one process share the records.
+    pub fn sharing(
+        local: Local,
+        facts: Facts,
+        records: impl IntoIterator<Item = Arc<Record>>,
+        peers: &BTreeMap<PeerId, PublicKey>,
         mut rng: Rng,
         now: Mono,
     ) -> Self {

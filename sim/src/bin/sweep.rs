@@ -77,7 +77,7 @@ struct Args {
     /// Figures of large clusters.
     #[arg(long)]
     scale: bool,
-    /// Speeds S1 and S2.
+    /// Figures S1-S12.
     #[arg(long)]
     bench: bool,
     /// Print the hash of the trace of each seed, for a comparison with another process.
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
     } else if args.tier == Tier::B {
         whole_nodes(&args)
     } else if args.bench {
-        sim::tickless::scale::print_speeds();
+        sim::tickless::scale::print_bench();
         true
     } else if args.scale {
         sim::tickless::scale::print_scale();
