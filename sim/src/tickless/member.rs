@@ -13,7 +13,7 @@ use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
-    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
+    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, RefusedBy, Side},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
@@ -347,13 +347,17 @@ impl World {
 
     /// A trusted peer does not trust this one: it has removed it, or lost its database.
     fn take_unauthorized(&mut self, n: usize, peer: PeerId, revocations: &[Record]) {
-        let told = self.write(n, |tx, own| Ok(membership::take_own_revocations(tx, own.author, revocations)?));
-        match told {
-            Ok(told) if !told.is_empty() => {
+        let judged = self.write(n, |tx, own| Ok(membership::take_refusal(tx, own.author, peer, revocations)?));
+        match judged {
+            Ok(RefusedBy::Revocation(news)) => {
                 sometimes!("a removed peer learns of it when it calls");
-                self.trust_changed(n, &told);
+                self.trust_changed(n, &news);
             }
-            Ok(_) => {
+            Ok(RefusedBy::KnownRevocation) => {
+                self.prune_attempts(n);
+                self.trust_changed(n, &[]);
+            }
+            Ok(RefusedBy::Ignorance) => {
                 let Some(row) = self.nodes[n].disk.peer(peer).ok().flatten() else { return };
                 let mono = self.nodes[n].clock.mono(self.now);
                 let Some(member) = self.nodes[n].member_mut() else { return };
