@@ -52,12 +52,15 @@ pub fn chosen_seeds(own: Range<u64>) -> Range<u64> {
 
 /// Runs a scenario twice with each of the chosen seeds and demands equal traces.
 pub fn twin_run(scenario: &str, seeds: Range<u64>, run: impl Fn(u64)) {
+    chosen_seeds(seeds).for_each(|seed| twin_run_with(seed, scenario, &run));
+}
+
+/// Runs a scenario twice with this very seed, whatever seeds are chosen, and demands equal traces.
+pub fn twin_run_with(seed: u64, scenario: &str, run: impl Fn(u64)) {
     assert_panics_are_reported();
-    for seed in chosen_seeds(seeds) {
-        let first = trace::recorded(scenario, seed, || run(seed));
-        let second = trace::recorded(scenario, seed, || run(seed));
-        first.assert_equal(&second, scenario, seed);
-    }
+    let first = trace::recorded(scenario, seed, || run(seed));
+    let second = trace::recorded(scenario, seed, || run(seed));
+    first.assert_equal(&second, scenario, seed);
 }
 
 /// Runs a scenario once; the digest of its trace.

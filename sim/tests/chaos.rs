@@ -1,7 +1,7 @@
 //! Random faults over production nodes, then calm: every invariant holds in time.
 
 use sim::chaos::{KNOWN_SEEDS, Shape, check};
-use sim::twin_run;
+use sim::{twin_run, twin_run_with};
 use std::time::Duration;
 
 const SEEDS: std::ops::Range<u64> = 1..4;
@@ -14,5 +14,7 @@ fn faults_pass_and_every_invariant_holds() {
 
 #[test]
 fn seeds_that_once_failed_pass() {
-    KNOWN_SEEDS.into_iter().for_each(|seed| check(seed, Shape::default()));
+    for seed in KNOWN_SEEDS {
+        twin_run_with(seed, "seeds_that_once_failed_pass", |seed| check(seed, Shape::default()));
+    }
 }

@@ -3,12 +3,17 @@
 use super::{
     admission::{HEADER_LOCK, Request},
     answer::{Answer, Outcome},
+    caller::Caller,
 };
 use crate::{
     model::{PeerId, Refused},
-    node::Call,
+    node::{Call, Node},
+    wire::{
+        record::RecordKey,
+        request::{HEADER_WRITTEN, Written},
+    },
 };
-use hyper::header::{CONTENT_TYPE, HeaderName, IF_MATCH, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -36,25 +41,39 @@ pub(super) fn call(r: &Request, answer_timeout: Duration) -> Call {
 /// The owner's answer; an error carries the id of our own answer. PEER_UNREACHABLE when it gives none; nothing has
 /// changed then.
 pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
-    let before = r.node().store().read::<_, Refused>(|view| Ok(view.newest_version(owner)?))?;
     let client = r.caller.on_behalf(false)?;
     let answer = r.node().call_peer(owner, &call(r, OWNER_TIMEOUT), Some(&client)).await?;
-    if (200..300).contains(&answer.status) && !r.query.flag("dry_run")?.unwrap_or(false) {
-        drop(timeout(COPY_WAIT, newer_copy(r, owner, before)).await);
+    let written = answer.headers.get(HEADER_WRITTEN).and_then(|value| Written::parse(value.to_str().ok()?));
+    if let Some(written) = written
+        && timeout(COPY_WAIT, held_here(r.node(), owner, &written)).await.is_err()
+    {
+        tracing::debug!(%owner, kind = written.kind, id = written.id, "answered before the change was here");
     }
     let answer = Answer::relayed(answer, |name: &HeaderName| *name == CONTENT_TYPE || *name == RETRY_AFTER)?;
     Ok(if answer.is_error() { answer.under(r.request_id) } else { answer })
 }
 
-/// Returns once a record of `owner` above `version` is held here.
-async fn newer_copy(r: &Request, owner: PeerId, version: u64) -> Result<(), Refused> {
-    let mut revision = r.node().store().revision();
+/// Names the own record that a write has left, for the agent that forwarded it.
+pub(super) fn name_written(r: &Request, answer: Answer, kind: &str, id: &str) -> Outcome {
+    let for_its_client = matches!(&r.caller, Caller::Forwarded { client, .. } if !client.proxied);
+    if !for_its_client || r.query.flag("dry_run")?.unwrap_or(false) {
+        return Ok(answer);
+    }
+    let key = RecordKey { kind: kind.into(), id: id.into(), owner: r.identity()?.peer_id };
+    let Some(record) = r.node().store().read(|view| view.record(&key))? else { return Ok(answer) };
+    let written = Written { kind: key.kind, id: key.id, version: record.version };
+    let value = HeaderValue::try_from(written.header()).map_err(Refused::internal)?;
+    Ok(answer.with(HeaderName::from_static(HEADER_WRITTEN), value))
+}
+
+/// Returns once what `owner` has written, or what it wrote over it, is held here.
+pub(super) async fn held_here(node: &Node, owner: PeerId, written: &Written) -> Result<(), Refused> {
+    let key = RecordKey { kind: written.kind.clone(), id: written.id.clone(), owner };
+    let mut revision = node.store().revision();
     loop {
         revision.borrow_and_update();
-        if r.node().store().read::<_, Refused>(|view| Ok(view.newest_version(owner)?))? > version {
-            return Ok(());
-        }
-        if revision.changed().await.is_err() {
+        let held = node.store().read(|view| view.record(&key))?;
+        if held.is_some_and(|record| record.version >= written.version) || revision.changed().await.is_err() {
             return Ok(());
         }
     }

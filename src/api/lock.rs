@@ -12,7 +12,8 @@ use crate::{
     node::{LockView, LockWish},
     wire::{
         gossip::Digest,
-        lock::{PURPOSE_MAX_CHARS, TTL_DEFAULT_S, TTL_MAX_S, TTL_MIN_S, is_purpose},
+        lock::{LEASE_ID, PURPOSE_MAX_CHARS, TTL_DEFAULT_S, TTL_MAX_S, TTL_MIN_S, is_purpose},
+        record::kind,
     },
 };
 use hyper::HeaderMap;
@@ -83,7 +84,8 @@ async fn renew(r: &Request, token: &Secret, ttl_s: Option<u32>) -> Outcome {
         return forward::to_owner(r, holder).await;
     }
     let view = r.node().renew_lock(token, ttl_s).await?;
-    Ok(Answer::ok(&json!({ "lock": shown(&view, Some(token)) }))?.uncached())
+    let answer = Answer::ok(&json!({ "lock": shown(&view, Some(token)) }))?.uncached();
+    forward::name_written(r, answer, kind::LOCK, LEASE_ID)
 }
 
 pub(super) async fn clear(r: Request) -> Outcome {
@@ -112,7 +114,8 @@ pub(super) async fn clear(r: Request) -> Outcome {
         }
         r.node().clear_lock(&view).await?;
     }
-    Answer::ok(&json!({ "cleared": shown(&view, None) }))
+    let answer = Answer::ok(&json!({ "cleared": shown(&view, None) }))?;
+    forward::name_written(&r, answer, kind::LOCK, LEASE_ID)
 }
 
 /// The client that took the lock, or whoever has its token.

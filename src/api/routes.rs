@@ -11,6 +11,7 @@ use super::{
 use crate::{
     model::{Code, Refused, Route, RouteId, Service, ServiceBody, UnixTime, default_priority, parse_route_cidr},
     routing::{CompiledRoute, sort_routes},
+    wire::record::kind,
 };
 use ipnet::IpNet;
 use serde_json::json;
@@ -73,6 +74,7 @@ pub(super) async fn add(r: Request) -> Outcome {
     let dry_run = r.dry_run()?;
     let wishes = Wish::read_all(&r.body)?;
     let (service, author, now) = (find(&r)?, r.identity()?, r.now());
+    let service_id = service.id.to_string();
     if service.body.source_peer_id != author.peer_id {
         return forward::to_owner(&r, service.body.source_peer_id).await;
     }
@@ -83,7 +85,8 @@ pub(super) async fn add(r: Request) -> Outcome {
         Ok(ids)
     });
     let ids = ids.await?;
-    Answer::created(&json!({"count": ids.len(), "route_ids": ids}))
+    let answer = Answer::created(&json!({"count": ids.len(), "route_ids": ids}))?;
+    forward::name_written(&r, answer, kind::SERVICE, &service_id)
 }
 
 /// Adds all or, by an error, none. `version` is that of the record to be.
@@ -127,6 +130,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
     let text = r.param("rid").to_owned();
     let unknown = move || not_found(format!("route `{}` not found", clip(&text)));
     let (service, author, now) = (find(&r)?, r.identity()?, r.now());
+    let service_id = service.id.to_string();
     let id: RouteId = r.param("rid").parse().map_err(|_| unknown())?;
     if !service.body.routes.iter().any(|route| route.id == id) {
         return Err(unknown());
@@ -144,7 +148,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
         Ok(())
     })
     .await?;
-    Ok(Answer::no_content())
+    forward::name_written(&r, Answer::no_content(), kind::SERVICE, &service_id)
 }
 
 #[cfg(test)]

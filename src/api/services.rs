@@ -15,6 +15,7 @@ use crate::{
     },
     reconcile::Status,
     store::{PeerRow, Tx, View},
+    wire::record::kind,
 };
 use hyper::header::IF_MATCH;
 use ipnet::IpNet;
@@ -183,7 +184,9 @@ pub(super) async fn create(r: Request) -> Outcome {
         let id = mint_id(&services, now, &mut rng)?;
         Ok(tx.put_service(&author, id, &body)?)
     });
-    Answer::created(&whole(&r, &made.await?)?)
+    let made = made.await?;
+    let answer = Answer::created(&whole(&r, &made)?)?;
+    forward::name_written(&r, answer, kind::SERVICE, &made.id.to_string())
 }
 
 fn body_of(tx: &Tx<'_>, wish: &Wish, source: PeerId, now: UnixTime) -> Result<ServiceBody, Refused> {
@@ -269,7 +272,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
     let if_match = if_match(&r)?;
     let service = find(&r)?;
     let author = r.identity()?;
-    let owner = service.body.source_peer_id;
+    let (owner, id) = (service.body.source_peer_id, service.id.to_string());
     if owner == author.peer_id {
         transaction::write(r.node(), dry_run, move |tx| {
             let current = tx.service(service.id)?.ok_or_else(|| unknown(&service.id.to_string()))?;
@@ -282,7 +285,7 @@ pub(super) async fn delete(r: Request) -> Outcome {
     } else {
         delete_of_departed(&r, dry_run, if_match, service).await?;
     }
-    Ok(Answer::no_content())
+    forward::name_written(&r, Answer::no_content(), kind::SERVICE, &id)
 }
 
 /// The owner has left the cluster, so any peer deletes for it, on the word of an administrator (cluster.md §5).

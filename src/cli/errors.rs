@@ -25,13 +25,7 @@ impl Exit {
     pub fn of_code(code: &str) -> Exit {
         match code {
             "UNAUTHORIZED" | "TOKEN_EXPIRED" | "FORBIDDEN" | "API_ACCESS_INTERNAL" => Exit::Denied,
-            "LICENSE_READ_ONLY"
-            | "LICENSE_SUSPENDED"
-            | "LICENSE_EXPIRED"
-            | "LICENSE_INVALID"
-            | "LICENSE_FEATURE_DISABLED"
-            | "NODE_LIMIT_EXCEEDED"
-            | "SERVICE_LIMIT_EXCEEDED" => Exit::Licensed,
+            _ if code.starts_with("LICENSE_") || code.ends_with("_LIMIT_EXCEEDED") => Exit::Licensed,
             "MISSING_FIELD" | "INVALID_CIDR" | "INVALID_TRANSPORT" => Exit::Usage,
             "PEER_UNREACHABLE" => Exit::Unreachable,
             _ => Exit::General,
@@ -250,7 +244,7 @@ mod tests {
             br#"{"error":"handshake failed: license mismatch","code":"LICENSE_MISMATCH","hint":"arctic license status",
             "details":{"peer":"10.0.0.12:8080","expected":"cust_A","none":null},"request_id":"req_1"}"#;
         let error = CliError::from_answer(422, body, Some("req_2"));
-        assert_eq!(error.exit, Exit::General);
+        assert_eq!(error.exit, Exit::Licensed);
         assert_eq!(
             error.render_text(false),
             "Error: handshake failed: license mismatch\n  expected  cust_A\n  peer      10.0.0.12:8080\n  \

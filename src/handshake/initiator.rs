@@ -229,7 +229,7 @@ impl Initiator {
         let Some(endpoint) = self.target.endpoints.get(self.endpoint).cloned() else { return };
         let step = std::mem::replace(&mut self.step, Step::Over);
         let outcome = match (step, reply) {
-            (_, Err(failure)) => Err(Rejection::from(Reason::from(failure))),
+            (_, Err(failure)) => Err(Rejection::from(self.dial_reason(failure))),
             (_, Ok(Reply::Refused(body))) => return self.fail(Tried::remote(endpoint, &body), now),
             (Step::Identity, Ok(Reply::Identity(identity))) => self.take_identity(here, &identity, rng),
             (Step::Init(opening), Ok(Reply::Init(response))) => self.take_init(here, *opening, response, rng),
@@ -276,6 +276,15 @@ impl Initiator {
                 let tried = std::mem::take(&mut self.tried);
                 self.event = Some(Event::Failed(Failure::of_attempt(self.attempt, tried)));
             }
+        }
+    }
+
+    /// An operator's endpoint that leads here is a mistake to be told at once; one from gossip may mean another host
+    /// where it comes from.
+    fn dial_reason(&self, failure: DialFailure) -> Reason {
+        match failure {
+            DialFailure::NotAnotherHost if self.target.purpose == Purpose::Add => Reason::OwnId,
+            other => other.into(),
         }
     }
 

@@ -57,7 +57,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRenewed {
     /// Another lease stands.
-    Lost(Standing),
+    Lost(Box<Standing>),
     /// It expired, was released or cleared, or never was.
     Gone,
 }
@@ -187,9 +187,9 @@ impl Lock {
     }
 
     /// Whether a single write may be made: nobody holds the lock, or `token` is the holder's.
-    pub fn check_write(&self, token: Option<Digest>, now: Mono) -> Result<(), Standing> {
+    pub fn check_write(&self, token: Option<Digest>, now: Mono) -> Result<(), Box<Standing>> {
         match self.standing(now) {
-            Some(standing) if Some(standing.lease.token) != token => Err(standing),
+            Some(standing) if Some(standing.lease.token) != token => Err(standing.into()),
             _ => Ok(()),
         }
     }
@@ -230,10 +230,10 @@ impl Lock {
     }
 
     /// Begins to claim the lock with the grants of `voters`, the healthy peers; [`Lock::handle_healthy`] keeps them so.
-    pub fn claim(&mut self, lease: Lease, voters: &BTreeSet<PeerId>, now: Mono) -> Result<(), Standing> {
+    pub fn claim(&mut self, lease: Lease, voters: &BTreeSet<PeerId>, now: Mono) -> Result<(), Box<Standing>> {
         self.handle_timeout(now);
         if let Some(standing) = self.standing(now) {
-            return Err(standing);
+            return Err(standing.into());
         }
         let deadline = now + CLAIM_TIMEOUT;
         let voters = voters.iter().filter(|peer| **peer != self.local).map(|peer| (*peer, Voter::Due(now))).collect();
@@ -314,7 +314,7 @@ impl Lock {
     pub fn renewable(&self, token: Digest, now: Mono) -> Result<Lease, NotRenewed> {
         match self.standing(now) {
             Some(s) if s.lease.token == token && s.lease.holder_peer == self.local => Ok(s.lease),
-            Some(s) if s.lease.token != token => Err(NotRenewed::Lost(s)),
+            Some(s) if s.lease.token != token => Err(NotRenewed::Lost(s.into())),
             _ => Err(NotRenewed::Gone),
         }
     }

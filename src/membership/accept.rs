@@ -5,7 +5,10 @@ use crate::{
     gossip::Discovery,
     handshake::{self, Accepted},
     model::{Code, Endpoint, PeerId, Refused, UnixTime},
-    wire::record::{PeerBody, ReadmissionBody, Record, kind},
+    wire::{
+        handshake::bounded_endpoints,
+        record::{PeerBody, ReadmissionBody, Record, kind},
+    },
 };
 use std::collections::BTreeSet;
 
@@ -59,16 +62,29 @@ fn store<L: Ledger>(
     };
     ledger.put_own(author, kind::VOUCHER, &peer.to_string(), &voucher)?;
     cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
-    learn_own_endpoints(ledger, own, &accepted.own_endpoints)?;
+    learn_own_endpoints(ledger, own, &accepted.own_endpoints, *we_answered)?;
     Ok(brought)
 }
 
-/// An agent that knows no endpoint of its own takes those by which it was reached (cluster.md §2).
-fn learn_own_endpoints<L: Ledger>(ledger: &L, own: Own<'_>, told: &[Endpoint]) -> Result<(), L::Error> {
-    let Some(mut row) = ledger.peer(own.author.peer_id)? else { return Ok(()) };
-    let Some(body) = row.body.take().filter(|b| b.endpoints.is_empty() && !told.is_empty()) else { return Ok(()) };
-    let body = PeerBody { endpoints: told.to_vec(), ..body };
-    row.endpoints = told.to_vec();
+/// How others reach this agent (cluster.md §2): `told` by the peer that called it, the list given to `peers add`, comes
+/// before what is known, of which nothing is given up; what a called peer has `told` is the address that it saw, and
+/// counts where nothing is known.
+fn learn_own_endpoints<L: Ledger>(
+    ledger: &L,
+    own: Own<'_>,
+    told: &[Endpoint],
+    we_answered: bool,
+) -> Result<(), L::Error> {
+    let Some(mut row) = ledger.peer(own.author.peer_id)?.filter(|_| !own.endpoints_are_set) else { return Ok(()) };
+    let Some(body) = row.body.take().filter(|body| we_answered || body.endpoints.is_empty()) else { return Ok(()) };
+    let mut news = bounded_endpoints(told);
+    news.retain(|endpoint| !body.endpoints.contains(endpoint));
+    let endpoints = [news.clone(), body.endpoints.clone()].concat();
+    if news.is_empty() || bounded_endpoints(&endpoints) != endpoints {
+        return Ok(());
+    }
+    row.endpoints.clone_from(&endpoints);
+    let body = PeerBody { endpoints, ..body };
     ledger.put_peer(&row)?;
     ledger.put_own(own.author, kind::PEER, &own.author.peer_id.to_string(), &body).map(drop)
 }

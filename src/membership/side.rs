@@ -18,6 +18,8 @@ pub struct Own<'a> {
     pub licenses: &'a dyn LicenseCheck,
     /// Port of the own API.
     pub api_port: NonZeroU16,
+    /// `ADVERTISE_ENDPOINTS` says where this agent is reached; what others say changes nothing.
+    pub endpoints_are_set: bool,
 }
 
 /// This side of a handshake.

@@ -241,6 +241,7 @@ impl Node {
             entitlement: &member.entitlement,
             licenses: self.trust_roots(),
             api_port: self.config().api_bind.port().try_into().unwrap_or(default_api_port()),
+            endpoints_are_set: !self.config().advertise_endpoints.is_empty(),
         }
     }
 

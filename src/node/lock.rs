@@ -63,7 +63,7 @@ impl Node {
         let token = token.map(|t| Digest(t.digest()));
         let now = self.env().clock.mono();
         let checked = self.lock().as_ref().map_or(Ok(()), |machine| machine.check_write(token, now));
-        checked.map_err(|standing| self.locked(standing))
+        checked.map_err(|standing| self.locked(*standing))
     }
 
     fn locked(&self, standing: Standing) -> Refused {
@@ -101,7 +101,7 @@ impl Node {
         };
         let (voters, now) = (self.healthy_peers()?, self.env().clock.mono());
         let begun = self.lock().as_mut().map_or(Ok(()), |machine| machine.claim(lease.clone(), &voters, now));
-        begun.map_err(|standing| self.locked(standing))?;
+        begun.map_err(|standing| self.locked(*standing))?;
         let (outcome, asked) = self.ask_for_grants(lease.token).await?;
         if !matches!(outcome, Outcome::Won(_)) {
             self.tell_withdrawal(asked, lease.token);
@@ -198,7 +198,7 @@ impl Node {
         let (digest, now) = (Digest(token.digest()), self.env().clock.mono());
         let renewable = self.lock().as_ref().map_or(Err(NotRenewed::Gone), |machine| machine.renewable(digest, now));
         let mut lease = renewable.map_err(|e| match e {
-            NotRenewed::Lost(standing) => self.locked(standing),
+            NotRenewed::Lost(standing) => self.locked(*standing),
             NotRenewed::Gone => lease_gone(),
         })?;
         lease.ttl_s = ttl_s.unwrap_or(lease.ttl_s);

@@ -6,10 +6,7 @@ use super::{
     records,
 };
 use rusqlite::{Connection, ErrorCode};
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::Path};
 
 /// Damaged databases that are kept; one more takes the place of the last.
 const KEPT_MAX: usize = 5;
@@ -46,7 +43,7 @@ pub(super) fn put_aside(path: &Path, reason: String) -> StoreError {
     }
 }
 
-fn moved(path: &Path, kept: &PathBuf) -> Result<(), StoreError> {
+fn moved(path: &Path, kept: &Path) -> Result<(), StoreError> {
     for suffix in ["", "-wal"] {
         let from = with_suffix(path, suffix);
         match std::fs::rename(&from, with_suffix(kept, suffix)) {

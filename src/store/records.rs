@@ -56,15 +56,6 @@ impl View<'_> {
         rows.map(|row| row?).collect()
     }
 
-    /// The highest version among the records held of `owner`; 0 without any.
-    pub fn newest_version(&self, owner: PeerId) -> Result<u64, StoreError> {
-        let newest: Option<i64> = self
-            .connection
-            .prepare_cached("SELECT max(version) FROM records WHERE owner = ?1")?
-            .query_row([owner.to_string()], |row| row.get(0))?;
-        Ok(newest.unwrap_or(0).unsigned_abs())
-    }
-
     pub(super) fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, StoreError> {
         let head = self
             .connection

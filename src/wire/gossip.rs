@@ -438,6 +438,7 @@ impl Request {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way to or from the wire")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     Heartbeat(HeartbeatReply),

@@ -72,6 +72,29 @@ impl OnBehalf {
     }
 }
 
+/// Names, in the answer to a forwarded write, the record that it left at its owner.
+pub const HEADER_WRITTEN: &str = "x-arctic-written";
+
+/// What a forwarded write left at its owner: version `version` of the record `kind`/`id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub kind: String,
+    pub id: String,
+    pub version: u64,
+}
+
+impl Written {
+    /// `kind/id;version`.
+    pub fn header(&self) -> String {
+        format!("{}/{};{}", self.kind, self.id, self.version)
+    }
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, rest) = text.split_once('/')?;
+        let (id, version) = rest.rsplit_once(';')?;
+        Some(Self { kind: kind.into(), id: id.into(), version: version.parse().ok()? })
+    }
+}
+
 /// The signed facts of one request. `path` includes the query.
 #[derive(Debug, Clone)]
 pub struct SignedRequest<'a> {
@@ -125,6 +148,16 @@ pub fn parse_nonce(text: &str) -> Option<[u8; NONCE_BYTES]> {
 mod tests {
     use super::*;
     use crate::model::Rng;
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let written = Written { kind: "service".into(), id: "svc_1".into(), version: 42 };
+        assert_eq!(written.header(), "service/svc_1;42");
+        assert_eq!(Written::parse(&written.header()), Some(written));
+        for bad in ["", "service;42", "service/svc_1", "service/svc_1;-1", "service/svc_1;x"] {
+            assert_eq!(Written::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn every_signed_fact_counts() {

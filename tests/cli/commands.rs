@@ -325,7 +325,7 @@ fn license_update_sends_the_file_as_it_is_and_tells_what_counts_now() {
     let mismatch = json!({"error":"license mismatch: issued to another","code":"LICENSE_MISMATCH"});
     agent.on("PUT /v1/license", 422, mismatch);
     let refused = station.args(&["license", "update", "--license-file", &file, "--all"]);
-    refused.fails(1, "Error: license mismatch: issued to another");
+    refused.fails(8, "Error: license mismatch: issued to another");
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn a_failed_peers_add_begins_with_the_exact_text() {
     let cases = [
         ("handshake failed: connection refused", "HANDSHAKE_FAILED", 422, 1),
         ("handshake failed: connection timeout", "HANDSHAKE_FAILED", 422, 1),
-        ("handshake failed: license mismatch", "LICENSE_MISMATCH", 422, 1),
+        ("handshake failed: license mismatch", "LICENSE_MISMATCH", 422, 8),
         ("handshake failed: invalid signature", "HANDSHAKE_FAILED", 422, 1),
         ("handshake failed: node limit exceeded", "NODE_LIMIT_EXCEEDED", 422, 8),
         ("peer already exists in cluster", "ALREADY_EXISTS", 409, 1),

@@ -27,7 +27,13 @@ const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// This agent, as far as it is not on its disk.
 pub(super) fn own<'a>(author: &'a Author, member: &'a Member, roots: &'a TrustRoots) -> Own<'a> {
-    Own { author, entitlement: &member.entitlement, licenses: roots, api_port: default_api_port() }
+    Own {
+        author,
+        entitlement: &member.entitlement,
+        licenses: roots,
+        api_port: default_api_port(),
+        endpoints_are_set: false,
+    }
 }
 
 pub(super) fn here<'a>(side: &'a Side, roots: &'a TrustRoots) -> Here<'a> {

@@ -2,14 +2,18 @@
 
 use super::agent::{Agent, Caller, LiveAgent, Reply};
 use crate::{
+    api::forward::held_here,
     env::Clock,
     model::{ClientId, PeerId, Rng, ScopeSet, SigningKey, UnixTime},
     store::{PeerRow, StoreError},
-    wire::request::{OnBehalf, SignedRequest},
+    wire::{
+        record::{Record, kind},
+        request::{OnBehalf, SignedRequest, Written},
+    },
 };
 use hyper::Method;
 use serde_json::json;
-use std::time::Duration;
+use std::{task::Poll, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A peer that exists only as a key, trusted by `agent`.
@@ -197,16 +201,18 @@ async fn writes_for_another_source_go_to_that_peer() {
     assert!(b.node.store().read(|v| v.service(id)).unwrap().is_some());
     assert_eq!(a.caller.post("/v1/services", wish).await.refusal(), (409, "ALREADY_EXISTS"));
 
-    until(|| a.node.store().read(|v| v.service(id)).unwrap().is_some()).await;
+    assert!(a.node.store().read(|v| v.service(id)).unwrap().is_some(), "its caller reads what it wrote");
     let routes = format!("/v1/services/{id}/routes");
     let added = a.caller.post(&routes, json!({"routes": [{"dest_cidr": "10.0.0.0/8"}]})).await.expect(201);
     assert_eq!(added, json!({"route_ids": [1], "count": 1}));
-    until(|| !a.node.store().read(|v| v.service(id)).unwrap().unwrap().body.routes.is_empty()).await;
+    let shown = a.caller.get(&routes).await.expect(200);
+    assert_eq!(shown["routes"][0]["dest_cidr"], "10.0.0.0/8", "{shown}");
     let bearer = format!("Bearer {}", a.caller.token.clone().unwrap());
     let stale = [("if-match", "99999"), ("authorization", bearer.as_str())];
     let refused = a.caller.send(Method::DELETE, &format!("/v1/services/{id}"), &stale, "").await;
     assert_eq!(refused.refusal(), (409, "CONFLICT"), "the owner sees the condition");
     assert_eq!(a.caller.delete(&format!("{routes}/1")).await.status, 204);
+    assert_eq!(a.caller.get(&routes).await.expect(200), json!({ "routes": [] }));
 
     let b_addr = b.caller.addr;
     drop(b);
@@ -214,6 +220,29 @@ async fn writes_for_another_source_go_to_that_peer() {
     let refused = a.caller.delete(&format!("/v1/services/{id}")).await;
     assert_eq!(refused.refusal(), (422, "PEER_UNREACHABLE"));
     a.caller.get(&format!("/v1/services/{id}")).await.expect(200);
+}
+
+/// Other records of the owner that come first are not what the caller wrote.
+#[tokio::test]
+async fn a_forwarded_write_waits_for_the_very_version_that_was_written() {
+    let agent = Agent::bootstrapped().await;
+    let owner = Peer::trusted_by(&agent).await;
+    let record = |kind: &str, id: &str, version, body| {
+        let record = Record::sign(&owner.key, owner.id, kind, id, version, body).unwrap();
+        let store = agent.node.store().clone();
+        async move { store.write(move |tx| tx.put_verified(&record).map(drop)).await.map_err(|e: StoreError| e).unwrap() }
+    };
+    let written = Written { kind: kind::SERVICE.into(), id: "svc_1".into(), version: 7 };
+    let wait = held_here(&agent.node, owner.id, &written);
+    tokio::pin!(wait);
+    let mut is_over = async || std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_ready())).await;
+    assert!(!is_over().await, "nothing has come");
+    record(kind::STATUS, "svc_1", 9, json!({})).await;
+    record(kind::SERVICE, "svc_2", 8, json!({})).await;
+    record(kind::SERVICE, "svc_1", 6, json!({})).await;
+    assert!(!is_over().await, "newer records of the owner, but not this one");
+    record(kind::SERVICE, "svc_1", 7, json!({})).await;
+    assert!(is_over().await);
 }
 
 /// The machine holds what it was pushed; the store has to come to it too.

@@ -1,7 +1,7 @@
 //! Runs without an attacker: lost messages, dead endpoints, renewals, both at once.
 
 use super::*;
-use crate::model::Rng;
+use crate::model::{Code, Refused, Rng};
 use proptest::prelude::*;
 
 // accepts: 000-25, 000-26, 000-28, 000-30, 001-33
@@ -116,6 +116,25 @@ fn endpoints_are_tried_in_order_and_the_first_that_answers_serves() {
     done(world.run(0, target));
     let called: Vec<String> = world.calls.iter().map(|(_, e, _)| e.host().to_owned()).collect();
     assert_eq!(called, ["a", "b", "n1", "n1", "n1"]);
+}
+
+#[test]
+fn an_operators_endpoint_that_leads_back_is_refused_at_once_and_one_from_gossip_is_passed_over() {
+    for purpose in [Purpose::Add, Purpose::Join] {
+        let mut world = World::of(2);
+        world.sites.insert(endpoint("here"), Site::Dead(DialFailure::NotAnotherHost));
+        let endpoints = ["here", "n1"].map(endpoint).to_vec();
+        let expected_peer = (purpose == Purpose::Join).then(|| world.agents[1].local.peer_id);
+        let target = Target { endpoints, purpose, expected_peer, ..world.target(1) };
+        match (purpose, world.run(0, target)) {
+            (Purpose::Add, Event::Failed(failure)) => {
+                assert_eq!((failure.reason, failure.attempts), (Reason::OwnId, 1));
+                assert_eq!(Refused::from(&failure).code, Code::InvalidRequest);
+            }
+            (Purpose::Join, Event::Done(_)) => {}
+            (_, event) => panic!("{purpose:?}: {event:?}"),
+        }
+    }
 }
 
 fn site() -> impl Strategy<Value = DialFailure> {

@@ -56,3 +56,28 @@ fn a_member_that_removed_another_takes_it_back_only_by_its_operator() {
     assert!(brought.iter().any(|r| r.key.kind == kind::READMISSION));
     assert!(zero.trusts(one) && zero.ledger.revoked_identities().unwrap().is_empty());
 }
+
+#[test]
+fn the_list_of_peers_add_comes_before_the_host_of_the_bootstrap_and_never_before_what_is_configured() {
+    let hosts = |agent: &Agent| agent.side().local.endpoints.iter().map(Endpoint::to_string).collect::<Vec<_>>();
+    let mut world = World::of(2);
+    for (endpoints_are_set, expected) in [(true, vec!["n1:8080"]), (false, vec!["wan-1:8080", "wan-2:8080", "n1:8080"])]
+    {
+        world.agents[1].endpoints_are_set = endpoints_are_set;
+        let Proven { initiated, mut answered } = world.prove(0, 1, Purpose::Join).unwrap();
+        answered.own_endpoints = ["wan-1", "n1", "wan-2", "wan-1"].map(|e| e.parse().unwrap()).to_vec();
+        let [zero, one] = &world.agents[..] else { unreachable!() };
+        one.accept(answered.clone(), true).unwrap();
+        assert_eq!(hosts(one), expected);
+        let own = one.ledger.peer(one.id()).unwrap().unwrap().body.unwrap();
+        assert_eq!(own.endpoints.iter().map(Endpoint::to_string).collect::<Vec<_>>(), expected, "it is published");
+        // Told again, or too much for one list: nothing changes. Nor does what a called peer saw.
+        one.accept(answered.clone(), true).unwrap();
+        answered.own_endpoints = (0..16).map(|n| format!("junk-{n}").parse().unwrap()).collect();
+        one.accept(answered, true).unwrap();
+        assert_eq!(hosts(one), expected);
+        let seen = vec!["192.0.2.7:8080".parse().unwrap()];
+        zero.accept(crate::handshake::Accepted { own_endpoints: seen, ..initiated }, false).unwrap();
+        assert_eq!(hosts(zero), ["n0:8080"]);
+    }
+}

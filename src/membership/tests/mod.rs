@@ -34,6 +34,7 @@ struct Agent {
     ledger: MemoryLedger,
     responder: RefCell<Responder>,
     rng: RefCell<Rng>,
+    endpoints_are_set: bool,
 }
 
 impl Agent {
@@ -43,6 +44,7 @@ impl Agent {
             entitlement: &self.entitlement,
             licenses: &self.roots,
             api_port: 8080.try_into().unwrap(),
+            endpoints_are_set: self.endpoints_are_set,
         }
     }
 
@@ -132,6 +134,7 @@ impl World {
             ledger,
             responder: RefCell::new(Responder::new()),
             rng: RefCell::new(rng.fork()),
+            endpoints_are_set: false,
         }
     }
 

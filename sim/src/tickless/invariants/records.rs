@@ -26,7 +26,8 @@ impl World {
             self.check_change(n, change);
         }
         // Until the disk takes what the machine decided, the machine is ahead of it.
-        if self.nodes[n].member().is_none_or(|m| m.uncommitted.is_none()) {
+        let says_goodbye = self.witness.left.contains(&n);
+        if !says_goodbye && self.nodes[n].member().is_none_or(|m| m.uncommitted.is_none()) {
             self.check_removal(n, revoking);
         }
         self.check_trust(n);
