@@ -117,7 +117,7 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     dirs.push(path);
-                } else {
+                } else if !path.ends_with("tickless/marks.rs") {
                     text.push_str(&std::fs::read_to_string(path).unwrap());
                 }
             }
