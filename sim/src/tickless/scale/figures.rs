@@ -126,7 +126,7 @@ fn print_size(size: &Size) {
         &format!("{nodes} nodes idle: bytes sent a node and second"),
         &format!("{rate:.0} B over {span:.1} sim-s"),
         "none set",
-        Some(true),
+        (span >= 1.0).then_some(true),
     );
     let took = spread(&mut fleet, "one", changes, changes_cap);
     let what = format!("{nodes} nodes: one change everywhere");
