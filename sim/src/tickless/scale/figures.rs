@@ -87,7 +87,6 @@ pub fn print() {
     print_blame(5, 0);
     print_blame(15, 1);
     print_flood();
-    print_memory();
     line(
         "N2",
         "split of 1 min to 29 days, up to 50 peers",
