@@ -87,7 +87,6 @@ pub fn print() {
     print_blame(5, 0);
     print_blame(15, 1);
     print_flood();
-    print_memory();
     line(
         "N2",
         "split of 1 min to 29 days, up to 50 peers",
@@ -126,7 +125,7 @@ fn print_size(size: &Size) {
         &format!("{nodes} nodes idle: bytes sent a node and second"),
         &format!("{rate:.0} B over {span:.1} sim-s"),
         "none set",
-        Some(true),
+        (span >= 1.0).then_some(true),
     );
     let took = spread(&mut fleet, "one", changes, changes_cap);
     let what = format!("{nodes} nodes: one change everywhere");

@@ -200,8 +200,7 @@ impl Fleet {
             Arrival::Answer { from, to, answer } => {
                 let reply = answer.as_deref().map_err(|failed| *failed);
                 // An answer that the machine no longer waits for changes nothing.
-                let _refused_or_taken =
-                    self.machines[to as usize].handle_reply(self.ids[from as usize], reply, self.now);
+                let _stale = self.machines[to as usize].handle_reply(self.ids[from as usize], reply, self.now);
                 self.flush(to as usize);
             }
         }
