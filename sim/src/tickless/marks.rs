@@ -110,7 +110,7 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     dirs.push(path);
-                } else {
+                } else if !path.ends_with("marks.rs") {
                     text.push_str(&std::fs::read_to_string(path).unwrap());
                 }
             }
@@ -119,7 +119,6 @@ mod tests {
             .split("sometimes!(")
             .skip(1)
             .filter_map(|after| after.split(");").next()?.rsplit('"').nth(1))
-            .filter(|mark| !mark.contains('…'))
             .collect();
         let listed: std::collections::BTreeSet<&str> = super::ALL.iter().copied().collect();
         assert_eq!(used, listed);

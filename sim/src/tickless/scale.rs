@@ -44,6 +44,10 @@ const SPEEDS: &[(usize, bool, f64)] = &[
     (100, false, 150.0),
     (1_000, false, 20.0),
 ];
+/// World time between two looks at the wall clock.
+const STRIDE: Duration = Duration::from_millis(10);
+const WARM: arctic::model::Mono = arctic::model::Mono::from_ms(15_000);
+const WARM_UP_MAX: Duration = Duration::from_secs(10);
 /// Wall time spent on one speed.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -59,11 +63,14 @@ pub fn print_speeds() {
         let mut world = grown(*nodes, measured(1, *nodes, *real_crypto));
         let built = began.elapsed();
         // The first rounds of a start are not the steady state.
-        live(&mut world, Duration::from_secs(15));
+        let warm = wall();
+        while warm.elapsed() < WARM_UP_MAX && world.now < WARM {
+            live(&mut world, STRIDE);
+        }
         let (started, from) = (wall(), world.now);
         let mut events = 0;
         while started.elapsed() < MEASURE {
-            events += live(&mut world, Duration::from_secs(1));
+            events += live(&mut world, STRIDE);
         }
         let speed = (world.now - from).as_secs_f64() / started.elapsed().as_secs_f64();
         if let Some(failure) = &world.failure {
