@@ -126,6 +126,17 @@ impl Reason {
         }
     }
 
+    /// Whether a handshake with a trusted peer that ends so ends trust in it as well: it does not trust this agent, and
+    /// will not by itself. `was_heard`: the peer has spoken as a member, so that a full cluster or another license says
+    /// nothing about the trust that it had.
+    pub fn ends_trust(self, was_heard: bool) -> bool {
+        match self {
+            Reason::Revoked => true,
+            Reason::NodeLimitExceeded | Reason::LicenseMismatch => !was_heard,
+            _ => false,
+        }
+    }
+
     /// Whether the answer would be the same a moment later or at another endpoint: not retried.
     pub fn is_definite(self) -> bool {
         !matches!(

@@ -141,54 +141,26 @@ fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) ->
     Ok(())
 }
 
-/// What another peer's refusal, and the revocations that it gives as the reason, mean for this peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RefusedBy {
-    /// News: revocations of this peer by peers that it trusts. They are stored, and the gossip machine draws the
-    /// consequences.
-    Revocation(Vec<Record>),
-    /// This peer knew it already, and only met the other again before that one knew. The other is forgotten.
-    KnownRevocation,
-    /// No reason that holds: the other has lost its database.
-    Ignorance,
-}
-
-/// Judges a refusal by `peer`.
-pub fn take_refusal<L: Ledger>(
+/// Stores those of the records that are genuine revocations of this peer by peers that it trusts, and news; gives them.
+pub fn take_own_revocations<L: Ledger>(
     ledger: &L,
     author: &Author,
-    peer: PeerId,
-    reasons: &[Record],
-) -> Result<RefusedBy, L::Error> {
-    let mut news = Vec::new();
-    let mut known = false;
-    for record in reasons.iter().filter(|record| is_revocation_of(author, record)) {
+    records: &[Record],
+) -> Result<Vec<Record>, L::Error> {
+    let mut taken = Vec::new();
+    for record in records.iter().filter(|record| record.key.kind == kind::REVOCATION && !record.deleted) {
         let issuer = ledger.peer(record.key.owner)?.filter(|row| row.trusted && row.peer_id != author.peer_id);
-        known |= ledger.record(&record.key)?.as_ref() == Some(record);
-        if issuer.is_some_and(|row| record.verify(&row.public_key).is_ok())
-            && ledger.put_verified(record)? == Put::Stored
-        {
-            news.push(record.clone());
+        let subject = record.body_as::<RevocationBody>().ok().filter(|body| {
+            body.peer_id == Some(author.peer_id)
+                && body.public_key == Some(author.key.public())
+                && record.key.id == author.peer_id.to_string()
+        });
+        let genuine = subject.is_some() && issuer.is_some_and(|row| record.verify(&row.public_key).is_ok());
+        if genuine && ledger.put_verified(record)? == Put::Stored {
+            taken.push(record.clone());
         }
     }
-    if !news.is_empty() {
-        return Ok(RefusedBy::Revocation(news));
-    }
-    let key = author.key.public();
-    if known && ledger.revocations()?.standing(author.peer_id, Some(&key)) != Standing::Clear {
-        ledger.forget_peer(peer)?;
-        return Ok(RefusedBy::KnownRevocation);
-    }
-    Ok(RefusedBy::Ignorance)
-}
-
-fn is_revocation_of(author: &Author, record: &Record) -> bool {
-    let is_about =
-        |body: RevocationBody| body.peer_id == Some(author.peer_id) && body.public_key == Some(author.key.public());
-    record.key.kind == kind::REVOCATION
-        && !record.deleted
-        && record.key.id == author.peer_id.to_string()
-        && record.body_as::<RevocationBody>().is_ok_and(is_about)
+    Ok(taken)
 }
 
 /// Own records came back newer than this ledger (a lost database): versions go on from there.

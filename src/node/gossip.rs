@@ -350,7 +350,7 @@ impl Node {
     async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
         let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
         let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
-        match self.was_removed(peer, records.unwrap_or_default()).await {
+        match self.was_removed(records.unwrap_or_default()).await {
             Ok(true) => {}
             Ok(false) => self.renew_trust(peer),
             Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),

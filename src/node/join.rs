@@ -4,12 +4,12 @@ use super::{Call, CallError, Identity, Node, peer_client::PeerClient};
 use crate::{
     gossip::Discovery,
     handshake::{
-        self, Accepted, DialFailure, Event, Initiator, PendingReverse, Purpose, REVERSE_BUDGET, Reply, Request,
+        self, Accepted, DialFailure, Event, Initiator, PendingReverse, Purpose, REVERSE_BUDGET, Reason, Reply, Request,
         ReverseAnswer, Target,
     },
     license::Entitlement,
     membership::{self, Acceptance, Attempts, Own, Side},
-    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused, with_causes},
+    model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
 };
@@ -87,20 +87,14 @@ impl Node {
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let outcome = self.handshake(target, None).await;
-        let excluded =
-            outcome.as_ref().is_err_and(|e| matches!(e.code, Code::NodeLimitExceeded | Code::LicenseMismatch));
-        if excluded && let Err(e) = self.withdraw_unanswered_trust(peer).await {
-            tracing::error!(%peer, error = %with_causes(&e), "trust in a peer that refuses this one was not withdrawn");
-        }
         self.attempts().handle_end(peer, outcome.is_err(), self.env().clock.mono());
         self.inner.gossip_wake.notify_one();
     }
 
-    /// The other side of a handshake that was stored only here says that there is no place for this agent. Nothing that
-    /// it ever said as a member is given up for that.
-    async fn withdraw_unanswered_trust(&self, peer: PeerId) -> Result<(), StoreError> {
+    /// A trusted peer will not have this agent: trust in it ends here too, until one is added to the other again.
+    async fn end_unanswered_trust(&self, peer: PeerId, why: Reason) -> Result<(), StoreError> {
         let view = self.gossip().as_ref().and_then(|machine| machine.peer_view(peer));
-        if view.is_none_or(|view| view.heard.is_some()) {
+        if !why.ends_trust(view.is_some_and(|view| view.heard.is_some())) {
             return Ok(());
         }
         if self.store().write(move |tx| membership::withdraw_trust(tx, peer)).await? {
@@ -124,6 +118,7 @@ impl Node {
         let clock = &self.env().clock;
         let mut rng = self.fork_rng();
         let initiator_id = self.member()?.identity.peer_id;
+        let joined = target.expected_peer.filter(|_| target.purpose == Purpose::Join);
         let mut machine = Initiator::new(target, clock.mono());
         loop {
             if let Some(event) = machine.poll_event() {
@@ -136,6 +131,9 @@ impl Node {
                     Event::Failed(failure) => {
                         tracing::warn!(initiator = %initiator_id, attempts = failure.attempts, details = %failure.details(),
                             tried = ?failure.tried, "{failure}");
+                        if let Some(peer) = joined {
+                            self.end_unanswered_trust(peer, failure.reason).await?;
+                        }
                         Err(Refused::from(&failure))
                     }
                 };

@@ -3,7 +3,7 @@
 use super::{Call, Identity, Node};
 use crate::{
     gossip::{Gossip, PUSH_ALL_PEERS},
-    membership::{self, Departure, RefusedBy},
+    membership::{self, Departure},
     model::{Code, PeerId, Refused},
     store::StoreError,
     wire::{
@@ -69,20 +69,13 @@ impl Node {
         Ok(revocations)
     }
 
-    /// Another peer refuses this one and gives these records as the reason. Says whether they are the reason; then they
-    /// take effect.
-    pub(super) async fn was_removed(&self, by: PeerId, reasons: Vec<Record>) -> Result<bool, Refused> {
+    /// Another peer refuses this one and gives these records as the reason. Says whether one of them is a revocation of
+    /// this peer by one that is trusted here; then it takes effect.
+    pub(super) async fn was_removed(&self, records: Vec<Record>) -> Result<bool, Refused> {
         let Some(identity) = self.identity() else { return Ok(false) };
-        let judged = self.store().write(move |tx| membership::take_refusal(tx, &identity, by, &reasons)).await?;
-        match judged {
-            RefusedBy::Revocation(news) => self.trust_changed(&news)?,
-            RefusedBy::KnownRevocation => {
-                self.prune_attempts()?;
-                self.trust_changed(&[])?;
-            }
-            RefusedBy::Ignorance => return Ok(false),
-        }
-        Ok(true)
+        let is_told = self.store().write(move |tx| membership::take_own_revocations(tx, &identity, &records)).await?;
+        self.trust_changed(&is_told)?;
+        Ok(!is_told.is_empty())
     }
 
     /// Tells the others of the tombstone of a service whose owner has left; see

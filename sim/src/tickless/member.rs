@@ -13,7 +13,7 @@ use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
-    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, RefusedBy, Side},
+    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
@@ -347,17 +347,13 @@ impl World {
 
     /// A trusted peer does not trust this one: it has removed it, or lost its database.
     fn take_unauthorized(&mut self, n: usize, peer: PeerId, revocations: &[Record]) {
-        let judged = self.write(n, |tx, own| Ok(membership::take_refusal(tx, own.author, peer, revocations)?));
-        match judged {
-            Ok(RefusedBy::Revocation(news)) => {
+        let told = self.write(n, |tx, own| Ok(membership::take_own_revocations(tx, own.author, revocations)?));
+        match told {
+            Ok(told) if !told.is_empty() => {
                 sometimes!("a removed peer learns of it when it calls");
-                self.trust_changed(n, &news);
+                self.trust_changed(n, &told);
             }
-            Ok(RefusedBy::KnownRevocation) => {
-                self.prune_attempts(n);
-                self.trust_changed(n, &[]);
-            }
-            Ok(RefusedBy::Ignorance) => {
+            Ok(_) => {
                 let Some(row) = self.nodes[n].disk.peer(peer).ok().flatten() else { return };
                 let mono = self.nodes[n].clock.mono(self.now);
                 let Some(member) = self.nodes[n].member_mut() else { return };
@@ -443,6 +439,9 @@ impl World {
                 self.trace.line(now, format_args!("n{} handshake failed: {failure}", n + 1));
                 sometimes!(failure.attempts >= 3, "three attempts at a handshake fail");
                 self.mark_failure(&failure);
+                if let Why::Join(peer) = ended.why {
+                    self.end_unanswered_trust(n, peer, failure.reason);
+                }
                 true
             }
         };
@@ -453,6 +452,20 @@ impl World {
         if let Why::Add(work) = ended.why {
             self.work_done(n, &work, !failed);
         }
+    }
+
+    fn end_unanswered_trust(&mut self, n: usize, peer: PeerId, why: handshake::Reason) {
+        let Some(member) = self.nodes[n].member() else { return };
+        let was_heard = member.gossip.peer_view(peer).is_some_and(|view| view.heard.is_some());
+        if !why.ends_trust(was_heard) {
+            return;
+        }
+        match self.write(n, |tx, _| Ok(membership::withdraw_trust(tx, peer)?)) {
+            Ok(ended) => sometimes!(ended, "trust ends that the other side does not return"),
+            Err(NoResult::Dead) => return self.die(n),
+            Err(_) => {}
+        }
+        self.trust_changed(n, &[]);
     }
 
     fn mark_failure(&mut self, failure: &handshake::Failure) {
