@@ -96,6 +96,7 @@ impl Gossip {
         keys.extend(self.admit_all(&source, &floors));
         source.backed = backings.map(|backing| (backing.floor.key.owner, backing.through)).collect();
         keys.extend(self.admit_all(&source, &others));
+        self.meet_readmitted(&keys);
         self.index.settle_digests();
         (u32::try_from(self.refused() - refused_before).unwrap_or(u32::MAX), keys)
     }
@@ -280,6 +281,19 @@ impl Gossip {
             endpoints: first(&voucher.subject_endpoints),
             voucher: Some(voucher),
         })
+    }
+
+    /// Vouchers for peers that these readmissions take back may have come before them, and told of nobody then.
+    fn meet_readmitted(&mut self, keys: &[RecordKey]) {
+        let readmitted: BTreeSet<&str> =
+            keys.iter().filter(|key| key.kind == kind::READMISSION).map(|key| key.id.as_str()).collect();
+        if readmitted.is_empty() {
+            return;
+        }
+        let vouchers = self.index.of_registry(Registry::Peers).map(|entry| &entry.record);
+        let theirs = vouchers.filter(|r| r.key.kind == kind::VOUCHER && readmitted.contains(r.key.id.as_str()));
+        let met: Vec<_> = theirs.filter_map(|record| self.vouched(record)).collect();
+        self.events.extend(met.into_iter().map(|d| Event::Discovered(Box::new(d))));
     }
 
     /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
