@@ -318,11 +318,9 @@ impl Gossip {
         void.retain(|key| !self.standing_of(key.owner).keeps(&key.kind));
         for peer in revoked {
             let mut mine: Vec<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
+            mine.iter().for_each(|key| drop(self.index.remove(key)));
+            mine.extend(self.void_suspects(peer, self.standing_of(peer)));
             if self.unlink(peer) || !mine.is_empty() {
-                mine.iter().for_each(|key| drop(self.index.remove(key)));
-                if self.standing_of(peer) == Standing::Revoked {
-                    mine.extend(self.close_account(peer));
-                }
                 self.events.push_back(Event::Revoked { peer, void: mine });
             }
         }

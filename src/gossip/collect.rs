@@ -199,7 +199,7 @@ impl Gossip {
     }
 
     /// The owner was removed: nothing said of its records counts any more. Gives the keys that were suspects.
-    pub(super) fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
+    fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
         let suspects = self.ledger.behind.remove(&owner);
         self.ledger.floors.remove(&owner);
         self.index.set_complete(owner, 0);
@@ -207,6 +207,18 @@ impl Gossip {
             self.events.push_back(Event::CaughtUp(owner));
         }
         suspects.into_iter().flatten().map(|(key, _)| key).collect()
+    }
+
+    /// Suspects are in the store but not in the index: what the removal of their owner voids of them goes too. One that
+    /// left by itself is still caught up with, for the services that stay listed.
+    pub(super) fn void_suspects(&mut self, owner: PeerId, standing: Standing) -> Vec<RecordKey> {
+        if standing == Standing::Revoked {
+            return self.close_account(owner);
+        }
+        let Some(suspects) = self.ledger.behind.get_mut(&owner) else { return Vec::new() };
+        let void = suspects.keys().filter(|key| !standing.keeps(&key.kind)).cloned().collect();
+        suspects.retain(|key, _| standing.keeps(&key.kind));
+        void
     }
 
     /// Drops the tombstones that floors let go.

@@ -138,7 +138,9 @@ pub(super) fn identity(here: Here<'_>, peer: &PeerId, key: &PublicKey, readmit: 
         return Err(Reason::OwnId);
     }
     let revoked = held.is_revoked(peer, key);
-    if revoked && !(readmit && held.revocation_names(peer, key)) {
+    // A removed peer readmits nobody: its readmission would be void, and the trust end at once.
+    let may_readmit = readmit && !held.is_revoked(&local.peer_id, &local.key.public());
+    if revoked && !(may_readmit && held.revocation_names(peer, key)) {
         return Err(Reason::Revoked);
     }
     if held.conflicts(peer, key) {

@@ -6,7 +6,7 @@ use crate::{
     model::Mono,
     wire::{
         gossip::{PushReply, PushRequest, Records, Reply, Request, whole::Backing},
-        record::{FloorBody, Record, RecordKey, kind},
+        record::{FloorBody, Record, RecordKey, RevocationReason, kind},
     },
 };
 use serde_json::json;
@@ -363,6 +363,31 @@ fn a_floor_is_about_its_owner_and_below_its_own_version_and_is_never_deleted() {
     let bad = vec![floor(&a, 11, 11), elsewhere, long, a.tombstone(kind::FLOOR, &a.id.to_string(), 20)];
     assert_eq!(give(&mut gossip, &a, bad.into()).0, 4);
     assert_eq!(gossip.drops().malformed, 4);
+}
+
+#[test]
+fn what_is_in_doubt_of_an_owner_is_void_once_it_leaves_or_is_removed() {
+    let [local, a, b] = [1, 2, 3].map(Identity::numbered);
+    let (peer, service) = (a.peer_record(1), a.service("s", 2));
+    let mut gossip = machine(&local, vec![local.peer_record(1), peer.clone(), service.clone()], &[&a, &b]);
+    let (_, events) = give(&mut gossip, &b, vec![floor(&a, 10, 11)].into());
+    assert!(events.contains(&Event::CatchingUp { owner: a.id, complete: 0 }), "{events:?}");
+    let void_of = |events: &[Event]| {
+        events.iter().find_map(|event| match event {
+            Event::Revoked { peer, void } => (*peer == a.id).then(|| void.clone()),
+            _ => None,
+        })
+    };
+
+    // The services of one that left stay listed, so they are still asked for.
+    let left = a.revocation(&a, 12, RevocationReason::Deactivated);
+    let (_, events) = give(&mut gossip, &b, vec![left].into());
+    assert_eq!(void_of(&events), Some(vec![peer.key.clone()]));
+    let removed = b.revocation(&a, 9, RevocationReason::Deleted);
+    let (_, events) = give(&mut gossip, &b, vec![removed].into());
+    let void = void_of(&events).unwrap_or_default();
+    assert!(void.contains(&service.key), "{void:?}");
+    assert!(events.contains(&Event::CaughtUp(a.id)), "{events:?}");
 }
 
 #[test]

@@ -291,6 +291,11 @@ fn a_revoked_peer_is_refused_everywhere_unless_the_operator_takes_it_back() {
     let target = world.target(1);
     assert_eq!(failure(world.run(0, target)).reason, Reason::Revoked);
     assert!(done(world.add(0, 1)).readmitted);
+    // One that is removed itself readmits nobody: the word of it would be void.
+    let mut world = revoker(1, 1);
+    let (own, own_key) = (world.id(0), world.agents[0].local.key.public());
+    world.agents[0].held.revoke(own, own_key);
+    assert_eq!(failure(world.add(0, 1)).reason, Reason::Revoked);
     // Neither the id under a new key nor the key under a new id comes back, not even for the operator.
     refused_at_once(revoker(1, 2), Reason::Revoked);
     refused_at_once(revoker(2, 1), Reason::Revoked);

@@ -16,18 +16,25 @@ impl World {
     /// G3, G4, C1, R1 after every event at node `n`: only what its transactions changed is looked at.
     pub(in super::super) fn check_node(&mut self, n: usize) {
         let revision = self.nodes[n].disk.revision();
-        if self.witness.seen_revision.insert(n, revision) == Some(revision) {
+        let seen = self.witness.seen_revision.insert(n, revision);
+        if seen == Some(revision) {
             return;
         }
         let changes = self.nodes[n].disk.take_changes();
-        let mut revoking = false;
+        // The first look after a start, or after a commit that failed, is at all.
+        let mut revoking = seen.is_none();
         for change in &changes {
             revoking |= Registry::of(&change.key.kind) == Registry::Revocations;
             self.check_change(n, change);
         }
-        // Until the disk takes what the machine decided, the machine is ahead of it.
+        // A revocation and its consequences are two transactions: cluster.md §8 is about what an agent does, and one that
+        // died between them reads nothing to anyone. Its next start draws the consequences before it does anything, and
+        // is looked at then. Until the disk takes what the machine decided, the machine is ahead of it.
         let says_goodbye = self.witness.left.contains(&n);
-        if !says_goodbye && self.nodes[n].member().is_none_or(|m| m.uncommitted.is_none()) {
+        let waits = self.nodes[n].member().is_some_and(|m| m.uncommitted.is_some());
+        if waits {
+            self.witness.seen_revision.remove(&n);
+        } else if self.nodes[n].is_up() && !says_goodbye {
             self.check_removal(n, revoking);
         }
         self.check_trust(n);
