@@ -132,6 +132,7 @@ impl World {
             if self.nodes[n].is_clone_of.is_none() && !self.nodes[n].is_up() {
                 self.start(n);
             }
+            self.bootstrap_what_was_wiped(n);
         }
         self.end_clones(usize::MAX);
     }
@@ -208,6 +209,16 @@ impl World {
         self.start(n);
         // The operator notices and bootstraps again, with the identity that is still there.
         let _refused_or_dead = self.bootstrap(n);
+    }
+
+    /// A wrong clock or a bad disk refuses a bootstrap, which the operator repeats once all is well: until then the others
+    /// list the peer as unhealthy, for nobody told them that it left.
+    fn bootstrap_what_was_wiped(&mut self, n: usize) {
+        let is_due = self.witness.wiped.contains(&n) && !self.witness.left.contains(&n);
+        if is_due && self.nodes[n].disk.read(|s| s.facts.cluster.is_none()) {
+            sometimes!("a bootstrap is repeated when the clock is right again");
+            let _refused_or_dead = self.bootstrap(n);
+        }
     }
 
     fn turn_clock(&mut self, fault: &Fault) {
