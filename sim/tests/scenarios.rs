@@ -96,7 +96,8 @@ fn restart_never_changes_membership() {
         let ids = told.clone();
         cluster.act(|op| async move {
             for host in &names {
-                ids.borrow_mut().push(identity(&op, host).await);
+                let id = identity(&op, host).await;
+                ids.borrow_mut().push(id);
             }
         });
         let before = told.take();

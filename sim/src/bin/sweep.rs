@@ -205,7 +205,7 @@ impl Story {
             }
             Story::Told(scenario) => {
                 drop(marks::take());
-                let world = (scenario.run)(seed, seed % 10 == 0, detail);
+                let world = (scenario.run)(seed, seed.is_multiple_of(10), detail);
                 Ran { world, marks: marks::take() }
             }
         }
@@ -369,7 +369,7 @@ fn sweep(args: &Args) -> bool {
         if ran.world.failure.is_some() {
             failed.lock().unwrap_or_else(|p| p.into_inner()).push((story, seed));
         }
-        let is_twin = seed % TWIN_ONE_IN == 0;
+        let is_twin = seed.is_multiple_of(TWIN_ONE_IN);
         if is_twin {
             let twin = story.run(seed, Detail::Full).world.trace;
             let own = &ran.world.trace;

@@ -98,7 +98,9 @@ impl Memory {
     pub fn route_added(&mut self, name: &str, dest: String, id: Option<u64>, ending: Ending) {
         self.count(ending);
         let presence = Presence::after_addition(ending);
-        self.change(name, |s| drop(s.routes.insert(dest, RouteMemory { presence, id })));
+        self.change(name, |s| {
+            s.routes.insert(dest, RouteMemory { presence, id });
+        });
     }
 
     pub fn route_deleted(&mut self, name: &str, dest: &str, ending: Ending) {

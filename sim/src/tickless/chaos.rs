@@ -48,7 +48,7 @@ impl World {
             }
             Kind::BadDns => {
                 let host = self.nodes[n].endpoints[1].host().to_owned();
-                let other = (fault.amount % 2 == 0).then(|| (n + 1) % self.options.nodes);
+                let other = fault.amount.is_multiple_of(2).then(|| (n + 1) % self.options.nodes);
                 self.network.lead_astray(&host, id, fault.kind, other);
             }
             Kind::NatRebind => self.nodes[n].hidden_source = Some("192.0.2.77".parse().expect("an address")),

@@ -49,9 +49,7 @@ impl World {
         }
         self.push_local_changes(n);
         self.start_due_handshakes(n);
-        loop {
-            let Some(member) = self.nodes[n].member_mut() else { break };
-            let Some(transmit) = member.gossip.poll_transmit() else { break };
+        while let Some(transmit) = self.nodes[n].member_mut().and_then(|member| member.gossip.poll_transmit()) {
             self.transmit(n, transmit);
         }
         // What was told to the machine above may have led to further events.
@@ -144,12 +142,11 @@ impl World {
             }
             gossip::Event::CatchingUp { owner, complete } => {
                 sometimes!("a node catches up with an owner");
-                let note = |f: &mut super::ledger::Facts| _ = f.catching_up.insert(*owner, *complete);
-                self.write(n, |tx, _| Ok(tx.edit_facts(note)))
+                self.edit_facts(n, |f| _ = f.catching_up.insert(*owner, *complete))
             }
             gossip::Event::CaughtUp(owner) => {
                 sometimes!("a node has caught up with an owner");
-                self.write(n, |tx, _| Ok(tx.edit_facts(|f| _ = f.catching_up.remove(owner))))
+                self.edit_facts(n, |f| _ = f.catching_up.remove(owner))
             }
             gossip::Event::Forgotten(keys) => {
                 sometimes!("tombstones are collected, or a reset drops what is not confirmed");
@@ -169,7 +166,7 @@ impl World {
             gossip::Event::Contested(contested) => {
                 sometimes!(*contested, "a copy of an identity is refused by its peers");
                 self.trace.line(now, format_args!("n{} contested={contested}", n + 1));
-                self.write(n, |tx, _| Ok(tx.edit_facts(|f| f.contested = *contested)))
+                self.edit_facts(n, |f| f.contested = *contested)
             }
             gossip::Event::TwoCopies(peer) => {
                 sometimes!("two live copies of a peer are heard");
@@ -178,6 +175,13 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    fn edit_facts(&mut self, n: usize, edit: impl FnOnce(&mut super::ledger::Facts)) -> Result<(), NoResult> {
+        self.write(n, |tx, _| {
+            tx.edit_facts(edit);
+            Ok(())
+        })
     }
 
     /// One transaction of a member.

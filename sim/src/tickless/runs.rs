@@ -41,7 +41,7 @@ pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::from_seed(derive(seed, "plan", 0));
     let nodes = 3 + rng.below(10) as usize;
     let mut options = Options::new(seed, nodes);
-    options.real_crypto = seed % REAL_CRYPTO_ONE_IN == 0;
+    options.real_crypto = seed.is_multiple_of(REAL_CRYPTO_ONE_IN);
     options.encoding = if rng.below(3) == 0 { Encoding::Bytes } else { Encoding::Values };
     options.license_lasts = match rng.below(10) {
         // The next state begins in the middle of the run.

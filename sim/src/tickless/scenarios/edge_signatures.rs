@@ -272,7 +272,7 @@ impl Case {
             let k = challenge(&point, &self.key, message);
             // What is left on the right side besides rB + kaB.
             let rest = n + usize::from(k.to_bytes()[0] % 8) * self.torsion;
-            if (rest % 8 == 0) == holds {
+            if rest.is_multiple_of(8) == holds {
                 return joined(point, (r + k * self.scalar).to_bytes());
             }
         }
