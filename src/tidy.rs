@@ -194,7 +194,7 @@ fn every_scenario_has_a_twin_run() {
         }
         let tests = source.text.matches("#[test]").count();
         let in_one = source.text.matches("twin_run(").count() + source.text.matches("twin_run_with(").count();
-        let in_two = source.text.matches("equal_in_two_processes(").count();
+        let in_two = source.text.matches(" equal_in_two_processes(").count();
         let text = "each scenario runs twice, by sim::twin_run or sim::equal_in_two_processes";
         assert_eq!(tests, in_one + in_two, "sim/tests/{}: {text}", source.name);
     }

@@ -257,7 +257,7 @@ impl World {
         let peers: Vec<PeerId> = self.nodes[n].disk.trusted_keys().into_keys().filter(|peer| *peer != own).collect();
         let hops = if peers.len() > arctic::gossip::PUSH_ALL_PEERS { PUSH_HOPS_MAX } else { 0 };
         for peer in peers {
-            let (instance, records) = (self.nodes[n].instance(), departure.last_words.clone().into());
+            let (instance, records) = (String::new(), departure.last_words.clone().into());
             let push = Request::Push(PushRequest { instance, records, hops, digests });
             self.shoot(n, peer, push, super::node::Purpose::Farewell);
         }
