@@ -90,7 +90,7 @@ pub fn print() {
     line(
         "N2",
         "split of 1 min to 29 days, up to 50 peers",
-        "scripts/sweep --scenario split_brain_heals",
+        "scripts/sweep --scenario split_heals_without_seed_list",
         "<= 60 s",
         None,
     );
