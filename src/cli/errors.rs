@@ -18,7 +18,11 @@ pub enum Exit {
     Unreachable = 4,
     Denied = 5,
     Degraded = 6,
+    NotApplied = 7,
     Licensed = 8,
+    Pending = 10,
+    Interrupted = 130,
+    Terminated = 143,
 }
 
 impl Exit {

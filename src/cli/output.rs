@@ -301,8 +301,8 @@ pub const DELETED: Noun = Noun {
 };
 
 /// The answer to a deletion, which the API gives without a body.
-pub fn deleted(id: &str) -> Value {
-    json!({ "id": id, "deleted": true })
+pub fn deleted_if(id: &str, deleted: bool) -> Value {
+    json!({ "id": id, "deleted": deleted })
 }
 
 #[cfg(test)]

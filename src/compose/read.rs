@@ -577,7 +577,8 @@ impl Reader<'_> {
 
 /// Whether YAML reads this plain scalar as nothing, a boolean or a number.
 fn is_no_text(text: &str) -> bool {
-    let word = matches!(text, "" | "~" | "null" | "Null" | "NULL" | "true" | "True" | "TRUE" | "false" | "False" | "FALSE");
+    let word =
+        matches!(text, "" | "~" | "null" | "Null" | "NULL" | "true" | "True" | "TRUE" | "false" | "False" | "FALSE");
     let numeric = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.'));
     word || (numeric && (text.parse::<f64>().is_ok() || text.starts_with("0x") || text.starts_with("0o")))
 }
