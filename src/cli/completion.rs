@@ -37,12 +37,12 @@ end
 complete -c arctic -a '(__arctic_complete)'
 "#;
 
-pub fn script(shell: Shell) {
-    print(match shell {
+pub fn script(shell: Shell) -> &'static str {
+    match shell {
         Shell::Bash => BASH,
         Shell::Zsh => ZSH,
         Shell::Fish => FISH,
-    });
+    }
 }
 
 /// Prints the candidates for the last word, one a line. Never fails, never calls an agent.

@@ -1,24 +1,24 @@
 //! `arctic man`: manual pages from the command tree, in the macros of man(7).
 
 use super::{
-    args::{Cli, ManArgs},
+    args::{Cli, Globals, ManArgs},
     errors::{CliError, Exit},
     files,
-    session::print,
+    session::print_text,
 };
 use crate::model::VERSION;
 use clap::{Arg, Command, CommandFactory};
 use std::fmt::Write;
 
-pub fn run(args: &ManArgs) -> Result<(), CliError> {
+pub fn run(globals: &Globals, args: &ManArgs) -> Result<(), CliError> {
     let mut root = Cli::command();
     root.build();
     let Some(dir) = &args.dir else {
-        print(&page(&root, true));
-        return Ok(());
+        return print_text(globals, &page(&root, true));
     };
     let mut pages = Vec::new();
     collect(&root, true, &mut pages);
+    let written = format!("{} pages written\n", pages.len());
     for (name, text) in pages {
         let path = dir.join(format!("{name}.1"));
         files::replace(&path, &text)

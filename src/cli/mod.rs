@@ -107,16 +107,13 @@ async fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Command::Audit(command) => events::audit(globals, command).await,
         Command::Explain { field } => explain::run(globals, field),
         Command::Api(args) => calling::run(globals, args).await,
-        Command::Completion { shell } => {
-            completion::script(*shell);
-            Ok(())
-        }
+        Command::Completion { shell } => session::print_text(globals, completion::script(*shell)),
         Command::Complete(args) => {
             completion::complete(&args.words);
             Ok(())
         }
-        Command::Man(args) => manual::run(args),
-        Command::Help(args) => topics::help(&args.topic),
+        Command::Man(args) => manual::run(globals, args),
+        Command::Help(args) => session::print_text(globals, &topics::help(&args.topic)?),
         Command::Compose(command) => compose::run(globals, command).await,
         Command::Cluster(command) => cluster::run(globals, command).await,
         Command::License(command) => license::run(globals, command).await,

@@ -297,6 +297,17 @@ pub fn print_result(view: &View, text: &str, object: Value) -> Result<(), CliErr
     Ok(())
 }
 
+/// Prints a text that is no data of the cluster. Only `-j` itself makes an object of it: `ARCTIC_OUTPUT` must not change
+/// what a shell reads from `arctic completion`.
+pub fn print_text(globals: &Globals, text: &str) -> Result<(), CliError> {
+    if globals.json {
+        print(&output::pretty(&serde_json::json!({ "text": text }))?);
+    } else {
+        print(text);
+    }
+    Ok(())
+}
+
 /// Writes to stdout. A closed pipe ends the process silently (cli.md §2).
 pub fn print(text: &str) {
     let mut out = io::stdout().lock();

@@ -3,7 +3,6 @@
 use super::{
     args::Cli,
     errors::{CliError, nearest},
-    session::print,
 };
 use crate::model::Code;
 use clap::CommandFactory;
@@ -87,30 +86,21 @@ pub fn names() -> Vec<String> {
     TOPICS.iter().map(|(name, _)| *name).chain(codes).chain(own).map(str::to_owned).chain(commands).collect()
 }
 
-pub fn help(topic: &[String]) -> Result<(), CliError> {
+pub fn help(topic: &[String]) -> Result<String, CliError> {
     let mut root = Cli::command();
     root.build();
-    let [first, rest @ ..] = topic else {
-        print(&root.render_long_help().to_string());
-        print(&format!("\nTopics: {}\n", TOPICS.map(|(name, _)| name).join(", ")));
-        return Ok(());
-    };
-    if rest.is_empty()
-        && let Some(text) = text_of(first)
+    if let [one] = topic
+        && let Some(text) = text_of(one)
     {
-        print(&text);
-        return Ok(());
+        return Ok(text);
     }
     let mut command = &mut root;
     for word in topic {
-        command = match command.find_subcommand(word).map(|c| c.get_name().to_owned()) {
-            // Found twice because the borrow checker does not see that one of both is returned.
-            Some(name) => command.find_subcommand_mut(&name).ok_or_else(|| unknown(word))?,
-            None => return Err(unknown(word)),
-        };
+        command = command.find_subcommand_mut(word).ok_or_else(|| unknown(word))?;
     }
-    print(&command.render_long_help().to_string());
-    Ok(())
+    let help = command.render_long_help().to_string();
+    let topics = TOPICS.map(|(name, _)| name).join(", ");
+    Ok(if topic.is_empty() { format!("{help}\nTopics: {topics}\n") } else { help })
 }
 
 fn text_of(topic: &str) -> Option<String> {

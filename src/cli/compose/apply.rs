@@ -7,7 +7,7 @@ use super::{
     offline::cannot_write,
     run::{Interrupts, Outcome, Run},
     show::{plan_object, plan_text},
-    survey::{Survey, survey},
+    survey::{self, Survey, survey},
 };
 use crate::{
     cli::{
@@ -19,13 +19,16 @@ use crate::{
         prompt::{Consent, confirm},
         session::{Session, print},
     },
-    compose::{self, Action, ClusterFile, Plan, Rules, SavedPlan, Symbol, steps},
+    compose::{self, Action, Change, ClusterFile, Plan, Rules, SavedPlan, Symbol, steps},
 };
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+/// A sync calls every peer (api.md §2: 60 s).
+const SYNC_PATIENCE: Duration = Duration::from_secs(65);
 
 pub async fn diff(globals: &Globals, args: &DiffArgs) -> Result<(), CliError> {
     let loaded = load(globals, &args.file.path, &args.reach.env, Rules::Full)?;
@@ -110,6 +113,8 @@ pub async fn apply(globals: &Globals, args: &ApplyArgs) -> Result<(), CliError> 
     };
     let job = Job {
         purpose: format!("compose apply {}", file_name(&wanted.name)),
+        may_replan: consent == Consent::Given && wanted.saved.is_none(),
+        takes: |_| true,
         file: wanted.file,
         plan,
         reach,
@@ -173,6 +178,10 @@ fn license_path(args: &ApplyArgs, wanted: &Wanted) -> Result<PathBuf, CliError> 
 /// A plan that is ready to be carried out.
 pub struct Job {
     pub purpose: String,
+    /// Whether a plan that nobody has seen may be carried out.
+    pub may_replan: bool,
+    /// Which changes of a plan are wanted.
+    pub takes: fn(&Change) -> bool,
     pub file: ClusterFile,
     pub plan: Plan,
     pub reach: ReachArgs,
@@ -182,8 +191,8 @@ pub struct Job {
 }
 
 /// Steps 3 to 9 of compose.md §4.
-pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, job: Job) -> Result<(), CliError> {
-    let Survey { session, live, contacts, away, has_seat } = survey;
+pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut job: Job) -> Result<(), CliError> {
+    let Survey { session, mut live, mut contacts, mut away, has_seat } = survey;
     if job.plan.is_empty() || globals.dry_run {
         if !job.plan.is_empty() {
             session.log.hint("Dry run: nothing was changed.");
@@ -197,39 +206,58 @@ pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, job:
     if consent == Consent::Ask {
         confirm("Apply these changes?", &what_goes(&job.plan))?;
     }
-    let spare = match has_seat {
-        true => spare_services(&session).await?,
-        false => None,
-    };
-    let steps = steps(&job.file, &job.plan, spare);
     let lease = match (has_seat, &live.cluster_id) {
         (true, Some(cluster)) => Some(Lease::take(&session, cluster, &job.purpose).await?),
         _ => None,
     };
+    let mut prepared = Ok(None);
+    if has_seat {
+        prepared = prepare(&session, &mut job, &mut live, &mut contacts, &mut away).await;
+    }
     let interrupts = Interrupts::watch()?;
     let mut run = Run::new(globals, session, &job, &live, &contacts, lease, interrupts);
-    let outcome = match backup_first(&run, &live) {
-        Ok(()) => run.all(steps).await,
+    let outcome = match prepared {
+        Ok(spare) => run.all(steps(&job.file, &job.plan, spare)).await,
         Err(e) => Err(e),
     };
     let (session, released) = run.finish().await;
-    let outcome = outcome?;
-    report(&session, &job, &outcome)?;
-    if let Err(e) = released {
+    if let Err(e) = &released {
         session.log.warn(&format!("the cluster lock was not released, it ends by itself: {}", e.text));
     }
+    let outcome = outcome?;
+    report(&session, &job, &outcome)?;
     verdict(outcome, &away)
 }
 
-fn backup_first(run: &Run<'_>, live: &compose::Live) -> Result<(), CliError> {
-    match &live.cluster_id {
-        Some(cluster) => {
-            let path = backup::save(run.session(), cluster, live)?;
-            run.session().log.verbose(&format!("Backup: {}", path.display()));
-            Ok(())
+/// What is left to do once nobody else can change anything: look again, keep a backup, ask the license.
+///
+/// Members may have known more than the called agent, or somebody was faster: then the plan is made anew, unless an
+/// operator or a file said yes to another one. Returns how many more services the license allows.
+async fn prepare(
+    session: &Session,
+    job: &mut Job,
+    live: &mut compose::Live,
+    contacts: &mut [compose::Contact],
+    away: &mut Vec<(String, String)>,
+) -> Result<Option<u64>, CliError> {
+    let planned = live.digests();
+    session.call(Call::post_empty("/v1/cluster/sync").patience(SYNC_PATIENCE)).await?;
+    *live = survey::live_state(session, contacts, away, &job.file, job.reach.ignore_unreachable).await?;
+    if live.digests() != planned {
+        if !job.may_replan {
+            let error = CliError::new(Exit::General, "PLAN_STALE", "plan is stale");
+            return Err(error.with_hint("the cluster has changed meanwhile: look at the plan again"));
         }
-        None => Ok(()),
+        let plan = compose::plan(&job.file, live, contacts, job.reach.prune);
+        job.plan = Plan { changes: plan.changes.into_iter().filter(job.takes).collect(), ..plan };
+        session.log.hint("The cluster has changed meanwhile; the plan is now:");
+        session.log.hint(plan_text(&job.plan).trim_end());
     }
+    if let Some(cluster) = &live.cluster_id {
+        let path = backup::save(session, cluster, live)?;
+        session.log.verbose(&format!("Backup: {}", path.display()));
+    }
+    spare_services(session).await
 }
 
 fn what_goes(plan: &Plan) -> Vec<String> {

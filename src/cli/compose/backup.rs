@@ -134,10 +134,13 @@ pub async fn rollback(globals: &Globals, backup: Option<&str>) -> Result<(), Cli
     }
     let contacts: Vec<Contact> = file.peers.iter().filter_map(|p| find(p, &live)).map(Contact::Bootstrapped).collect();
     let plan = compose::plan(&file, &live, &contacts, true);
-    let changes = plan.changes.into_iter().filter(|c| c.kind == "service").collect();
+    let takes = |c: &compose::Change| c.kind == "service";
+    let changes = plan.changes.into_iter().filter(takes).collect();
     let plan = Plan { changes, warnings: Vec::new() };
     let job = Job {
         purpose: "compose rollback".to_owned(),
+        may_replan: consent == Consent::Given,
+        takes,
         file,
         plan,
         reach: ReachArgs { prune: true, ..ReachArgs::default() },

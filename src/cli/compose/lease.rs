@@ -12,12 +12,15 @@ use crate::{
     env::{Clock, SystemClock},
     model::{Mono, Secret},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{fs, path::PathBuf, time::Duration};
 
 /// Longer than any step: adding a peer may take 65 s.
 const TTL_S: u32 = 120;
 const RENEW_AFTER: Duration = Duration::from_secs(20);
+/// A release reaches every healthy member by then.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const LOCKED: &str = "CLUSTER_LOCKED";
 
 pub struct Lease {
@@ -38,13 +41,13 @@ impl Lease {
     pub async fn take(session: &Session, cluster_id: &str, purpose: &str) -> Result<Lease, CliError> {
         let note = note_of(cluster_id);
         let body = json!({ "purpose": purpose, "ttl_s": TTL_S });
-        let answer = match session.call(Call::post("/v1/cluster/lock", &body)).await {
+        let answer = match claim(session, &body).await {
             Err(e) if e.code == LOCKED => {
                 // Only a run from here that is over leaves its note without its file lock.
                 let Some(token) = note.as_ref().and_then(|n| fs::read_to_string(&n.path).ok()) else { return Err(e) };
                 session.log.debug("the lock is that of an earlier run which did not end in order");
                 release(session, token.trim()).await.map_err(|_| e)?;
-                session.call(Call::post("/v1/cluster/lock", &body)).await?
+                claim(session, &body).await?
             }
             other => other?,
         };
@@ -77,6 +80,23 @@ impl Lease {
             let _ = fs::remove_file(&note.path);
         }
         released.map(drop)
+    }
+}
+
+/// Asks for the lock. Where the called agent knows of no holder, other members have only not heard of its release yet.
+async fn claim(session: &Session, body: &Value) -> Result<Value, CliError> {
+    let clock = SystemClock::new();
+    let started = clock.mono();
+    loop {
+        let refused = match session.call(Call::post("/v1/cluster/lock", body)).await {
+            Err(e) if e.code == LOCKED => e,
+            other => return other,
+        };
+        let held = session.call(Call::get("/v1/cluster/lock")).await?;
+        if !held["lock"].is_null() || clock.mono() - started > RELEASED_WITHIN {
+            return Err(refused);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

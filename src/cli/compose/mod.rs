@@ -33,7 +33,7 @@ pub async fn run(globals: &Globals, command: &ComposeCommand) -> Result<(), CliE
     match command {
         ComposeCommand::Init { file, force } => offline::init(globals, file, *force).await,
         ComposeCommand::Export { file } => backup::export(globals, file.as_deref()).await,
-        ComposeCommand::Fmt { file, write, check } => offline::fmt(&file.path, *write, *check),
+        ComposeCommand::Fmt { file, write, check } => offline::fmt(globals, &file.path, *write, *check),
         ComposeCommand::Validate { file, strict, env } => offline::validate(globals, &file.path, *strict, env),
         ComposeCommand::Schema => offline::schema(),
         ComposeCommand::Graph { file, format, env } => offline::graph(globals, &file.path, *format, env),

@@ -87,9 +87,9 @@ pub fn cannot_write(path: &Path, e: &io::Error) -> CliError {
         .with_fact("reason", e.to_string())
 }
 
-pub fn fmt(path: &Path, write: bool, check: bool) -> Result<(), CliError> {
+pub fn fmt(globals: &Globals, path: &Path, write: bool, check: bool) -> Result<(), CliError> {
     let text = load::read_text(path)?;
-    let document = load::document(&Globals::default(), path, &text)?;
+    let document = load::document(globals, path, &text)?;
     let formatted = compose::format(&document);
     if check {
         return match formatted == text {
@@ -100,12 +100,11 @@ pub fn fmt(path: &Path, write: bool, check: bool) -> Result<(), CliError> {
             }
         };
     }
-    if !write || path.as_os_str() == "-" {
-        print(&formatted);
-    } else if formatted != text {
+    let to_file = write && path.as_os_str() != "-";
+    if to_file && formatted != text {
         files::replace(path, &formatted).map_err(|e| cannot_write(path, &e))?;
     }
-    Ok(())
+    if to_file && !globals.json { Ok(()) } else { session::print_text(globals, &formatted) }
 }
 
 pub fn validate(globals: &Globals, path: &Path, strict: bool, env: &EnvArg) -> Result<(), CliError> {

@@ -34,6 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A newcomer is introduced to all members by then.
 const INTRODUCED_WITHIN: Duration = Duration::from_secs(60);
+/// A deletion is known to all members by then.
+const HEARD_WITHIN: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// What came of a run.
@@ -88,6 +90,8 @@ pub struct Run<'a> {
     services: BTreeMap<String, ServiceId>,
     /// Owners of the services that the plan changes.
     owners: BTreeMap<ServiceId, PeerId>,
+    /// Whether this run has deleted a service.
+    deleted_any: bool,
     seat: Option<PeerId>,
     lease: Option<Lease>,
     interrupts: Interrupts,
@@ -123,11 +127,8 @@ impl<'a> Run<'a> {
         let owners = live.services.iter().map(|s| (s.id, s.source)).collect();
         let outcome = Outcome { done: vec![], failed: vec![], skipped: vec![], interrupted: None, not_applied: None };
         let services = BTreeMap::new();
-        Run { globals, session, job, peers, services, owners, seat, lease, interrupts, unmet, outcome }
-    }
-
-    pub fn session(&self) -> &Session {
-        &self.session
+        let deleted_any = false;
+        Run { globals, session, job, peers, services, owners, deleted_any, seat, lease, interrupts, unmet, outcome }
     }
 
     /// Carries the steps out, in their order.
@@ -207,17 +208,19 @@ impl<'a> Run<'a> {
                 let mut body = body.clone();
                 body.insert("source_peer_id".to_owned(), json!(self.peer_id(source)?));
                 body.insert("target_peer_id".to_owned(), json!(self.peer_id(target)?));
-                let made = self.write(Call::post("/v1/services", &Value::Object(body))).await?;
+                let body = Value::Object(body);
+                let made = self.write_once_known(|| Call::post("/v1/services", &body)).await?;
                 self.services.insert(name.clone(), id_of(&made["id"])?);
                 Ok(())
             }
             Work::UpdateService { id, version, body } => {
-                let call = Call::put(format!("/v1/services/{id}"), &Value::Object(body.clone())).if_match(*version);
-                self.write(call).await.map(drop)
+                let (path, body) = (format!("/v1/services/{id}"), Value::Object(body.clone()));
+                self.write_once_known(|| Call::put(path.clone(), &body).if_match(*version)).await.map(drop)
             }
             Work::DeleteService { id, version } => {
-                let call = Call::delete(format!("/v1/services/{id}")).if_match(*version);
-                self.gone(call).await
+                self.gone(Call::delete(format!("/v1/services/{id}")).if_match(*version)).await?;
+                self.deleted_any = true;
+                Ok(())
             }
             Work::AddRoutes { service, id, routes } => {
                 let id = id.or_else(|| self.services.get(service).copied());
@@ -242,6 +245,24 @@ impl<'a> Run<'a> {
             self.outcome.not_applied = waited.err();
         }
         Ok(answer)
+    }
+
+    /// As `write`, for what may need a name or a place that this run made free: its owner may hear of that a moment
+    /// later than the owner of what was deleted.
+    async fn write_once_known(&mut self, call: impl Fn() -> Call) -> Result<Value, CliError> {
+        let clock = SystemClock::new();
+        let started = clock.mono();
+        loop {
+            let refused = match self.write(call()).await {
+                Err(e) if matches!(e.code.as_str(), "ALREADY_EXISTS" | "SERVICE_LIMIT_EXCEEDED") => e,
+                other => return other,
+            };
+            if !self.deleted_any || clock.mono() - started > HEARD_WITHIN {
+                return Err(refused);
+            }
+            self.sync().await;
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// What somebody else has deleted meanwhile is as gone as it should be.
@@ -407,7 +428,7 @@ impl<'a> Run<'a> {
 
     /// So that all members know before the next heartbeat; the next round tells them anyway.
     async fn sync(&mut self) {
-        if self.outcome.done.is_empty() || self.seat.is_none() {
+        if self.seat.is_none() {
             return;
         }
         if let Err(e) = self.session.call(Call::post_empty("/v1/cluster/sync").patience(ADD_PATIENCE)).await {

@@ -145,7 +145,7 @@ async fn who(client: &Client) -> Result<Contact, CliError> {
 }
 
 /// The members of the seat's cluster with the views of the listed ones, and all services.
-async fn live_state(
+pub async fn live_state(
     session: &Session,
     contacts: &mut [Contact],
     away: &mut Vec<(String, String)>,

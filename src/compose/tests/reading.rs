@@ -79,7 +79,7 @@ fn each_finding_has_the_place_of_what_is_wrong() {
         ),
         (with("1000", "-1"), "10:34 bandwidth_limit_mbps is a whole number from 0 to 400000"),
         (with("1000", "'5'"), "10:34 bandwidth_limit_mbps is a whole number from 0 to 400000"),
-        (with("priority: 100", "priority: 65536"), "12:74 priority is a whole number from 0 to 65535"),
+        (with("priority: 100", "priority: 65536"), "12:75 priority is a whole number from 0 to 65535"),
         (
             with("10.0.0.0/8", "10.1.2.3/8"),
             "12:24 invalid CIDR notation: `10.1.2.3/8` has host bits set (did you mean 10.0.0.0/8?)",
