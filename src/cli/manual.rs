@@ -24,7 +24,7 @@ pub fn run(globals: &Globals, args: &ManArgs) -> Result<(), CliError> {
         files::replace(&path, &text)
             .map_err(|e| CliError::new(Exit::General, "INTERNAL", format!("cannot write {}: {e}", path.display())))?;
     }
-    Ok(())
+    print_text(globals, &written)
 }
 
 fn collect(command: &Command, is_root: bool, pages: &mut Vec<(String, String)>) {

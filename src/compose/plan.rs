@@ -156,6 +156,9 @@ pub fn plan(file: &ClusterFile, live: &Live, contacts: &[Contact], prune: bool) 
     Plan { changes, warnings }
 }
 
+/// Whether a live service is meant by one of the file.
+type Fits<'f> = &'f dyn Fn(&Service, &LiveService) -> bool;
+
 /// By the id that answers, else by name.
 fn find_peer<'l>(peer: &Peer, contact: Contact, live: &'l Live) -> Option<&'l LivePeer> {
     match contact {
@@ -299,10 +302,9 @@ impl Planning<'_> {
         let same_ends = |s: &Service, l: &LiveService| ends(s) == (Some(l.source), Some(l.target));
         let by_name = |s: &Service, l: &LiveService| l.name.eq_ignore_ascii_case(&s.name);
         let named_anywhere = |l: &LiveService| self.file.services.iter().any(|s| by_name(s, l));
-        let rules: [&dyn Fn(&Service, &LiveService) -> bool; 3] =
-            [&|s, l| by_name(s, l) && same_ends(s, l), &by_name, &|s, l| {
-                same_ends(s, l) && s.transport == l.transport && !named_anywhere(l)
-            }];
+        let rules: [Fits<'_>; 3] = [&|s, l| by_name(s, l) && same_ends(s, l), &by_name, &|s, l| {
+            same_ends(s, l) && s.transport == l.transport && !named_anywhere(l)
+        }];
         for rule in rules {
             for (service, pair) in self.file.services.iter().zip(&mut pairs) {
                 if pair.is_some() {

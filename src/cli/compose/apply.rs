@@ -31,6 +31,7 @@ use std::{
 const SYNC_PATIENCE: Duration = Duration::from_secs(65);
 
 pub async fn diff(globals: &Globals, args: &DiffArgs) -> Result<(), CliError> {
+    super::refuse_peer_flag(globals)?;
     let loaded = load(globals, &args.file.path, &args.reach.env, Rules::Full)?;
     load::show_findings(globals, &loaded.name, &loaded.text, &loaded.warnings);
     let survey = survey(globals, &loaded.file, &args.reach).await?;
@@ -93,6 +94,7 @@ struct Wanted {
 }
 
 pub async fn apply(globals: &Globals, args: &ApplyArgs) -> Result<(), CliError> {
+    super::refuse_peer_flag(globals)?;
     let consent = Consent::of(globals)?;
     let wanted = wanted(globals, args)?;
     let reach = ReachArgs {

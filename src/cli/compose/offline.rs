@@ -49,7 +49,10 @@ pub async fn init(globals: &Globals, path: &Path, force: bool) -> Result<(), Cli
     }
     let text = match live_text(globals).await? {
         Some(text) => text,
-        None => format!("{SCHEMA_LINE}\n\n{STARTER}"),
+        None => {
+            let text = format!("{SCHEMA_LINE}\n{STARTER}");
+            compose::parse(&text).map_or(text, |document| compose::format(&document))
+        }
     };
     if to_stdout {
         print(&text);

@@ -33,7 +33,6 @@ pub struct Survey {
 
 /// Asks every listed peer who it is, then the cluster what it is.
 pub async fn survey(globals: &Globals, file: &ClusterFile, reach: &ReachArgs) -> Result<Survey, CliError> {
-    super::refuse_peer_flag(globals)?;
     let mut session = Session::without_agent(globals)?;
     let answers = ask_all(&session, &file.peers).await;
     let mut contacts = Vec::new();
@@ -153,17 +152,17 @@ pub async fn live_state(
     ignore_unreachable: bool,
 ) -> Result<Live, CliError> {
     let mut live = of_session(session).await?;
-    for i in 0..contacts.len() {
-        let Contact::Bootstrapped(viewer) = contacts[i] else { continue };
-        let Some(at) = live.peers.iter().position(|p| p.id == viewer) else { continue };
-        if live.peers[at].views.contains_key(&viewer) {
+    for (contact, peer) in contacts.iter_mut().zip(&file.peers) {
+        let Contact::Bootstrapped(viewer) = *contact else { continue };
+        // A peer that is no member yet cannot be asked; the called agent has been.
+        if live.peer(viewer).is_none_or(|p| p.views.contains_key(&viewer)) {
             continue;
         }
         match session.call(Call::get("/v1/peers").at(viewer)).await {
             Ok(answer) => add_view(&mut live, viewer, &list_of(answer, "peers"))?,
             Err(e) if e.exit == Exit::Unreachable && ignore_unreachable => {
-                contacts[i] = Contact::Unreachable;
-                away.push((file.peers[i].name.clone(), e.text));
+                *contact = Contact::Unreachable;
+                away.push((peer.name.clone(), e.text));
             }
             Err(e) => return Err(e),
         }
