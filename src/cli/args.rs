@@ -3,7 +3,7 @@
 mod compose;
 mod more;
 
-pub use compose::{ApplyArgs, ComposeCommand, DiffArgs, EnvArg, GraphFormat, ReachArgs};
+pub use compose::{ApplyArgs, ComposeCommand, DiffArgs, EnvArg, ReachArgs};
 pub use more::{
     ApiArgs, AuditCommand, CacheCommand, CompleteArgs, ConfigCommand, CredentialsCommand, EventsArgs, HelpArgs,
     ManArgs, RoutesExplainArgs, Shell,
@@ -133,6 +133,11 @@ pub enum Format {
     Yaml,
     Name,
     Csv,
+    /// `compose graph` alone knows these two.
+    #[value(hide = true)]
+    Dot,
+    #[value(hide = true)]
+    Mermaid,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]

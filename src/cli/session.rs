@@ -376,9 +376,13 @@ pub fn output_of(globals: &Globals, preferences: &Preferences) -> Result<(View, 
         Some(text) => Format::from_str(text, true)
             .map_err(|_| CliError::config(format!("preferences.output_format: `{text}` is not a format")))?,
     };
+    let format = if globals.json { Format::Json } else { globals.output.unwrap_or(preferred) };
+    if matches!(format, Format::Dot | Format::Mermaid) {
+        return Err(CliError::usage("-o dot and -o mermaid are for `arctic compose graph`"));
+    }
     let ages = io::stdout().is_terminal() && !globals.utc;
     let view = View {
-        format: if globals.json { Format::Json } else { globals.output.unwrap_or(preferred) },
+        format,
         columns: globals.columns.clone(),
         headers: !globals.no_headers,
         sort_by: globals.sort_by.clone(),

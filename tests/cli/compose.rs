@@ -72,7 +72,8 @@ fn schema_and_graph_need_no_agent() {
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     let file = station.file("cluster.yaml", GOOD);
     assert!(station.args(&["compose", "graph", &file]).ok().out.starts_with("graph LR\n"));
-    assert!(station.args(&["compose", "graph", &file, "--format", "dot"]).ok().out.starts_with("digraph cluster {\n"));
+    assert!(station.args(&["compose", "graph", &file, "-o", "dot"]).ok().out.starts_with("digraph cluster {\n"));
+    station.run("peers list -o dot").fails(2, "Error: -o dot and -o mermaid are for `arctic compose graph`");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `arctic compose …` (compose.md §2).
 
 use crate::cli::values::parse_duration;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use std::{path::PathBuf, time::Duration};
 
 #[derive(Subcommand)]
@@ -48,13 +48,10 @@ pub enum ComposeCommand {
     Apply(ApplyArgs),
     /// Print the JSON Schema of the file, for editors
     Schema,
-    /// Print the topology of a file
+    /// Print the topology of a file, with -o dot for Graphviz or -o mermaid [default: mermaid]
     Graph {
         #[command(flatten)]
         file: FileArg,
-        /// Language of the drawing
-        #[arg(long, value_enum, default_value = "mermaid")]
-        format: GraphFormat,
         #[command(flatten)]
         env: EnvArg,
     },
@@ -82,12 +79,6 @@ pub struct EnvArg {
     /// Values of ${NAME}, one NAME=VALUE a line; the environment gives the others
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum GraphFormat {
-    Dot,
-    Mermaid,
 }
 
 /// What diff and apply share.

@@ -36,7 +36,7 @@ pub async fn run(globals: &Globals, command: &ComposeCommand) -> Result<(), CliE
         ComposeCommand::Fmt { file, write, check } => offline::fmt(globals, &file.path, *write, *check),
         ComposeCommand::Validate { file, strict, env } => offline::validate(globals, &file.path, *strict, env),
         ComposeCommand::Schema => offline::schema(),
-        ComposeCommand::Graph { file, format, env } => offline::graph(globals, &file.path, *format, env),
+        ComposeCommand::Graph { file, env } => offline::graph(globals, &file.path, env),
         ComposeCommand::Diff(args) => apply::diff(globals, args).await,
         ComposeCommand::Apply(args) => apply::apply(globals, args).await,
         ComposeCommand::History => backup::history(globals),

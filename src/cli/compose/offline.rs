@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cli::{
-        args::{EnvArg, Globals, GraphFormat},
+        args::{EnvArg, Format, Globals},
         errors::{CliError, Exit},
         files, output,
         session::{self, Session, print},
@@ -142,12 +142,16 @@ pub fn schema() -> Result<(), CliError> {
     Ok(())
 }
 
-pub fn graph(globals: &Globals, path: &Path, format: GraphFormat, env: &EnvArg) -> Result<(), CliError> {
+pub fn graph(globals: &Globals, path: &Path, env: &EnvArg) -> Result<(), CliError> {
     let file = load(globals, path, env, Rules::Full)?.file;
-    let (view, _) = session::output_of(globals, &Default::default())?;
-    let (language, text) = match format {
-        GraphFormat::Dot => ("dot", compose::dot(&file)),
-        GraphFormat::Mermaid => ("mermaid", compose::mermaid(&file)),
+    let (language, text) = match globals.output {
+        Some(Format::Dot) => ("dot", compose::dot(&file)),
+        _ => ("mermaid", compose::mermaid(&file)),
     };
+    if matches!(globals.output, Some(Format::Dot | Format::Mermaid)) && !globals.json {
+        print(&text);
+        return Ok(());
+    }
+    let (view, _) = session::output_of(globals, &Default::default())?;
     session::print_result(&view, text.trim_end(), json!({ "format": language, "graph": text }))
 }
