@@ -194,7 +194,7 @@ pub struct Job {
 
 /// Steps 3 to 9 of compose.md §4.
 pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut job: Job) -> Result<(), CliError> {
-    let Survey { session, mut live, mut contacts, mut away, has_seat } = survey;
+    let Survey { session, mut live, mut contacts, mut away, seat } = survey;
     if job.plan.is_empty() || globals.dry_run {
         if !job.plan.is_empty() {
             session.log.hint("Dry run: nothing was changed.");
@@ -208,16 +208,16 @@ pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut 
     if consent == Consent::Ask {
         confirm("Apply these changes?", &what_goes(&job.plan))?;
     }
-    let lease = match (has_seat, &live.cluster_id) {
-        (true, Some(cluster)) => Some(Lease::take(&session, cluster, &job.purpose).await?),
+    let lease = match (seat, &live.cluster_id) {
+        (Some(_), Some(cluster)) => Some(Lease::take(&session, cluster, &job.purpose).await?),
         _ => None,
     };
     let mut prepared = Ok(None);
-    if has_seat {
+    if seat.is_some() {
         prepared = prepare(&session, &mut job, &mut live, &mut contacts, &mut away).await;
     }
     let interrupts = Interrupts::watch()?;
-    let mut run = Run::new(globals, session, &job, &live, &contacts, lease, interrupts);
+    let mut run = Run::new(globals, session, &job, &live, &contacts, seat, lease, interrupts);
     let outcome = match prepared {
         Ok(spare) => run.all(steps(&job.file, &job.plan, spare)).await,
         Err(e) => Err(e),

@@ -149,7 +149,8 @@ pub async fn rollback(globals: &Globals, backup: Option<&str>) -> Result<(), Cli
         confirm_within: None,
     };
     session.log.hint(&format!("Back to {}", path.display()));
-    let survey = Survey { session, live, contacts, away: Vec::new(), has_seat: true };
+    let seat = live.peers.iter().find(|p| p.views.contains_key(&p.id)).map(|p| p.id);
+    let survey = Survey { session, live, contacts, away: Vec::new(), seat };
     carry_out(globals, consent, survey, job).await
 }
 

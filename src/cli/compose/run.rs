@@ -100,12 +100,14 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    #[expect(clippy::too_many_arguments, reason = "what a survey and a plan found, each of another kind")]
     pub fn new(
         globals: &'a Globals,
         session: Session,
         job: &'a Job,
         live: &Live,
         contacts: &[Contact],
+        seat: Option<PeerId>,
         lease: Option<Lease>,
         interrupts: Interrupts,
     ) -> Self {
@@ -123,7 +125,6 @@ impl<'a> Run<'a> {
             }
             peers.extend(id.map(|id| (peer.name.clone(), id)));
         }
-        let seat = contacts.iter().find_map(|c| if let Contact::Bootstrapped(id) = c { Some(*id) } else { None });
         let owners = live.services.iter().map(|s| (s.id, s.source)).collect();
         let outcome = Outcome { done: vec![], failed: vec![], skipped: vec![], interrupted: None, not_applied: None };
         let services = BTreeMap::new();
@@ -311,7 +312,7 @@ impl<'a> Run<'a> {
         }
         if first {
             self.seat = Some(id);
-            survey::sit(self.globals, &mut self.session, peer, &self.job.reach)?;
+            survey::sit(self.globals, &mut self.session, (peer, id), &self.job.reach)?;
             let cluster = output::plain(&answer["cluster_id"]);
             self.lease = Some(Lease::take(&self.session, &cluster, &self.job.purpose).await?);
         }

@@ -27,8 +27,9 @@ pub struct Survey {
     pub contacts: Vec<Contact>,
     /// Names and reasons of those that did not answer.
     pub away: Vec<(String, String)>,
-    /// Whether there is an agent to call: a listed one that is bootstrapped.
-    pub has_seat: bool,
+    /// The listed peer whose agent is called: a member, with a credential that is known here. Absent when the first peer
+    /// has yet to be bootstrapped for that.
+    pub seat: Option<PeerId>,
 }
 
 /// Asks every listed peer who it is, then the cluster what it is.
@@ -37,14 +38,14 @@ pub async fn survey(globals: &Globals, file: &ClusterFile, reach: &ReachArgs) ->
     let answers = ask_all(&session, &file.peers).await;
     let mut contacts = Vec::new();
     let mut away = Vec::new();
+    let mut clusters = Vec::new();
     for (peer, answer) in file.peers.iter().zip(answers) {
-        match answer {
-            Ok(contact) => contacts.push(contact),
-            Err(e) => {
-                contacts.push(Contact::Unreachable);
-                away.push((peer.name.clone(), e.text));
-            }
-        }
+        let (contact, cluster) = answer.unwrap_or_else(|e| {
+            away.push((peer.name.clone(), e.text));
+            (Contact::Unreachable, String::new())
+        });
+        contacts.push(contact);
+        clusters.push(cluster);
     }
     if let (false, [(name, reason), ..]) = (reach.ignore_unreachable, away.as_slice()) {
         let text = format!("peer {name} does not answer: {reason}");
@@ -55,24 +56,68 @@ pub async fn survey(globals: &Globals, file: &ClusterFile, reach: &ReachArgs) ->
     if away.len() == file.peers.len() {
         return Err(CliError::new(Exit::Unreachable, "PEER_UNREACHABLE", "no listed peer answers"));
     }
-    let seat = file.peers.iter().zip(&contacts).find(|(_, c)| matches!(c, Contact::Bootstrapped(_)));
-    let Some((seat, _)) = seat else {
-        return Ok(Survey { session, live: Live::default(), contacts, away, has_seat: false });
+    let Some((seat, id)) = choose_seat(globals, &session, file, &contacts, &clusters, reach)? else {
+        return Ok(Survey { session, live: Live::default(), contacts, away, seat: None });
     };
-    sit(globals, &mut session, seat, reach)?;
+    sit(globals, &mut session, (seat, id), reach)?;
+    if matches!(session.client.auth, Auth::Nobody) {
+        let text = format!("no credential for the cluster of peer {} is known here", seat.name);
+        let error = CliError::new(Exit::Denied, "UNAUTHORIZED", text);
+        return Err(error.with_hint("--credentials-file FILE, --token or --recovery-token-file"));
+    }
     let live = live_state(&session, &mut contacts, &mut away, file, reach.ignore_unreachable).await?;
-    Ok(Survey { session, live, contacts, away, has_seat: true })
+    Ok(Survey { session, live, contacts, away, seat: Some(id) })
+}
+
+/// The first listed member with a known credential. Where none is known and the first peer of the file has no license
+/// yet, that one will be the seat; else the first member, which then says who may call it.
+fn choose_seat<'f>(
+    globals: &Globals,
+    session: &Session,
+    file: &'f ClusterFile,
+    contacts: &[Contact],
+    clusters: &[String],
+    reach: &ReachArgs,
+) -> Result<Option<(&'f Peer, PeerId)>, CliError> {
+    let given_credentials = reach.credentials_file.as_deref().map(credentials_of).transpose()?.unwrap_or_default();
+    let chosen = given(&globals.url).is_some() || given(&globals.cluster).is_some();
+    let is_token = !matches!(session.client.auth, Auth::Nobody | Auth::Credential { .. });
+    let mut members =
+        file.peers.iter().zip(contacts).zip(clusters).filter_map(|((peer, contact), cluster)| match contact {
+            Contact::Bootstrapped(id) => Some((peer, *id, cluster)),
+            _ => None,
+        });
+    let known = |(peer, id, cluster): &(&Peer, PeerId, &String)| {
+        let id = id.to_string();
+        let lists =
+            |c: &crate::cli::config::ClusterEntry| c.cluster_id == **cluster || c.peers.iter().any(|p| p.peer_id == id);
+        let in_config = session.config.clusters.values().any(|c| !c.client_secret.is_empty() && lists(c));
+        chosen
+            || is_token
+            || in_config
+            || given_credentials.contains_key(&peer.name)
+            || given_credentials.contains_key(&id)
+    };
+    let without_credential = members.clone().next();
+    let first_is_new = contacts.first() == Some(&Contact::Unbootstrapped);
+    let fallback = without_credential.filter(|_| !first_is_new);
+    Ok(members.find(known).or(fallback).map(|(peer, id, _)| (peer, id)))
 }
 
 /// The agent of `seat` is called from now on, or that of `--url`.
-pub fn sit(globals: &Globals, session: &mut Session, seat: &Peer, reach: &ReachArgs) -> Result<(), CliError> {
+pub fn sit(
+    globals: &Globals,
+    session: &mut Session,
+    (seat, id): (&Peer, PeerId),
+    reach: &ReachArgs,
+) -> Result<(), CliError> {
     let agents = match given(&globals.url) {
         Some(url) => vec![agent_address(url)?],
         None => seat.endpoints.clone(),
     };
     session.sit_at(globals, agents)?;
     if let Some(path) = &reach.credentials_file
-        && let Some(credential) = credentials_of(path)?.remove(&seat.name)
+        && let Some(credential) = credential_for(credentials_of(path)?, seat, id)
         && matches!(session.client.auth, Auth::Nobody | Auth::Credential { .. })
     {
         session.client.auth = Auth::Credential {
@@ -81,6 +126,11 @@ pub fn sit(globals: &Globals, session: &mut Session, seat: &Peer, reach: &ReachA
         };
     }
     Ok(())
+}
+
+/// By name in the file or by id.
+fn credential_for(mut all: BTreeMap<String, GivenCredential>, peer: &Peer, id: PeerId) -> Option<GivenCredential> {
+    all.remove(&peer.name).or_else(|| all.remove(&id.to_string()))
 }
 
 /// Holds a secret, hence no `Debug`.
@@ -104,10 +154,13 @@ fn credentials_of(path: &Path) -> Result<BTreeMap<String, GivenCredential>, CliE
         .map_err(|e| wrong(format!("not {{\"PEER\": {{\"client_id\", \"client_secret\"}}}} in line {}", e.line())))
 }
 
+/// What somebody is, and the id of their cluster.
+type Answered = (Contact, String);
+
 /// One identity question to each peer, all at once.
-async fn ask_all(session: &Session, peers: &[Peer]) -> Vec<Result<Contact, CliError>> {
+async fn ask_all(session: &Session, peers: &[Peer]) -> Vec<Result<Answered, CliError>> {
     let local = LocalSet::new();
-    let mut answers: Vec<Result<Contact, CliError>> =
+    let mut answers: Vec<Result<Answered, CliError>> =
         peers.iter().map(|_| Err(CliError::new(Exit::Unreachable, "PEER_UNREACHABLE", "not asked"))).collect();
     local
         .run_until(async {
@@ -135,12 +188,12 @@ pub fn public_client(session: &Session, agents: Vec<Endpoint>) -> Client {
     client
 }
 
-async fn who(client: &Client) -> Result<Contact, CliError> {
+async fn who(client: &Client) -> Result<Answered, CliError> {
     let identity = client.json(Call::get("/v1/cluster/identity").public()).await?;
-    if identity["cluster_id"].as_str().is_none_or(str::is_empty) {
-        return Ok(Contact::Unbootstrapped);
+    match identity["cluster_id"].as_str() {
+        None | Some("") => Ok((Contact::Unbootstrapped, String::new())),
+        Some(cluster) => Ok((Contact::Bootstrapped(id_of(&identity["peer_id"])?), cluster.to_owned())),
     }
-    id_of(&identity["peer_id"]).map(Contact::Bootstrapped)
 }
 
 /// The members of the seat's cluster with the views of the listed ones, and all services.
