@@ -200,6 +200,20 @@ fn completions_come_from_the_cache_alone_and_fast() {
 }
 
 #[test]
+fn the_script_of_bash_fills_in_names() {
+    let (_agent, station) = lab();
+    station.run("cache refresh").ok();
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_arctic")).parent().unwrap().display().to_string();
+    let script = "source <(arctic completion bash); COMP_WORDS=(arctic peers get lo); COMP_CWORD=3; _arctic; echo \"${COMPREPLY[@]}\"";
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", script]).env_clear().env("HOME", station.path("")).env("PATH", format!("{binary}:/usr/bin:/bin"));
+    let ran = crate::fake::ran(bash.output().unwrap());
+    assert_eq!((ran.out.as_str(), ran.err.as_str(), ran.code), ("london\n", "", 0));
+    assert!(station.run("completion zsh").ok().out.starts_with("#compdef arctic\n"));
+    assert!(station.run("completion fish").ok().out.contains("complete -c arctic"));
+}
+
+#[test]
 fn help_knows_commands_topics_and_codes() {
     let station = Workstation::new();
     assert!(station.run("help exit-codes").ok().out.contains("7    --wait not met in time"));
