@@ -1,6 +1,6 @@
 //! `compose fmt`: canonical, idempotent, and no comment is lost.
 
-use crate::compose::{format, parse};
+use crate::compose::{Rules, format, parse, read};
 use proptest::prelude::*;
 
 fn formatted(text: &str) -> String {
@@ -175,6 +175,22 @@ proptest! {
         prop_assert_eq!(comments_of(&once), comments_of(&text), "{}\n---\n{}", text, once);
         prop_assert_eq!(content_of(&once), content_of(&text), "{}\n---\n{}", text, once);
         prop_assert_eq!(&formatted(&once), &once, "{}", text);
+    }
+
+    #[test]
+    fn whatever_a_file_says_each_finding_lies_inside_of_it(text in yaml_text()) {
+        let document = parse(&text).unwrap();
+        for rules in [Rules::Full, Rules::Backup] {
+            let found = match read(&document, rules, &|_| None) {
+                Ok((_, warnings)) => warnings,
+                Err(found) => found,
+            };
+            for one in found {
+                let line = text.lines().nth(one.place.line - 1);
+                prop_assert!(line.is_some_and(|l| one.place.column <= l.chars().count() + 1), "{one:?}\n{text}");
+                let _ = one.render("f", &text);
+            }
+        }
     }
 
     #[test]
