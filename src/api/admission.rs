@@ -319,11 +319,11 @@ impl Head<'_> {
         Ok((claim, body))
     }
 
-    /// A removed peer that does not know it yet is told by whom it was removed.
+    /// Tells a refused peer that it is not trusted, in distinction from a request that is not in order, and, if it was
+    /// removed, by whom.
     fn not_trusted(&self, peer: PeerId) -> Result<Refused, Refused> {
-        let refused = unauthorized(format!("{peer} is not a trusted peer here"));
-        let revocations = self.node().grounds_against(peer)?;
-        Ok(if revocations.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: revocations })) })
+        let grounds = self.node().grounds_against(peer)?;
+        Ok(unauthorized(format!("{peer} is not a trusted peer here")).with_details(json!({ REVOCATIONS: grounds })))
     }
 
     fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {

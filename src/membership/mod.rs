@@ -27,7 +27,7 @@ pub use collection::{publish_floor, republish};
 pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{
-    Departure, adopt_own_version, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer, take_grounds,
-    withdraw_trust,
+    Departure, adopt_own_version, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer,
+    take_grounds, withdraw_trust,
 };
 pub use side::{Own, Side, side};

@@ -171,7 +171,8 @@ impl Node {
                     () = tokio::time::sleep(COMMIT_RETRY) => continue,
                 }
             }
-            for (peer, endpoints) in self.attempts().take_due(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
+            let room = JOINS_AT_ONCE_MAX.saturating_sub(joins.len());
+            for (peer, endpoints) in self.attempts().take_due(room, clock.mono()) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -350,7 +351,9 @@ impl Node {
     async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
         let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
         let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
-        match self.was_removed(records.unwrap_or_default()).await {
+        // Without them it is the request that is refused, for its clock or its signature, and not the peer.
+        let Some(records) = records else { return };
+        match self.was_removed(records).await {
             Ok(true) => {}
             Ok(false) => self.renew_trust(peer),
             Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),

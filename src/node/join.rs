@@ -87,7 +87,9 @@ impl Node {
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let outcome = self.handshake(target, None).await;
-        self.attempts().handle_end(peer, outcome.is_err(), self.env().clock.mono());
+        // The peer may have begun one as well, which succeeded.
+        let is_trusted = self.store().read(|v| v.peer(peer)).is_ok_and(|row| row.is_some_and(|row| row.trusted));
+        self.attempts().handle_end(peer, outcome.is_err() && !is_trusted, self.env().clock.mono());
         self.inner.gossip_wake.notify_one();
     }
 
