@@ -86,7 +86,7 @@ struct Args {
     /// Seconds that shrinking a failure may take.
     #[arg(long, default_value_t = 120)]
     shrink_seconds: u64,
-    /// Print the whole trace of a replay that does not fail.
+    /// Print the whole trace of a replay; of machines alone only if it does not fail.
     #[arg(long)]
     trace: bool,
     /// Go on after a failure.
@@ -143,13 +143,13 @@ fn whole_nodes(args: &Args) -> bool {
         eprintln!("scenarios and planted bugs are of tier A; those of tier B are tests: cargo test --release -p sim");
         return false;
     }
+    if let Some(seed) = args.seed {
+        return whole_nodes_replayed(seed, args.trace);
+    }
     let started = wall();
     let is_over = || args.minutes.is_some_and(|minutes| started.elapsed() >= Duration::from_secs(60 * minutes));
     let failed = AtomicBool::new(false);
-    let seeds: Vec<u64> = match args.seed {
-        Some(seed) => vec![seed],
-        None => chaos::KNOWN_SEEDS.iter().copied().chain(args.from..args.from + args.seeds).collect(),
-    };
+    let seeds: Vec<u64> = chaos::KNOWN_SEEDS.iter().copied().chain(args.from..args.from + args.seeds).collect();
     let wanted = seeds.len();
     let may_go_on = |_: &u64| !is_over() && (args.keep_going || !failed.load(Ordering::Relaxed));
     let seeds = seeds.into_iter().take_while(may_go_on);
@@ -159,20 +159,41 @@ fn whole_nodes(args: &Args) -> bool {
         |seed| chaos::run_chosen(seed, Shape::default()),
         |outcome| {
             failed.fetch_or(!outcome.violated.is_empty(), Ordering::Relaxed);
-            if args.seed.is_some() {
-                println!("{outcome}");
+            if !outcome.violated.is_empty() {
+                println!("{outcome}\n");
             }
         },
     );
     println!("{summary}");
     if let Some(first) = summary.failed.first() {
-        let needed: Vec<String> = chaos::shrink(first, Shape::default()).iter().map(usize::to_string).collect();
-        println!("needs       SIM_FAULTS={} of seed {}", needed.join(","), first.seed);
+        print_needed(first);
     }
     let never_fired = summary.never_fired();
     never_fired.iter().for_each(|knob| println!("never       fault {knob}"));
     let is_covered = never_fired.is_empty() || wanted < KNOBS_FROM_SEEDS;
     summary.failed.is_empty() && is_covered
+}
+
+/// One run of whole nodes; `SIM_FAULTS` keeps some of its faults.
+fn whole_nodes_replayed(seed: u64, is_traced: bool) -> bool {
+    let outcome = if is_traced {
+        let (outcome, trace) = chaos::run_traced(seed, Shape::default());
+        trace.lines().iter().for_each(|line| println!("{line}"));
+        outcome
+    } else {
+        chaos::run_chosen(seed, Shape::default())
+    };
+    println!("{outcome}");
+    let is_green = outcome.violated.is_empty();
+    if !is_green && !is_traced {
+        print_needed(&outcome);
+    }
+    is_green
+}
+
+fn print_needed(failed: &chaos::Outcome) {
+    let needed: Vec<String> = chaos::shrink(failed, Shape::default()).iter().map(usize::to_string).collect();
+    println!("needs       SIM_FAULTS={} of seed {}", needed.join(","), failed.seed);
 }
 
 /// What a run of a seed is made of.

@@ -12,7 +12,7 @@ pub use calm::CONVERGENCE_BOUND;
 pub use faults::{Fault, KNOBS, Planned};
 pub use sweep::{Summary, idle, shrink, sweep};
 
-use crate::{Cluster, Options, cluster::derive, trace};
+use crate::{Cluster, Options, Trace, cluster::derive, trace};
 use arctic::model::Rng;
 use calm::Inspection;
 use memory::Memory;
@@ -91,6 +91,13 @@ pub fn run_chosen(seed: u64, shape: Shape) -> Outcome {
     run_part(seed, shape, |n| chosen.as_ref().is_none_or(|kept| kept.contains(&n)))
 }
 
+/// The same with its trace, line by line.
+pub fn run_traced(seed: u64, shape: Shape) -> (Outcome, Trace) {
+    let mut outcome = Outcome::default();
+    let trace = trace::recorded("chaos", seed, || outcome = run_chosen(seed, shape));
+    (outcome, trace)
+}
+
 /// One run for a test: panics with the report when an invariant is violated.
 pub fn check(seed: u64, shape: Shape) {
     let outcome = run_chosen(seed, shape);
@@ -114,9 +121,8 @@ impl fmt::Display for Outcome {
         for violated in &self.violated {
             writeln!(f, "violated    {violated}")?;
         }
-        let (at, seed, chaos) = (self.simulated.as_secs_f64(), self.seed, self.chaos.as_secs());
-        writeln!(f, "at          {at:.3} s of simulated time")?;
-        write!(f, "reproduce   cargo run --release -p sim --example chaos -- {seed}..{} {chaos}", seed + 1)
+        writeln!(f, "at          {:.3} s of simulated time", self.simulated.as_secs_f64())?;
+        write!(f, "reproduce   scripts/sweep --tier b --seed {} --trace", self.seed)
     }
 }
 

@@ -43,9 +43,6 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for outcome in &self.failed {
-            writeln!(f, "{outcome}\n")?;
-        }
         for (knob, times) in &self.fired {
             writeln!(f, "fired       {times:>6} {knob}")?;
         }
