@@ -1,12 +1,20 @@
 //! What the operator was told, and so what may and must be there at the end.
 
+use super::calm::destinations;
+use arctic::wire::record::{RecordKey, kind};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the acknowledgements say of one object. `Maybe` stays: a call without an answer may take effect at any later time.
+/// What the acknowledgements say of one object. A call without an answer may take effect at any later time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
     Must,
     MustNot,
+    /// Its addition had no answer: once it was seen it stays.
+    Adding,
+    /// Its deletion had no answer: once it was gone it stays away.
+    Deleting,
+    /// Nobody can know: it was lost with the only database that held it, or both of the above.
     Maybe,
 }
 
@@ -40,7 +48,7 @@ pub(super) struct ServiceMemory {
 pub(super) struct Memory {
     /// By name.
     pub services: BTreeMap<String, ServiceMemory>,
-    /// The host that the operator removed, and how that ended; `Maybe` also after a re-admission.
+    /// The host that the operator removed and perhaps took back, and whether it is a member.
     pub removed: Option<(String, Presence)>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
@@ -59,15 +67,25 @@ impl Presence {
         match ending {
             Ending::Acknowledged => Self::Must,
             Ending::Refused => Self::MustNot,
-            Ending::Unknown => Self::Maybe,
+            Ending::Unknown => Self::Adding,
         }
     }
 
     fn after_deletion(self, ending: Ending) -> Self {
         match (ending, self) {
-            (Ending::Refused, before) => before,
-            (Ending::Unknown, _) | (_, Self::Maybe) => Self::Maybe,
+            (Ending::Refused, before) | (_, before @ Self::MustNot) => before,
+            (_, Self::Adding | Self::Maybe) => Self::Maybe,
+            (Ending::Unknown, _) => Self::Deleting,
             (Ending::Acknowledged, _) => Self::MustNot,
+        }
+    }
+
+    /// After its owner showed whether it is there.
+    fn after_look(self, present: bool) -> Self {
+        match (self, present) {
+            (Self::Adding, true) => Self::Must,
+            (Self::Deleting, false) => Self::MustNot,
+            (before, _) => before,
         }
     }
 
@@ -122,18 +140,38 @@ impl Memory {
         }
     }
 
-    /// Its services were voided, unless it never heard of its removal.
+    /// What was removed with it stays away.
     pub fn peer_readmitted(&mut self, host: &str, ending: Ending) {
         self.count(ending);
-        if ending != Ending::Refused {
-            self.removed = Some((host.to_owned(), Presence::Maybe));
-            self.involving(host, |s| s.presence = Presence::Maybe);
+        let Some((_, presence)) = self.removed.as_mut().filter(|(removed, _)| removed == host) else { return };
+        *presence = match (ending, *presence) {
+            (Ending::Refused, before) => before,
+            (Ending::Acknowledged, Presence::MustNot) => Presence::Must,
+            (Ending::Unknown, Presence::MustNot) => Presence::Adding,
+            // The removal may still be on its way.
+            _ => Presence::Maybe,
+        };
+    }
+
+    /// What its owner lists, each service by name.
+    pub fn seen_at(&mut self, owner: &str, listed: &BTreeMap<String, Value>) {
+        for (name, service) in self.services.iter_mut().filter(|(_, service)| service.source == owner) {
+            let found = listed.get(name);
+            service.presence = service.presence.after_look(found.is_some());
+            let Some(found) = found else { continue };
+            let dests: BTreeSet<&str> = destinations(found).collect();
+            for (dest, route) in &mut service.routes {
+                route.presence = route.presence.after_look(dests.contains(dest.as_str()));
+            }
         }
     }
 
     /// Nobody but the host had what it lost: either state will do.
-    pub fn lost(&mut self, service_id: &str) {
-        let of_id = |s: &&mut ServiceMemory| s.id.as_deref() == Some(service_id);
+    pub fn lost(&mut self, record: &RecordKey) {
+        if let Some((_, presence)) = self.removed.as_mut().filter(|_| is_about_membership(&record.kind)) {
+            *presence = Presence::Maybe;
+        }
+        let of_id = |s: &&mut ServiceMemory| s.id.as_ref() == Some(&record.id);
         for service in self.services.values_mut().filter(of_id) {
             service.presence = Presence::Maybe;
             service.routes.values_mut().for_each(|r| r.presence = Presence::Maybe);
@@ -146,7 +184,7 @@ impl Memory {
             Some((removed, presence)) if removed == host => match presence {
                 Presence::MustNot => Some(false),
                 Presence::Must => Some(true),
-                Presence::Maybe => None,
+                Presence::Adding | Presence::Deleting | Presence::Maybe => None,
             },
             _ => Some(true),
         }
@@ -165,4 +203,8 @@ impl Memory {
     fn count(&mut self, ending: Ending) {
         self.acknowledged += u64::from(ending == Ending::Acknowledged);
     }
+}
+
+fn is_about_membership(record_kind: &str) -> bool {
+    matches!(record_kind, kind::REVOCATION | kind::READMISSION)
 }

@@ -28,7 +28,7 @@ use storm::Storm;
 use workload::{Workload, endpoint_of};
 
 /// Seeds that once failed; only grows, and a sweep runs them first.
-pub const KNOWN_SEEDS: [u64; 1] = [26];
+pub const KNOWN_SEEDS: [u64; 4] = [12, 26, 42, 45];
 
 /// How long faults last in a run, and an operator waits for an answer.
 const CHAOS: Duration = Duration::from_secs(120);
@@ -137,9 +137,9 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
 
     let hosts = cluster.names();
     let leaver = hosts.last().filter(|_| hosts.len() > 3 && rng.below(2) == 0).cloned();
-    let loser = &hosts[rng.below(hosts.len() as u64 - 1) as usize];
-    let ground = faults::Ground { hosts: &hosts, loser, lasts: shape.chaos };
-    let list = faults::draw(&ground, &mut rng);
+    let loser = hosts[rng.below(hosts.len() as u64 - 1) as usize].clone();
+    let ground = faults::Ground { hosts: &hosts, loser: &loser, lasts: shape.chaos };
+    let list = faults::draw(outcome.seed, &ground, &mut rng);
     outcome.faults = list.iter().map(ToString::to_string).collect();
     let list: Vec<Planned> = list.into_iter().enumerate().filter(|(n, _)| keep(*n)).map(|(_, p)| p).collect();
 
@@ -153,6 +153,7 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
         license: license.clone(),
         memory: memory.clone(),
         leaver,
+        loser: loser.clone(),
         ends_at: shape.chaos,
     };
     cluster.act_while(|op| workload(op).run(), |cluster| storm.blow(cluster));
@@ -163,7 +164,7 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
     let verdict = Rc::new(RefCell::new(Ok(Duration::ZERO)));
     let told = verdict.clone();
     cluster.act(|op| async move {
-        let inspection = Inspection { op, kernels, peer_ids, memory, license };
+        let inspection = Inspection { op, kernels, peer_ids, memory, license, loser };
         let result = inspection.run().await;
         *told.borrow_mut() = result;
     });

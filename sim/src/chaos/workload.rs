@@ -1,6 +1,9 @@
 //! An operator at work while things fail.
 
-use super::memory::{Ending, Memory, Presence};
+use super::{
+    calm::services_at,
+    memory::{Ending, Memory, Presence},
+};
 use crate::{Answer, Operator};
 use arctic::model::Rng;
 use hyper::Method;
@@ -20,6 +23,8 @@ pub(super) struct Workload {
     pub memory: Rc<RefCell<Memory>>,
     /// Removed and perhaps taken back in the course of the run.
     pub leaver: Option<String>,
+    /// May lose its database.
+    pub loser: String,
     pub ends_at: Duration,
 }
 
@@ -146,12 +151,17 @@ impl Workload {
         self.memory.borrow_mut().deleted(&name, ending);
     }
 
-    /// No wall clock alone suspends a license (L3).
+    /// What was seen at its owner is true for good. No wall clock alone suspends a license (L3).
     async fn look(&mut self) {
         let Some(called) = self.called() else { return };
         let answer = self.op.get(&called, "/v1/cluster/status").await;
         if answer.body["license_state"] == "suspended" {
             self.memory.borrow_mut().seen.push(format!("L3 {called} is suspended"));
+        }
+        if called != self.loser
+            && let Some(services) = services_at(&self.op, &called).await
+        {
+            self.memory.borrow_mut().seen_at(&called, &services);
         }
     }
 
