@@ -50,6 +50,8 @@ pub(super) struct Memory {
     pub services: BTreeMap<String, ServiceMemory>,
     /// The host that the operator removed and perhaps took back, and whether it is a member.
     pub removed: Option<(String, Presence)>,
+    /// What began at that host, as it was before: it keeps it, inactive.
+    inactive: BTreeMap<String, Presence>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
     /// Hosts that lost their database and wait for a bootstrap.
@@ -136,21 +138,33 @@ impl Memory {
         let presence = Presence::Must.after_deletion(ending);
         if ending != Ending::Refused {
             self.removed = Some((host.to_owned(), presence));
+            let own = self.services.iter().filter(|(_, s)| s.source == host);
+            self.inactive = own.map(|(name, s)| (name.clone(), s.presence)).collect();
             self.involving(host, |s| s.presence = s.presence.after_deletion(ending));
         }
     }
 
-    /// What was removed with it stays away.
+    /// It brings along what begins at it; what others had leading to it stays away (cluster.md §8).
     pub fn peer_readmitted(&mut self, host: &str, ending: Ending) {
         self.count(ending);
-        let Some((_, presence)) = self.removed.as_mut().filter(|(removed, _)| removed == host) else { return };
-        *presence = match (ending, *presence) {
-            (Ending::Refused, before) => before,
+        let Some((_, member)) = self.removed.as_mut().filter(|(removed, _)| removed == host) else { return };
+        *member = match (ending, *member) {
+            (Ending::Refused, _) => return,
             (Ending::Acknowledged, Presence::MustNot) => Presence::Must,
             (Ending::Unknown, Presence::MustNot) => Presence::Adding,
             // The removal may still be on its way.
             _ => Presence::Maybe,
         };
+        let member = *member;
+        for (name, before) in std::mem::take(&mut self.inactive) {
+            self.change(&name, |s| {
+                s.presence = match (before, member) {
+                    (Presence::MustNot, _) | (_, Presence::Must) => before,
+                    (Presence::Must, Presence::Adding) => Presence::Adding,
+                    _ => Presence::Maybe,
+                }
+            });
+        }
     }
 
     /// What its owner lists, each service by name.
@@ -207,4 +221,51 @@ impl Memory {
 
 fn is_about_membership(record_kind: &str) -> bool {
     matches!(record_kind, kind::REVOCATION | kind::READMISSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> Memory {
+        let mut memory = Memory::default();
+        for (name, source, target) in [("from", "n3", "n1"), ("to", "n1", "n3"), ("gone", "n3", "n2")] {
+            memory.created(name.into(), source.into(), target.into(), None, Ending::Acknowledged);
+        }
+        memory.deleted("gone", Ending::Acknowledged);
+        memory
+    }
+
+    fn presences(memory: &Memory) -> [Presence; 3] {
+        ["from", "gone", "to"].map(|name| memory.services[name].presence)
+    }
+
+    #[test]
+    fn a_removal_takes_all_that_involves_the_host_and_a_readmission_gives_back_what_begins_at_it() {
+        use Presence::{Must, MustNot};
+        let mut memory = memory();
+        memory.peer_removed("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
+        memory.peer_readmitted("n3", Ending::Refused);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
+        memory.peer_readmitted("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Must, MustNot, MustNot], Some(true)));
+    }
+
+    #[test]
+    fn without_an_answer_nobody_knows_until_the_owner_shows_it() {
+        use Presence::{Adding, Deleting, Maybe, Must, MustNot};
+        let mut memory = memory();
+        memory.peer_removed("n3", Ending::Unknown);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Deleting, MustNot, Deleting], None));
+        memory.peer_readmitted("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Maybe, MustNot, Deleting], None));
+        memory.seen_at("n1", &BTreeMap::new());
+        assert_eq!(presences(&memory), [Maybe, MustNot, MustNot]);
+        memory.created("new".into(), "n1".into(), "n2".into(), None, Ending::Unknown);
+        memory.seen_at("n2", &BTreeMap::from([("new".to_owned(), Value::Null)]));
+        assert_eq!(memory.services["new"].presence, Adding, "only its owner knows");
+        memory.seen_at("n1", &BTreeMap::from([("new".to_owned(), Value::Null)]));
+        assert_eq!(memory.services["new"].presence, Must);
+    }
 }
