@@ -167,8 +167,11 @@ impl Memory {
         }
     }
 
-    /// What its owner lists, each service by name.
+    /// What its owner lists, each service by name. A removed one lists what only it holds.
     pub fn seen_at(&mut self, owner: &str, listed: &BTreeMap<String, Value>) {
+        if self.is_member(owner) != Some(true) {
+            return;
+        }
         for (name, service) in self.services.iter_mut().filter(|(_, service)| service.source == owner) {
             let found = listed.get(name);
             service.presence = service.presence.after_look(found.is_some());
