@@ -137,10 +137,11 @@ fn threads(args: &Args) -> usize {
 
 /// Chaos over production nodes. Every knob has to turn in a sweep of many seeds.
 fn whole_nodes(args: &Args) -> bool {
-    if args.scenario.is_some() || args.plant.is_some() {
-        eprintln!("scenarios and planted bugs are of tier A; those of tier B are tests: cargo test --release -p sim");
+    if args.scenario.is_some() {
+        eprintln!("scenarios are of tier A; those of tier B are tests: cargo test --release -p sim");
         return false;
     }
+    let planted = args.plant.as_deref().and_then(bug_of);
     if let Some(seed) = args.seed {
         return whole_nodes_replayed(seed, args.trace);
     }
@@ -153,7 +154,10 @@ fn whole_nodes(args: &Args) -> bool {
     let summary = chaos::sweep(
         seeds,
         threads(args),
-        |seed| chaos::run_chosen(seed, Shape::default()),
+        |seed| {
+            arctic::planted::plant(planted.as_slice());
+            chaos::run_chosen(seed, Shape::default())
+        },
         |outcome| {
             failed.fetch_or(!outcome.violated.is_empty(), Ordering::Relaxed);
             if !outcome.violated.is_empty() {
@@ -467,35 +471,9 @@ fn canaries(args: &Args, names: &[String]) -> bool {
     let mut all = true;
     for bug in bugs {
         let started = wall();
-        let found = Mutex::new(None::<(u64, &'static str, &'static str)>);
-        let seeds: Vec<u64> = (1..=CANARY_SEEDS).collect();
-        let with_bug = Args { plant: Some(bug.name().to_owned()), ..Args::parse_from(["sweep"]) };
-        let with_bug = Args { threads: args.threads, ..with_bug };
-        let stories: Vec<Story> = std::iter::once(Story::Chaos).chain(SCENARIOS.iter().map(Story::Told)).collect();
-        on_threads(&with_bug, &seeds, |seed| {
-            for story in &stories {
-                if matches!(story, Story::Told(s) if seed > s.seeds) {
-                    continue;
-                }
-                if let Some(failure) = story.run(seed, Detail::Off).world.failure {
-                    // What fails without the bug as well says nothing about it.
-                    arctic::planted::plant(&[]);
-                    let is_green = story.run(seed, Detail::Off).world.failure.is_none();
-                    arctic::planted::plant(&[bug]);
-                    if !is_green {
-                        continue;
-                    }
-                    let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
-                    if found.is_none_or(|(before, ..)| seed < before) {
-                        *found = Some((seed, story.name(), failure.invariant));
-                    }
-                    return false;
-                }
-            }
-            true
-        });
+        let found = if args.tier == Tier::A { found_by_machines(args, bug) } else { found_by_nodes(args, bug) };
         let took = started.elapsed().as_secs_f64();
-        match found.into_inner().unwrap_or_else(|p| p.into_inner()) {
+        match found {
             Some((seed, story, invariant)) => {
                 println!("canary      {:<28} found by {invariant} in {story}, seed {seed}, {took:.1} s", bug.name());
             }
@@ -506,4 +484,59 @@ fn canaries(args: &Args, names: &[String]) -> bool {
         }
     }
     all
+}
+
+/// The smallest seed that fails with the bug and not without it, and what it was and violated.
+type Found = Option<(u64, &'static str, String)>;
+
+fn found_by_machines(args: &Args, bug: Bug) -> Found {
+    let found = Mutex::new(None);
+    let seeds: Vec<u64> = (1..=CANARY_SEEDS).collect();
+    let with_bug = Args { plant: Some(bug.name().to_owned()), ..Args::parse_from(["sweep"]) };
+    let with_bug = Args { threads: args.threads, ..with_bug };
+    let stories: Vec<Story> = std::iter::once(Story::Chaos).chain(SCENARIOS.iter().map(Story::Told)).collect();
+    on_threads(&with_bug, &seeds, |seed| {
+        for story in &stories {
+            if matches!(story, Story::Told(s) if seed > s.seeds) {
+                continue;
+            }
+            if let Some(failure) = story.run(seed, Detail::Off).world.failure {
+                // What fails without the bug as well says nothing about it.
+                arctic::planted::plant(&[]);
+                let is_green = story.run(seed, Detail::Off).world.failure.is_none();
+                arctic::planted::plant(&[bug]);
+                if is_green {
+                    keep_smallest(&found, (seed, story.name(), failure.invariant.to_owned()));
+                    return false;
+                }
+            }
+        }
+        true
+    });
+    found.into_inner().unwrap_or_else(|p| p.into_inner())
+}
+
+fn found_by_nodes(args: &Args, bug: Bug) -> Found {
+    let found = Mutex::new(None);
+    let seeds: Vec<u64> = (1..=CANARY_SEEDS).collect();
+    let with_bug = Args { plant: Some(bug.name().to_owned()), ..Args::parse_from(["sweep"]) };
+    let with_bug = Args { threads: args.threads, ..with_bug };
+    on_threads(&with_bug, &seeds, |seed| {
+        let Some(violated) = chaos::run(seed).violated.into_iter().next() else { return true };
+        arctic::planted::plant(&[]);
+        let is_green = chaos::run(seed).violated.is_empty();
+        arctic::planted::plant(&[bug]);
+        if is_green {
+            keep_smallest(&found, (seed, CHAOS, violated));
+        }
+        !is_green
+    });
+    found.into_inner().unwrap_or_else(|p| p.into_inner())
+}
+
+fn keep_smallest(found: &Mutex<Found>, new: (u64, &'static str, String)) {
+    let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
+    if found.as_ref().is_none_or(|before| new.0 < before.0) {
+        *found = Some(new);
+    }
 }

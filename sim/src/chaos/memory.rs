@@ -50,10 +50,12 @@ pub(super) struct Memory {
     pub services: BTreeMap<String, ServiceMemory>,
     /// The host that the operator removed and perhaps took back, and whether it is a member.
     pub removed: Option<(String, Presence)>,
-    /// What began at that host, as it was before: it keeps it, inactive.
-    inactive: BTreeMap<String, Presence>,
+    /// What began or ended at that host, as it was before.
+    taken_along: BTreeMap<String, Presence>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
+    /// How often a host lost what it wrote last.
+    pub losses: u32,
     /// Hosts that lost their database and wait for a bootstrap.
     pub to_bootstrap: BTreeSet<String>,
     /// Hosts that fell back in time and have not caught up yet: nobody writes to them.
@@ -138,13 +140,14 @@ impl Memory {
         let presence = Presence::Must.after_deletion(ending);
         if ending != Ending::Refused {
             self.removed = Some((host.to_owned(), presence));
-            let own = self.services.iter().filter(|(_, s)| s.source == host);
-            self.inactive = own.map(|(name, s)| (name.clone(), s.presence)).collect();
+            let involved = self.services.iter().filter(|(_, s)| s.source == host || s.target == host);
+            self.taken_along = involved.map(|(name, s)| (name.clone(), s.presence)).collect();
             self.involving(host, |s| s.presence = s.presence.after_deletion(ending));
         }
     }
 
-    /// It brings along what begins at it; what others had leading to it stays away (cluster.md §8).
+    /// It brings along what begins at it. What others had leading to it is deleted, if its owner heard of the removal before
+    /// it heard of the re-admission (cluster.md §8).
     pub fn peer_readmitted(&mut self, host: &str, ending: Ending) {
         self.count(ending);
         let Some((_, member)) = self.removed.as_mut().filter(|(removed, _)| removed == host) else { return };
@@ -156,10 +159,12 @@ impl Memory {
             _ => Presence::Maybe,
         };
         let member = *member;
-        for (name, before) in std::mem::take(&mut self.inactive) {
+        for (name, before) in std::mem::take(&mut self.taken_along) {
             self.change(&name, |s| {
                 s.presence = match (before, member) {
-                    (Presence::MustNot, _) | (_, Presence::Must) => before,
+                    (Presence::MustNot, _) => before,
+                    (Presence::Must | Presence::Deleting, _) if s.target == host => Presence::Deleting,
+                    (_, Presence::Must) if s.source == host => before,
                     (Presence::Must, Presence::Adding) => Presence::Adding,
                     _ => Presence::Maybe,
                 }
@@ -245,14 +250,16 @@ mod tests {
 
     #[test]
     fn a_removal_takes_all_that_involves_the_host_and_a_readmission_gives_back_what_begins_at_it() {
-        use Presence::{Must, MustNot};
+        use Presence::{Deleting, Must, MustNot};
         let mut memory = memory();
         memory.peer_removed("n3", Ending::Acknowledged);
         assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
         memory.peer_readmitted("n3", Ending::Refused);
         assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
         memory.peer_readmitted("n3", Ending::Acknowledged);
-        assert_eq!((presences(&memory), memory.is_member("n3")), ([Must, MustNot, MustNot], Some(true)));
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Must, MustNot, Deleting], Some(true)));
+        memory.seen_at("n1", &BTreeMap::new());
+        assert_eq!(presences(&memory), [Must, MustNot, MustNot]);
     }
 
     #[test]

@@ -260,6 +260,7 @@ impl Storm {
     fn forget_what_nobody_else_has(&mut self, cluster: &Cluster, host: &str, kept: &[Record]) {
         let others = self.hosts.iter().filter(|h| *h != host && Some(*h) != self.leaver.as_ref());
         let held: Vec<Record> = others.flat_map(|other| records_of(cluster.host(other).data_dir())).collect();
+        self.memory.borrow_mut().losses += 1;
         let elsewhere = |r: &Record| held.iter().chain(kept).any(|h| h.key == r.key && h.version >= r.version);
         for record in records_of(cluster.host(host).data_dir()).iter().filter(|r| !elsewhere(r)) {
             self.memory.borrow_mut().lost(&record.key);
