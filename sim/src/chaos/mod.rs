@@ -72,10 +72,19 @@ pub fn run(seed: u64) -> Outcome {
     run_part(seed, Shape::default(), |_| true)
 }
 
+/// The same; `joined` is called when all have become one cluster, before the first fault.
+pub fn run_from_joined(seed: u64, joined: impl Fn()) -> Outcome {
+    run_with(seed, Shape::default(), |_| true, joined)
+}
+
 /// The same with those faults of the list that `keep` chooses by position.
 pub fn run_part(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool) -> Outcome {
+    run_with(seed, shape, keep, || {})
+}
+
+fn run_with(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool, joined: impl Fn()) -> Outcome {
     let mut outcome = Outcome { seed, chaos: shape.chaos, ..Outcome::default() };
-    let ended = catch_unwind(AssertUnwindSafe(|| play(&mut outcome, shape, keep)));
+    let ended = catch_unwind(AssertUnwindSafe(|| play(&mut outcome, shape, keep, joined)));
     if let Err(panic) = ended {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
@@ -126,7 +135,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
+fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool, joined: impl Fn()) {
     let mut rng = Rng::from_seed(derive(outcome.seed, "chaos", 0));
     let drawn = 3 + rng.below(4) as usize;
     outcome.nodes = shape.nodes.unwrap_or(drawn);
@@ -134,6 +143,7 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool) {
     let mut cluster = Cluster::new(&options);
     let license = cluster.license(1, 50);
     let peer_ids = join_all(&mut cluster, &license);
+    joined();
 
     let hosts = cluster.names();
     let leaver = hosts.last().filter(|_| hosts.len() > 3 && rng.below(2) == 0).cloned();
