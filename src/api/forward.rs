@@ -39,7 +39,7 @@ pub(super) fn call(r: &Request, answer_timeout: Duration) -> Call {
 }
 
 /// The owner's answer; an error carries the id of our own answer. PEER_UNREACHABLE when it gives none; nothing has
-/// changed then.
+/// changed then, unless `details.sent`.
 pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
     let client = r.caller.on_behalf(false)?;
     let answer = r.node().call_peer(owner, &call(r, OWNER_TIMEOUT), Some(&client)).await?;

@@ -6,11 +6,15 @@ use super::{
     answer::{Answer, Outcome, clip, invalid, not_found},
     forward,
 };
-use crate::model::{Code, PeerId, Refused};
+use crate::{
+    model::{Code, PeerId, Refused},
+    node::MAYBE_DONE_HINT,
+};
 use hyper::{
     HeaderMap,
     header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TRANSFER_ENCODING},
 };
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -41,8 +45,7 @@ pub(super) async fn to_target(r: &Request, target: PeerId, deadline: Duration) -
     let asked = r.node().call_peer(target, &call, Some(&client));
     let answer = timeout(patience, asked).await.map_err(|_| {
         let text = format!("peer {target} gave no answer within {} s", patience.as_secs());
-        Refused::new(Code::PeerUnreachable, text)
-            .with_hint("the request may have been carried out; look before you repeat it")
+        Refused::new(Code::PeerUnreachable, text).with_details(json!({ "sent": true })).with_hint(MAYBE_DONE_HINT)
     })??;
     let via = HeaderValue::try_from(own_id.to_string()).map_err(Refused::internal)?;
     Ok(Answer::relayed(answer, is_end_to_end)?.with(HEADER_VIA, via))

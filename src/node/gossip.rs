@@ -28,6 +28,8 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 const SYNC_POLL: Duration = Duration::from_millis(20);
 /// Handshakes of the agent's own accord at one time; others wait their turn.
 const JOINS_AT_ONCE_MAX: usize = 16;
+/// Of a call that got no answer.
+pub const MAYBE_DONE_HINT: &str = "the request may have been carried out; look before you repeat it";
 /// Pause after the store refused what the machine decided.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -71,10 +73,12 @@ impl Node {
         Ok(reply.encode())
     }
 
-    /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent.
+    /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent. Without an
+    /// answer `details.sent` says whether the peer may have acted upon it.
     pub async fn call_peer(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
         if !self.store().read(|v| v.peer(peer))?.is_some_and(|p| p.trusted) {
-            return Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted")));
+            let refused = Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted"));
+            return Err(refused.with_details(json!({ "sent": false })));
         }
         self.call_member(peer, call, who).await
     }
@@ -86,7 +90,7 @@ impl Node {
             Some(row) => row.all_endpoints(),
             None => self.endpoint_reached(peer).into_iter().collect(),
         };
-        let mut reason = "no endpoint is known".to_owned();
+        let (mut reason, mut sent) = ("no endpoint is known".to_owned(), false);
         for endpoint in self.in_preferred_order(peer, endpoints) {
             match self.client().call_signed(&identity, peer, &endpoint, call, who).await {
                 Ok(answer) => {
@@ -94,7 +98,7 @@ impl Node {
                     return Ok(answer);
                 }
                 Err(e) => {
-                    let sent = e.may_have_been_sent();
+                    sent = e.may_have_been_sent();
                     reason = format!("{endpoint}: {e}");
                     if sent {
                         break;
@@ -102,7 +106,9 @@ impl Node {
                 }
             }
         }
-        Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
+        let refused = Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}"))
+            .with_details(json!({ "sent": sent }));
+        Err(if sent { refused.with_hint(MAYBE_DONE_HINT) } else { refused })
     }
 
     fn in_preferred_order(&self, peer: PeerId, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {

@@ -22,7 +22,7 @@ mod view;
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
 pub use data_dir::DataDirError;
-pub use gossip::SyncOutcome;
+pub use gossip::{MAYBE_DONE_HINT, SyncOutcome};
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
