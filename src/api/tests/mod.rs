@@ -11,3 +11,4 @@ mod objects;
 mod peers_only;
 mod proxying;
 mod starting;
+mod updates;
