@@ -393,7 +393,10 @@ impl Head<'_> {
     fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
         let found: Option<(PeerId, CredentialBody)> = self.node().store().read(|v| v.credential(client_id))?;
         match found {
-            Some((_, body)) if body.scopes.covers(scopes) => Ok(()),
+            Some((_, body)) if body.scopes.covers(scopes) => {
+                lock(&self.api.used).note(client_id, self.node().env().clock.unix());
+                Ok(())
+            }
             Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
             None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
         }

@@ -24,6 +24,8 @@ pub(super) struct Answer {
     status: StatusCode,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
+    /// The id of what a write has made, for the audit.
+    object: Option<String>,
 }
 
 impl Answer {
@@ -37,18 +39,23 @@ impl Answer {
         Self::json(StatusCode::CREATED, value)
     }
     pub(super) fn no_content() -> Self {
-        Self { status: StatusCode::NO_CONTENT, headers: Vec::new(), body: Bytes::new() }
+        Self { status: StatusCode::NO_CONTENT, headers: Vec::new(), body: Bytes::new(), object: None }
     }
     /// 200 with JSON that is encoded already.
     pub(super) fn encoded(body: Vec<u8>) -> Self {
         let headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        Self { status: StatusCode::OK, headers, body: body.into() }
+        Self { status: StatusCode::OK, headers, body: body.into(), object: None }
     }
     /// The answer of another agent: its status and body, and those of its headers that `is_kept` names.
     pub(super) fn relayed(answer: PeerAnswer, is_kept: impl Fn(&HeaderName) -> bool) -> Outcome {
         let status = StatusCode::from_u16(answer.status).map_err(Refused::internal)?;
         let headers = answer.headers.iter().filter(|(name, _)| is_kept(name));
-        Ok(Self { status, headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(), body: answer.body })
+        Ok(Self {
+            status,
+            headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            body: answer.body,
+            object: None,
+        })
     }
     pub(super) fn is_error(&self) -> bool {
         self.status.is_client_error() || self.status.is_server_error()
@@ -61,6 +68,13 @@ impl Answer {
             self.body = serde_json::Value::Object(error).to_string().into();
         }
         self
+    }
+    /// Names what was made.
+    pub(super) fn about(self, id: impl ToString) -> Self {
+        Self { object: Some(id.to_string()), ..self }
+    }
+    pub(super) fn object(&self) -> Option<&str> {
+        self.object.as_deref()
     }
     /// Marks an answer that holds a secret.
     pub(super) fn uncached(self) -> Self {

@@ -17,6 +17,7 @@ mod applied;
 mod bootstrap;
 mod caller;
 mod cluster;
+mod credentials;
 mod endpoints;
 mod fields;
 mod forward;
@@ -64,6 +65,8 @@ pub struct Api {
     ids: Mutex<Rng>,
     rates: Mutex<rate::RateTable>,
     nonces: Mutex<crate::wire::nonces::NonceMemory>,
+    /// When each credential was used last, as far as this agent saw it.
+    used: Mutex<credentials::LastUses>,
     /// Large bodies that may be held before their sender has proven anything.
     unproven_bodies: Semaphore,
 }
@@ -77,6 +80,7 @@ impl Api {
             ids,
             rates: Mutex::default(),
             nonces: Mutex::default(),
+            used: Mutex::default(),
             unproven_bodies: Semaphore::new(admission::UNPROVEN_BODIES_MAX),
         }
     }

@@ -11,6 +11,7 @@ mod attempts;
 mod birth;
 mod cluster;
 mod collection;
+mod credentials;
 mod ledger;
 mod memory;
 mod removal;
@@ -24,6 +25,10 @@ pub use attempts::{Attempts, RENEWAL_PAUSE};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
 pub use collection::{publish_floor, republish};
+pub use credentials::{
+    Credential, NewCredential, ROTATION_OVERLAP, issue_credential, retire_revoked_credentials, revoke_credential,
+    revoked_clients, rotate_credential, shared_credential,
+};
 pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{

@@ -10,7 +10,7 @@ use crate::{
     wire::{
         gossip::{Op, Reply, Request},
         handshake::{ErrorBody, decode},
-        record::Record,
+        record::{Record, RevocationBody, kind},
         request::{OnBehalf, REVOCATIONS},
     },
 };
@@ -401,7 +401,18 @@ impl Node {
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
+        let revokes_client = |r: &Record| {
+            r.key.kind == kind::REVOCATION && r.body_as::<RevocationBody>().is_ok_and(|body| body.client_id.is_some())
+        };
+        self.store()
+            .write(move |tx| {
+                membership::merge_records(tx, &identity, &records)?;
+                if records.iter().any(revokes_client) {
+                    membership::retire_revoked_credentials(tx, &identity)?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {

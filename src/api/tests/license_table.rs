@@ -93,6 +93,11 @@ const ROWS: &[Row] = &[
     row("GET", LOCK, UntilSuspended, [401, 200, 200]),
     with_body(row("POST", LOCK, UntilSuspended, [401, 400, 400]), "{}"),
     row("DELETE", LOCK, UntilSuspended, [401, 200, 200]),
+    row("GET", "/v1/credentials", UntilSuspended, [401, 200, 200]),
+    Row { query: "?dry_run=true", ..with_body(row("POST", "/v1/credentials", UntilReadOnly, [401, 201, 201]), "{}") },
+    row("DELETE", "/v1/credentials/{cid}", UntilReadOnly, [401, 404, 404]),
+    row("GET", "/v1/cluster/credentials", UntilSuspended, [401, 200, 200]),
+    Row { query: "?dry_run=true", ..row("POST", "/v1/cluster/credentials/rotate", UntilReadOnly, [401, 200, 200]) },
     row("GET", LICENSE, Always, [401, 200, 200]),
     with_body(row("PUT", LICENSE, Always, [401, 400, 400]), "{}"),
 ];

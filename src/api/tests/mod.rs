@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod credentials;
 mod joining;
 mod leaving;
 mod license_table;
