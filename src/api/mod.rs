@@ -19,6 +19,7 @@ mod caller;
 mod cluster;
 mod credentials;
 mod endpoints;
+mod explain;
 mod fields;
 mod forward;
 mod gossip;

@@ -87,6 +87,7 @@ const ROWS: &[Row] = &[
     row("GET", ROUTES, UntilSuspended, [401, 404, 404]),
     with_body(row("POST", ROUTES, UntilReadOnlyForAll, [401, 400, 400]), "{}"),
     row("DELETE", "/v1/services/{sid}/routes/{rid}", UntilReadOnly, [401, 404, 404]),
+    with_body(row("POST", "/v1/routes/explain", UntilSuspended, [401, 400, 400]), "{}"),
     row("GET", "/v1/cluster/status", UntilSuspended, [401, 200, 200]),
     row("POST", "/v1/cluster/sync", UntilSuspended, [401, 200, 200]),
     with_body(row("POST", "/v1/cluster/init", UntilReadOnly, [401, 200, 200]), "{}"),

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod credentials;
+mod explaining;
 mod joining;
 mod leaving;
 mod license_table;
