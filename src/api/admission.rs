@@ -5,6 +5,7 @@
 use super::{
     Api,
     answer::{Outcome, RETRY_AFTER_S, clip, invalid, rate_limited, refusal, unauthorized},
+    audit,
     caller::Caller,
     endpoints::{Access, Endpoint, Input},
     lock, proxy,
@@ -147,13 +148,17 @@ pub(super) async fn serve(
     request: hyper::Request<Body>,
 ) -> Response {
     let mut caller = Caller::Anonymous;
-    let deadline = endpoint.deadline + Wait::patience(request.uri().query().unwrap_or(""));
+    let query = request.uri().query().unwrap_or("");
+    let deadline = endpoint.deadline + Wait::patience(query);
+    let is_dry_run = Query::parse(query).is_ok_and(|q| q.flag("dry_run") == Ok(Some(true)));
+    let asked = audit::Asked { source, request_id, path: request.uri().path().to_owned(), is_dry_run };
     let admitted =
         admit_and_handle(api.clone(), endpoint, (source, request_id, deadline), params, request, &mut caller);
     let outcome = match tokio::time::timeout(deadline, admitted).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", deadline.as_secs()))),
     };
+    audit::note(&api, endpoint, asked, &caller, &outcome);
     let refused = outcome.as_ref().err().map(|r| r.code.text());
     tracing::debug!(%request_id, method = %endpoint.method, path = endpoint.path, %source, %caller, refused, "api request");
     let mut response = match outcome {
@@ -203,7 +208,7 @@ async fn admit_and_handle(
     let (method, headers) = (parts.method, parts.headers);
     let request = Request { api, request_id, caller, source, method, path_and_query, params, query, headers, body };
     match target {
-        Some(target) => proxy::to_target(&request, target, deadline).await,
+        Some(target) => proxy::to_target(&request, target, deadline, endpoint.streams).await,
         None => (endpoint.handler)(request).await,
     }
 }
@@ -316,7 +321,13 @@ impl Head<'_> {
         match self.endpoint.access {
             Access::Public if self.target.is_some() && recovery => Ok((Caller::Recovery, Pending::Unread(body))),
             Access::Public if self.target.is_some() => Ok((self.bearer()?, Pending::Unread(body))),
-            Access::Public | Access::Login => Ok((Caller::Anonymous, Pending::Unread(body))),
+            Access::PublicUnlessInternal if self.is_internal() && recovery => {
+                Ok((Caller::Recovery, Pending::Unread(body)))
+            }
+            Access::PublicUnlessInternal if self.is_internal() => Ok((self.bearer()?, Pending::Unread(body))),
+            Access::Public | Access::PublicUnlessInternal | Access::Login => {
+                Ok((Caller::Anonymous, Pending::Unread(body)))
+            }
             Access::Peer => match self.signed(body).await? {
                 (Claim { sender, on_behalf: None, .. }, body) => Ok((Caller::Peer(sender), Pending::Read(body))),
                 _ => Err(unauthorized("peers call this endpoint for themselves only")),
@@ -340,7 +351,7 @@ impl Head<'_> {
         if !client.proxied && !has_owner {
             return Err(unauthorized("this endpoint has no owner to forward to: a peer only proxies it"));
         }
-        self.check_credential(client.client_id, &client.scopes)?;
+        check_credential(self.api, client.client_id, &client.scopes)?;
         Ok(Caller::Forwarded { by, client })
     }
 
@@ -385,26 +396,14 @@ impl Head<'_> {
         let now = self.node().env().clock.unix();
         let verifier = Verifier { key_of: |id| self.trusted_key(id), audiences: &audiences, now };
         let bearer = verifier.verify(token.trim())?;
-        self.check_credential(bearer.client_id, &bearer.scopes)?;
+        check_credential(self.api, bearer.client_id, &bearer.scopes)?;
         Ok(Caller::Client { client_id: bearer.client_id, scopes: bearer.scopes })
     }
 
-    /// Proofs die with their credential, and never grant more than it.
-    fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
-        let found: Option<(PeerId, CredentialBody)> = self.node().store().read(|v| v.credential(client_id))?;
-        match found {
-            Some((_, body)) if body.scopes.covers(scopes) => {
-                lock(&self.api.used).note(client_id, self.node().env().clock.unix());
-                Ok(())
-            }
-            Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
-            None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
-        }
-    }
-
     fn check_api_access(&self, caller: &Caller) -> Result<(), Refused> {
-        let operator = self.endpoint.access == Access::Login || caller.is_operator();
-        if operator && self.node().config().api_access == ApiAccess::Internal {
+        let login = self.endpoint.access == Access::Login;
+        let operator = caller.is_operator() && self.endpoint.access != Access::PublicUnlessInternal;
+        if (login || operator) && self.is_internal() {
             return Err(Refused::new(
                 Code::ApiAccessInternal,
                 "this agent takes no operator requests (API_ACCESS=internal)",
@@ -412,6 +411,10 @@ impl Head<'_> {
             .with_hint("ask another agent of the cluster, or use the recovery token on this host"));
         }
         Ok(())
+    }
+
+    fn is_internal(&self) -> bool {
+        self.node().config().api_access == ApiAccess::Internal
     }
 
     fn check_scope(&self, caller: &Caller) -> Result<(), Refused> {
@@ -455,6 +458,19 @@ impl Head<'_> {
             return Ok(());
         }
         Err(Refused::new(Code::UnsupportedMediaType, format!("send the body as `Content-Type: {wanted}`")))
+    }
+}
+
+/// Proofs die with their credential, and never grant more than it.
+pub(super) fn check_credential(api: &Api, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
+    let found: Option<(PeerId, CredentialBody)> = api.node.store().read(|v| v.credential(client_id))?;
+    match found {
+        Some((_, body)) if body.scopes.covers(scopes) => {
+            lock(&api.used).note(client_id, api.node.env().clock.unix());
+            Ok(())
+        }
+        Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
+        None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
     }
 }
 

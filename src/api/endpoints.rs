@@ -1,8 +1,14 @@
 //! The table of endpoints: what the router and every check are made from.
 
 use super::{
-    admission::Request, answer::Outcome, applied, bootstrap, cluster, credentials, explain, gossip, health, license,
-    lock, oauth, peers, rate::RateClass, routes, services,
+    admission::Request,
+    answer::Outcome,
+    applied, audit, bootstrap, cluster, confirm, credentials, events, explain, gossip, health, license, lock, metrics,
+    oauth,
+    openapi::{self, Operation},
+    peers,
+    rate::RateClass,
+    routes, services,
 };
 use crate::{license::EndpointGroup, model::Scope, wire::applied::WAIT_MAX_S};
 use hyper::Method;
@@ -22,6 +28,8 @@ pub(super) enum Access {
     Public,
     /// Anyone, to become a client: refused where operators are (`api_access`).
     Login,
+    /// Anyone; on an internal agent any client with a valid token.
+    PublicUnlessInternal,
     /// Any client with a valid token.
     Client,
     /// A client that holds the scope.
@@ -56,6 +64,8 @@ pub(super) struct Endpoint {
     pub(super) deadline: Duration,
     pub(super) rate: Option<RateClass>,
     pub(super) before_bootstrap: bool,
+    /// Its answer is sent as it comes, and may not end.
+    pub(super) streams: bool,
     pub(super) handler: Handler,
 }
 
@@ -72,6 +82,7 @@ impl Endpoint {
             deadline: DEADLINE,
             rate: None,
             before_bootstrap: false,
+            streams: false,
             handler,
         }
     }
@@ -81,11 +92,23 @@ impl Endpoint {
     }
     /// Whether a client may call it, with its own token or, where it says so, through a peer.
     pub(super) fn is_operators(&self) -> bool {
-        !matches!(self.access, Access::Public | Access::Login | Access::Peer)
+        !matches!(self.access, Access::Public | Access::PublicUnlessInternal | Access::Login | Access::Peer)
     }
     /// Whether the cluster lock stands in its way (cluster.md §9).
     pub(super) fn is_locked_out(&self) -> bool {
         matches!(self.group, EndpointGroup::CreateOrUpdate | EndpointGroup::Administer)
+    }
+    /// Whether it makes an agent a peer.
+    pub(super) fn is_first(&self) -> bool {
+        self.group == EndpointGroup::Unlisted
+    }
+    /// Whether a client changes something by it. Some questions are asked by POST, for the sake of their body.
+    pub(super) fn is_write(&self) -> bool {
+        self.is_operators() && self.method != Method::GET && self.path != "/v1/routes/explain"
+    }
+    /// What the OpenAPI document says of it.
+    pub(super) fn operation(&self) -> Option<&'static Operation> {
+        openapi::operation(&self.method, self.path)
     }
     /// Whether what it changes has a version that `If-Match` can name.
     pub(super) fn is_versioned(&self) -> bool {
@@ -104,6 +127,9 @@ impl Endpoint {
     fn patient(self) -> Self {
         Self { deadline: PATIENT_DEADLINE, ..self }
     }
+    fn streaming(self) -> Self {
+        Self { streams: true, ..self }
+    }
     fn waiting(self) -> Self {
         Self { deadline: DEADLINE + Duration::from_secs(WAIT_MAX_S), ..self }
     }
@@ -117,17 +143,20 @@ macro_rules! handler {
 
 /// Every endpoint.
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    use Access::{Client, Login, Peer, Public, Scoped, ScopedOrForwarded, WriterOrForwarded};
+    use Access::{Client, Login, Peer, Public, PublicUnlessInternal, Scoped, ScopedOrForwarded, WriterOrForwarded};
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
     let put = |path, group, access, handler| Endpoint::new(Method::PUT, path, group, access, handler);
     let delete = |path, group, access, handler| Endpoint::new(Method::DELETE, path, group, access, handler);
+    let pending_confirm = "/v1/cluster/pending-confirm";
     let service_routes = "/v1/services/{sid}/routes";
     vec![
         get("/livez", Group::Probe, Public, handler!(health::live)).before_bootstrap(),
         get("/readyz", Group::Probe, Public, handler!(health::ready)).before_bootstrap(),
         get("/v1/cluster/identity", Group::Probe, Public, handler!(cluster::identity)).before_bootstrap(),
+        get("/metrics", Group::Published, PublicUnlessInternal, handler!(metrics::scrape)).before_bootstrap(),
+        get("/v1/openapi.json", Group::Published, Public, handler!(openapi::serve)).before_bootstrap(),
         post("/v1/bootstrap", Group::Unlisted, Public, handler!(bootstrap::bootstrap))
             .before_bootstrap()
             .limited(RateClass::Bootstrap)
@@ -218,6 +247,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             handler!(credentials::rotate),
         )
         .body(Input::Nothing, JOINING_BODY_MAX_BYTES),
+        get(pending_confirm, Group::Read, ScopedOrForwarded(Scope::Admin), handler!(confirm::get)),
+        post(pending_confirm, Group::Administer, ScopedOrForwarded(Scope::Admin), handler!(confirm::begin)),
+        delete(pending_confirm, Group::Read, ScopedOrForwarded(Scope::Admin), handler!(confirm::confirm)),
+        get("/v1/events", Group::Read, Scoped(Scope::PeersRead), handler!(events::listen)).streaming(),
+        get("/v1/audit", Group::Read, Scoped(Scope::Admin), handler!(audit::list)),
         get("/v1/license", Group::License, Client, handler!(license::get)),
         put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]
@@ -242,17 +276,16 @@ mod tests {
                 "{name}"
             );
             let writes = e.method != Method::GET;
-            let open = matches!(e.access, Access::Public | Access::Login);
+            let open = matches!(e.access, Access::Public | Access::PublicUnlessInternal | Access::Login);
             assert!(!(writes && open) || e.rate.is_some(), "{name} is open and unlimited");
             if let Access::Scoped(scope) | Access::ScopedOrForwarded(scope) = e.access {
                 let read_scope = matches!(scope, Scope::PeersRead | Scope::ServicesRead | Scope::CredentialsRead);
-                // It is a question, by POST for the sake of its body.
-                let writes = writes && e.path != "/v1/routes/explain";
-                let fits = if writes { !read_scope } else { read_scope || scope == Scope::Admin };
+                let fits = if e.is_write() { !read_scope } else { read_scope || scope == Scope::Admin };
                 assert!(fits, "{name} asks for a scope that fits");
             }
             assert_eq!(e.access == Access::Peer, e.path.starts_with("/v1/gossip/"), "{name}");
-            let first = ["/livez", "/readyz", "/v1/cluster/identity", "/v1/bootstrap"].contains(&e.path);
+            let first = ["/livez", "/readyz", "/v1/cluster/identity", "/v1/bootstrap", "/metrics", "/v1/openapi.json"];
+            let first = first.contains(&e.path);
             assert_eq!(e.before_bootstrap, first, "{name}");
         }
     }

@@ -4,6 +4,7 @@ use super::{
     admission::{HEADER_LOCK, Request},
     answer::{Answer, Outcome},
     caller::Caller,
+    events::HEADER_LAST_EVENT_ID,
 };
 use crate::{
     model::{PeerId, Refused},
@@ -25,7 +26,7 @@ const COPY_WAIT: Duration = Duration::from_secs(2);
 
 /// The same request to another agent.
 pub(super) fn call(r: &Request, answer_timeout: Duration) -> Call {
-    let passed_on = [IF_MATCH, HEADER_LOCK].into_iter().filter_map(|name| {
+    let passed_on = [IF_MATCH, HEADER_LOCK, HEADER_LAST_EVENT_ID].into_iter().filter_map(|name| {
         let value = r.headers.get(&name)?.clone();
         Some((name, value))
     });

@@ -14,11 +14,14 @@
 mod admission;
 mod answer;
 mod applied;
+mod audit;
 mod bootstrap;
 mod caller;
 mod cluster;
+mod confirm;
 mod credentials;
 mod endpoints;
+mod events;
 mod explain;
 mod fields;
 mod forward;
@@ -26,7 +29,9 @@ mod gossip;
 mod health;
 mod license;
 mod lock;
+mod metrics;
 mod oauth;
+mod openapi;
 mod peers;
 mod proxy;
 mod query;
@@ -46,7 +51,7 @@ pub use server::ServeError;
 
 use crate::{
     env::BoxListener,
-    model::{RequestId, Rng},
+    model::{Mono, RequestId, Rng},
     node::Node,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -70,11 +75,18 @@ pub struct Api {
     used: Mutex<credentials::LastUses>,
     /// Large bodies that may be held before their sender has proven anything.
     unproven_bodies: Semaphore,
+    audit: Mutex<audit::AuditLog>,
+    /// Streams of events that may be open.
+    streams: Arc<Semaphore>,
+    stopping: CancellationToken,
+    counts: Mutex<metrics::Counts>,
+    started_at: Mono,
 }
 
 impl Api {
     pub fn new(node: Node) -> Self {
         let ids = Mutex::new(node.fork_rng());
+        let started_at = node.env().clock.mono();
         Self {
             node,
             recovery: None,
@@ -83,6 +95,11 @@ impl Api {
             nonces: Mutex::default(),
             used: Mutex::default(),
             unproven_bodies: Semaphore::new(admission::UNPROVEN_BODIES_MAX),
+            audit: Mutex::default(),
+            streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            stopping: CancellationToken::new(),
+            counts: Mutex::default(),
+            started_at,
         }
     }
 
@@ -92,7 +109,8 @@ impl Api {
         self
     }
 
-    pub async fn serve(self, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+    pub async fn serve(mut self, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        self.stopping = shutdown.clone();
         server::run(Arc::new(self), listener, shutdown).await
     }
 

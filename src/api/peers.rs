@@ -73,7 +73,7 @@ pub(super) async fn add(r: Request) -> Outcome {
     let row = row.ok_or_else(|| not_found(format!("peer {peer} was removed while it was added")))?;
     let mut shown = peer_json(&r, &row)?;
     shown["warnings"] = json!(warnings);
-    Answer::created(&shown)
+    Ok(Answer::created(&shown)?.about(peer))
 }
 
 /// A peer as it would be after `peers add`: only what its agent says of itself to everybody.

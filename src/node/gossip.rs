@@ -14,9 +14,10 @@ use crate::{
         request::{OnBehalf, REVOCATIONS},
     },
 };
+use bytes::Bytes;
 use serde_json::json;
 use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
@@ -100,6 +101,26 @@ impl Node {
                         break;
                     }
                 }
+            }
+        }
+        Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
+    }
+
+    /// As [`Self::call_peer`], for an answer that does not end.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        call: &Call,
+        who: &OnBehalf,
+    ) -> Result<(PeerAnswer, mpsc::Receiver<Bytes>), Refused> {
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        let row = self.store().read(|v| v.peer(peer))?.filter(|p| p.trusted);
+        let endpoints = row.map(|row| row.all_endpoints()).unwrap_or_default();
+        let mut reason = "it is not trusted, or no endpoint is known".to_owned();
+        for endpoint in self.in_preferred_order(peer, endpoints) {
+            match self.client().open_signed(&identity, peer, &endpoint, call, Some(who)).await {
+                Ok(opened) => return Ok(opened),
+                Err(e) => reason = format!("{endpoint}: {e}"),
             }
         }
         Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
@@ -384,7 +405,10 @@ impl Node {
             Event::Merge(records) => self.merge(records).await?,
             Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
             Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
-            Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+            Event::PeerStatus { peer, status, .. } => {
+                tracing::info!(%peer, ?status, "peer status");
+                self.look_for_events();
+            }
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
             Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
             Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,

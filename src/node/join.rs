@@ -88,6 +88,7 @@ impl Node {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let outcome = self.handshake(target, None).await;
         self.attempts().handle_end(peer, outcome.is_err(), self.env().clock.mono());
+        self.look_for_events();
         self.inner.gossip_wake.notify_one();
     }
 

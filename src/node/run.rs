@@ -1,10 +1,11 @@
 //! The life of a node: API and reconcilers from the start, everything else once it is a member of a cluster.
 
-use super::{Node, RecoveryToken};
+use super::{Node, RecoveryToken, events::News};
 use crate::{
     api::{Api, ServeError},
     store::StoreError,
 };
+use serde_json::json;
 use std::{net::SocketAddr, time::Duration};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ impl Node {
         let addr = self.config().api_bind;
         let listener = self.env().net.listen(addr).await.map_err(|source| RunError::Bind { addr, source })?;
         tracing::info!(%addr, version = crate::model::VERSION, "agent started");
+        self.tell(News::new("agent.started", json!({"version": crate::model::VERSION})));
 
         let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
         let ending = stop.child_token();
@@ -53,6 +55,7 @@ impl Node {
             () = self.inner.departed.cancelled() => None,
             ended = drivers.join_next() => ended,
         };
+        self.tell(News::new("agent.stopping", json!({"version": crate::model::VERSION})));
         ending.cancel();
         let outcome = first.map_or(Ok(()), |ended| ended?);
         let all_ended = async { while drivers.join_next().await.is_some() {} };
@@ -75,6 +78,10 @@ impl Node {
         drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_events(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_confirm(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move {
             node.drive_license(until).await;

@@ -83,7 +83,8 @@ pub(super) async fn create(r: Request) -> Outcome {
         Ok(tx.put_service(&author, id, &body)?)
     });
     let made = made.await?;
-    finish(&r, Answer::created(&whole(&r, &made)?)?, wait, &made).await
+    let answer = Answer::created(&whole(&r, &made)?)?.about(made.id);
+    finish(&r, answer, wait, &made).await
 }
 
 fn check_name_is_free<'a>(others: impl IntoIterator<Item = &'a Service>, name: &str) -> Result<(), Refused> {

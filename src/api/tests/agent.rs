@@ -1,5 +1,6 @@
 //! An agent on loopback: the production node and API, an in-memory kernel, a clock that the test moves.
 
+use super::conformance;
 use crate::{
     api::{Api, token},
     env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
@@ -304,14 +305,19 @@ impl Caller {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let driver = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", self.addr.to_string());
+        let mut request = Request::builder().method(method.clone()).uri(path).header("host", self.addr.to_string());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
-        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        // A stream of events does not end.
+        let streams = parts.headers.get("content-type").is_some_and(|v| v == "text/event-stream");
+        let bytes = if streams { Bytes::new() } else { body.collect().await.unwrap().to_bytes() };
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
         driver.abort();
+        let media = parts.headers.get("content-type").map_or("", |v| v.to_str().unwrap());
+        conformance::check(&method, path, parts.status.as_u16(), media, &text);
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
         Reply { status: parts.status.as_u16(), headers: parts.headers, text, body }
     }

@@ -52,7 +52,11 @@ async fn a_packet_is_told_its_service_and_every_other_route_why_not() {
     assert_eq!(beaten, "route 2 of wide comes first: its source prefix is longer (rule 3)");
 
     let wide = ask("10.2.0.1", "192.168.100.9", "tcp").await;
-    assert_eq!(reasons(&wide), expected([(1, "WINS"), (2, "SOURCE_OUTSIDE"), (3, "OTHER_FAMILY")]), "matches come first");
+    assert_eq!(
+        reasons(&wide),
+        expected([(1, "WINS"), (2, "SOURCE_OUTSIDE"), (3, "OTHER_FAMILY")]),
+        "matches come first"
+    );
     let outside = ask("10.1.0.1", "172.16.0.1", "tcp").await;
     assert_eq!((&outside["result"], &outside["service_id"]), (&json!("not_captured"), &Value::Null));
     assert_eq!(reasons(&outside)[0], (2, "DEST_OUTSIDE".into()));

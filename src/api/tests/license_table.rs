@@ -52,6 +52,7 @@ const fn with_body(row: Row, body: &'static str) -> Row {
 }
 
 const LOCK: &str = "/v1/cluster/lock";
+const CONFIRM: &str = "/v1/cluster/pending-confirm";
 const LICENSE: &str = "/v1/license";
 const SERVICES: &str = "/v1/services";
 const ROUTES: &str = "/v1/services/{sid}/routes";
@@ -61,6 +62,8 @@ const ROWS: &[Row] = &[
     row("GET", "/livez", Always, [200; 3]),
     Row { query: "?exclude=license,firewall,tproxy", ..row("GET", "/readyz", Always, [200; 3]) },
     row("GET", "/v1/cluster/identity", Always, [200; 3]),
+    row("GET", "/metrics", UntilSuspended, [200; 3]),
+    row("GET", "/v1/openapi.json", UntilSuspended, [200; 3]),
     with_body(row("POST", "/v1/bootstrap", UntilReadOnly, [400; 3]), "{}"),
     row("POST", "/v1/oauth/token", Always, [400; 3]),
     row("GET", "/.well-known/openid-configuration", UntilSuspended, [200; 3]),
@@ -94,6 +97,11 @@ const ROWS: &[Row] = &[
     row("GET", LOCK, UntilSuspended, [401, 200, 200]),
     with_body(row("POST", LOCK, UntilSuspended, [401, 400, 400]), "{}"),
     row("DELETE", LOCK, UntilSuspended, [401, 200, 200]),
+    row("GET", CONFIRM, UntilSuspended, [401, 200, 200]),
+    with_body(row("POST", CONFIRM, UntilReadOnly, [401, 400, 400]), "{}"),
+    row("DELETE", CONFIRM, UntilSuspended, [401, 200, 200]),
+    Row { query: "?limit=x", ..row("GET", "/v1/events", UntilSuspended, [401, 400, 400]) },
+    row("GET", "/v1/audit", UntilSuspended, [401, 200, 200]),
     row("GET", "/v1/credentials", UntilSuspended, [401, 200, 200]),
     Row { query: "?dry_run=true", ..with_body(row("POST", "/v1/credentials", UntilReadOnly, [401, 201, 201]), "{}") },
     row("DELETE", "/v1/credentials/{cid}", UntilReadOnly, [401, 404, 404]),

@@ -2,6 +2,8 @@
 
 mod access;
 mod agent;
+mod confirming;
+mod conformance;
 mod credentials;
 mod explaining;
 mod joining;
@@ -14,3 +16,4 @@ mod peers_only;
 mod proxying;
 mod starting;
 mod updates;
+mod watching;

@@ -147,7 +147,7 @@ async fn an_internal_agent_serves_peers_and_refuses_operators_by_every_way() {
             .caller
             .send(endpoint.method.clone(), &path, &[("authorization", token_of_a.as_str()), JSON], "{\"no\": 1}")
             .await;
-        let operators = !matches!(endpoint.access, Access::Public | Access::Peer);
+        let operators = !matches!(endpoint.access, Access::Public | Access::PublicUnlessInternal | Access::Peer);
         assert_eq!(direct.refusal().1 == "API_ACCESS_INTERNAL", operators, "direct {name}: {}", direct.text);
         assert_eq!(operators, direct.status == 403, "direct {name}: {}", direct.text);
         if !operators || endpoint.access == Access::Login {
