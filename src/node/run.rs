@@ -37,7 +37,8 @@ impl Node {
         self.tell(News::new("agent.started", json!({"version": crate::model::VERSION})));
 
         let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
-        let ending = stop.child_token();
+        // Of its own, so that listeners hear of the stop before their streams end.
+        let ending = CancellationToken::new();
         let mut api = Api::new(self.clone());
         if let Some(token) = recovery {
             api = api.with_recovery(token);

@@ -110,7 +110,7 @@ async fn a_request_travels_one_hop_and_only_where_it_may() {
 }
 
 /// An endpoint with ids that look right, and a body that is wrong.
-fn path_of(endpoint: &Endpoint) -> String {
+pub(super) fn path_of(endpoint: &Endpoint) -> String {
     endpoint.path.replace("{id}", "peer_x").replace("{sid}", "svc_x").replace("{rid}", "1").replace("{cid}", "cli_x")
 }
 
