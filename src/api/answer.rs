@@ -188,10 +188,11 @@ struct ErrorBody<'a> {
 }
 
 pub(super) fn refusal(refused: &Refused, request_id: RequestId) -> Response {
+    let (text, hint) = (plain(&refused.text), refused.hint.as_deref().map(plain));
     let body = ErrorBody {
-        error: &refused.text,
+        error: &text,
         code: refused.code,
-        hint: refused.hint.as_deref(),
+        hint: hint.as_deref(),
         details: refused.details.as_ref(),
         request_id,
     };
@@ -225,6 +226,13 @@ pub(super) fn invalid(text: impl Into<String>) -> Refused {
 
 pub(super) fn unauthorized(text: impl Into<String>) -> Refused {
     Refused::new(Code::Unauthorized, text)
+}
+
+/// Text for a terminal: what was given may be quoted in it, and must neither steer nor reorder what is shown.
+fn plain(text: &str) -> String {
+    let invisible =
+        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    text.chars().map(|c| if c.is_control() || invisible(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Input as it may be shown in an error: bounded, without control characters.

@@ -347,3 +347,101 @@ async fn change_of(status: &mut Option<watch::Receiver<Status>>) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Rng, Route, ServiceBody};
+
+    fn kinds(news: &[News]) -> Vec<&'static str> {
+        news.iter().map(|n| n.kind).collect()
+    }
+
+    fn service(version: u64, name: &str, routes: u32) -> Service {
+        let (now, mut rng) = (UnixTime::from_secs(1), Rng::from_seed([1; 32]));
+        let (a, b) = (PeerId::mint(now, &mut rng), PeerId::mint(now, &mut rng));
+        let route = |id| Route {
+            id,
+            source_cidr: None,
+            dest_cidr: "10.0.0.0/8".parse().ok(),
+            priority: 100,
+            version,
+            created_at: now,
+        };
+        let mut body = ServiceBody::plain(name, a, b, now);
+        (body.routes, body.next_route_id) = ((1..=routes).map(route).collect(), routes + 1);
+        Service { id: ServiceId::mint(now, &mut rng), version, body }
+    }
+
+    fn held(services: impl IntoIterator<Item = Service>) -> Held {
+        Held { services: services.into_iter().map(|s| (s.id, s)).collect(), ..Held::default() }
+    }
+
+    #[test]
+    fn a_service_is_told_by_what_changed_of_it() {
+        let told = |old: &Held, new: &Held| kinds(&new.news_since(old));
+        let (one, none) = (held([service(1, "a", 0)]), held([]));
+        assert_eq!(told(&none, &one), ["service.created"]);
+        assert_eq!(told(&one, &one), [""; 0]);
+        assert_eq!(told(&one, &held([service(2, "b", 0)])), ["service.updated"]);
+        assert_eq!(told(&one, &held([service(2, "a", 1)])), ["route.changed"]);
+        assert_eq!(told(&one, &held([service(2, "b", 1)])), ["service.updated", "route.changed"]);
+        assert_eq!(told(&one, &none), ["service.deleted"]);
+    }
+
+    #[test]
+    fn conditions_are_told_once() {
+        let at = UnixTime::from_secs(1);
+        let condition = |status, reason: &str, observed_version| Condition {
+            reconciler: Reconciler::Tproxy,
+            status,
+            reason: reason.into(),
+            message: String::new(),
+            observed_version,
+            at,
+        };
+        let one = service(3, "a", 0);
+        let id = one.id;
+        let held = Arc::new(held([one]));
+        let seen = |condition: Condition| Seen {
+            held: held.clone(),
+            conditions: BTreeMap::from([(id, vec![condition])]),
+            ..Seen::default()
+        };
+        let nothing = Seen { held: held.clone(), ..Seen::default() };
+        let applied = seen(condition(ConditionStatus::Applied, "APPLIED", 3));
+        let later = seen(condition(ConditionStatus::Applied, "APPLIED", 4));
+        let failed = seen(condition(ConditionStatus::Failed, "X", 4));
+        assert_eq!(kinds(&applied.news_since(&nothing)), ["service.applied"]);
+        assert_eq!(kinds(&applied.news_since(&applied)), [""; 0]);
+        assert_eq!(kinds(&later.news_since(&applied)), ["service.applied"]);
+        assert_eq!(kinds(&failed.news_since(&later)), ["service.failed"]);
+        assert_eq!(kinds(&seen(condition(ConditionStatus::Failed, "X", 5)).news_since(&failed)), [""; 0]);
+        assert_eq!(kinds(&seen(condition(ConditionStatus::Pending, "Y", 5)).news_since(&failed)), [""; 0]);
+        let repaired = Seen { drift_repairs: 1, ..nothing.clone() };
+        assert_eq!(kinds(&repaired.news_since(&nothing)), ["drift.repaired"]);
+    }
+
+    #[test]
+    fn a_flapping_peer_is_told_seldom_and_its_last_state_always() {
+        let peer = PeerId::mint(UnixTime::from_secs(1), &mut Rng::from_seed([1; 32]));
+        let current = |status| BTreeMap::from([(peer, ("tokyo".to_owned(), status))]);
+        let (mut healths, mut now, mut told) = (Healths::default(), Mono::from_ms(0), 0);
+        assert_eq!(kinds(&healths.news(now, &current(PeerStatus::Healthy)).0), ["peer.healthy"]);
+        // Silence must last 30 s before it counts.
+        for _ in 0..50 {
+            for (status, seconds) in [(PeerStatus::Unhealthy, 10), (PeerStatus::Healthy, 30)] {
+                now = now + Duration::from_secs(seconds);
+                told += healths.news(now, &current(status)).0.len();
+            }
+        }
+        assert!(told <= 10, "{told} events of 50 flaps");
+        now = now + HOLD_LONGEST;
+        let (news, _) = healths.news(now, &current(PeerStatus::Unhealthy));
+        assert_eq!(kinds(&news), ["peer.unhealthy"]);
+        let (news, due) = healths.news(now + Duration::from_secs(1), &current(PeerStatus::Healthy));
+        assert!(news.is_empty());
+        let due = due.expect("what is held back is looked at again");
+        assert_eq!(kinds(&healths.news(due, &current(PeerStatus::Healthy)).0), ["peer.healthy"]);
+    }
+}

@@ -214,7 +214,8 @@ pub(super) struct LiveAgent {
     pub(super) caller: Caller,
     pub(super) node: Node,
     stop: CancellationToken,
-    _dir: TempDir,
+    dir: Arc<TempDir>,
+    seed: u8,
 }
 
 impl LiveAgent {
@@ -231,7 +232,7 @@ impl LiveAgent {
     }
 
     async fn with(seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = free.local_addr().unwrap();
         drop(free);
@@ -253,7 +254,27 @@ impl LiveAgent {
             ApiAccess::Public => drop(caller.bootstrap(license).await),
             ApiAccess::Internal => drop(caller.post("/v1/bootstrap", json!({ "license": license })).await.expect(201)),
         }
-        Self { caller, node, stop, _dir: dir }
+        Self { caller, node, stop, dir, seed }
+    }
+
+    /// The same host after a stop of so long and a start.
+    pub(super) async fn restarted_after(self, pause: Duration) -> Self {
+        let (addr, token, dir, seed) = (self.caller.addr, self.caller.token.clone(), self.dir.clone(), self.seed);
+        drop(self);
+        while TcpStream::connect(addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(pause).await;
+        let node = start_node(Arc::new(SystemClock::new()), dir.path(), seed, |c| {
+            c.api_bind = addr;
+            c.advertise_endpoints = vec![addr.to_string().parse().unwrap()];
+        })
+        .await;
+        let stop = CancellationToken::new();
+        tokio::spawn(node.clone().run(Some(RecoveryToken::of(RECOVERY)), stop.clone()));
+        let caller = Caller { addr, token };
+        caller.wait_until_listening().await;
+        Self { caller, node, stop, dir, seed }
     }
 }
 

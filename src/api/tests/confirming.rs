@@ -74,6 +74,21 @@ async fn what_nobody_confirms_becomes_what_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_passes_while_the_agent_is_stopped_is_kept_at_its_start() {
+    let (a, b) = pair().await;
+    let make = json!({"target_peer_id": b.id(), "name": "kept"});
+    let made = a.caller.post("/v1/services", make).await.expect(201);
+    a.caller.post(PATH, json!({"within_s": 5, "services": ["kept", "fresh"]})).await.expect(201);
+    a.caller.post("/v1/services", json!({"target_peer_id": b.id(), "name": "fresh"})).await.expect(201);
+    assert_eq!(a.caller.delete(&format!("/v1/services/{}", made["id"].as_str().unwrap())).await.status, 204);
+    let a = a.restarted_after(std::time::Duration::from_secs(6)).await;
+    let names = || services(&a).into_iter().map(|(id, body)| (id.to_string(), body.name)).collect::<Vec<_>>();
+    let kept = (made["id"].as_str().unwrap().to_owned(), "kept".to_owned());
+    until(|| names() == [kept.clone()]).await;
+    assert_eq!(a.node.store().read(|v| v.pending_confirm()).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_confirmed_stays_at_every_owner() {
     let (a, b) = pair().await;
     let begun = a.caller.post(PATH, json!({"within_s": 5, "services": ["fresh"]})).await.expect(201);

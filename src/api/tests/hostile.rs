@@ -95,7 +95,8 @@ async fn wrong_types_unknown_fields_and_huge_numbers_are_refused_by_name() {
             continue;
         };
         let body = right_body(&schema, &right);
-        for (field, described) in fields {
+        // What stands beside `endpoints` in `address` does not count.
+        for (field, described) in fields.iter().filter(|(field, _)| *field != "address") {
             for bad in corpus.iter().filter(|bad| !types(described).contains(&type_of(bad).to_owned())) {
                 let mut body = body.clone();
                 body[field] = bad.clone();
@@ -172,7 +173,8 @@ async fn hostile_text_in_any_field_changes_nothing_but_data() {
                 let clear = (200..300).contains(&reply.status) || (400..500).contains(&reply.status);
                 assert!(clear, "{method} {path} {body}: {}", reply.text);
                 if reply.status >= 400 {
-                    assert!(!reply.error().chars().any(char::is_control), "{method} {path} {body}: {}", reply.text);
+                    let steers = |c: char| c.is_control() || c == '\u{202e}';
+                    assert!(!reply.error().chars().any(steers), "{method} {path} {body}: {}", reply.text);
                 }
             }
         }
