@@ -372,7 +372,7 @@ impl Head<'_> {
     /// A removed peer that does not know it yet is told by whom it was removed.
     fn not_trusted(&self, peer: PeerId) -> Result<Refused, Refused> {
         let refused = unauthorized(format!("{peer} is not a trusted peer here"));
-        let revocations = self.node().revocations_of(peer)?;
+        let revocations = self.node().grounds_against(peer)?;
         Ok(if revocations.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: revocations })) })
     }
 

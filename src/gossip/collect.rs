@@ -198,7 +198,7 @@ impl Gossip {
         self.ledger.behind.entry(owner).or_default().extend(entries);
     }
 
-    /// The owner was removed: nothing said of its records counts any more. Gives the keys that were suspects.
+    /// The owner is no member: nothing said of its records counts any more. Gives the keys that were suspects.
     fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
         let suspects = self.ledger.behind.remove(&owner);
         self.ledger.floors.remove(&owner);
@@ -207,6 +207,21 @@ impl Gossip {
             self.events.push_back(Event::CaughtUp(owner));
         }
         suspects.into_iter().flatten().map(|(key, _)| key).collect()
+    }
+
+    /// What a peer owns in which trust has ended though nobody removed it: nobody else takes it from here. Revocations
+    /// stay, and what a peer owned before it left by itself.
+    pub(super) fn forget_stranger(&mut self, owner: PeerId) {
+        let is_removed = self.locally_revoked || self.revocations.standing(owner, None) != Standing::Clear;
+        if is_removed || self.revocations.left_at(owner).is_some() {
+            return;
+        }
+        let mut keys = self.index.keys_of_owners(&BTreeSet::from([owner]));
+        keys.retain(|key| Registry::of(&key.kind) != Registry::Revocations);
+        keys.iter().for_each(|key| drop(self.index.remove(key)));
+        keys.extend(self.close_account(owner));
+        self.forget(keys);
+        self.index.settle_digests();
     }
 
     /// Suspects are in the store but not in the index: what the removal of their owner voids of them goes too. One that

@@ -387,6 +387,7 @@ impl Gossip {
         let gone: Vec<_> = self.links.keys().filter(|peer| !trusted.contains_key(peer)).collect();
         gone.into_iter().for_each(|peer| {
             self.unlink(peer);
+            self.forget_stranger(peer);
         });
         self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
         self.walks.reconsider();

@@ -76,6 +76,7 @@ pub struct Held {
     keys: BTreeMap<PeerId, PublicKey>,
     owners: BTreeMap<PublicKey, PeerId>,
     trusted: BTreeSet<PeerId>,
+    vouched: BTreeSet<PeerId>,
     revoked: BTreeMap<PeerId, PublicKey>,
     revoked_keys: BTreeSet<PublicKey>,
 }
@@ -93,6 +94,11 @@ impl Held {
     pub fn trust(&mut self, peer: PeerId, key: PublicKey) {
         self.hold(peer, key);
         self.trusted.insert(peer);
+    }
+
+    /// A trusted peer vouches for `peer`: it was counted where it was taken in.
+    pub fn count_in(&mut self, peer: PeerId) {
+        self.vouched.insert(peer);
     }
 
     /// Revokes an identity: neither its id under another key nor its key under another id returns.
@@ -128,6 +134,8 @@ impl Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Standing {
     pub trusted: bool,
+    /// A trusted peer has taken it in.
+    pub vouched: bool,
     pub readmitted: bool,
 }
 
@@ -146,7 +154,11 @@ pub(super) fn identity(here: Here<'_>, peer: &PeerId, key: &PublicKey, readmit: 
     if held.conflicts(peer, key) {
         return Err(Reason::KeyChanged);
     }
-    let standing = Standing { trusted: held.trusts(peer) && !revoked, readmitted: revoked };
+    let standing = Standing {
+        trusted: held.trusts(peer) && !revoked,
+        vouched: held.vouched.contains(peer) && !revoked,
+        readmitted: revoked,
+    };
     match local.gate {
         LicenseGate::Suspended => Err(Reason::LicenseSuspended),
         LicenseGate::ReadOnly if !standing.trusted => Err(Reason::LicenseReadOnly),
@@ -159,7 +171,9 @@ pub(super) fn room_for_one(here: Here<'_>, peer: PeerId, standing: Standing) -> 
     node_limit(here, peer, standing, &[], u32::MAX)
 }
 
-/// cluster.md §3: the union of both member lists must fit both licenses. A renewal adds nobody.
+/// cluster.md §3: the union of both member lists must fit both licenses. Nobody is added by a renewal, by a peer that a
+/// trusted one has taken in, or by one whose cluster counts this agent already: the limit was judged where that was
+/// done, and judged again it would leave members that differ for good.
 fn node_limit(
     here: Here<'_>,
     peer: PeerId,
@@ -167,7 +181,7 @@ fn node_limit(
     members: &[PeerId],
     their_max_nodes: u32,
 ) -> Result<(), Reason> {
-    if standing.trusted {
+    if standing.trusted || standing.vouched || members.contains(&here.local.peer_id) {
         return Ok(());
     }
     let own = here.local.members.iter().chain([&here.local.peer_id]);

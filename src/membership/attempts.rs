@@ -5,8 +5,23 @@ use crate::model::{Endpoint, Mono, PeerId, PeerStatus};
 use std::{collections::BTreeMap, time::Duration};
 
 /// After a handshake of its own accord the agent lets so long pass before it begins another one because of what that
-/// peer does: a 401 may have other reasons than a lost database, and two that refuse each other must not go on for ever.
-pub const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
+/// peer does, twice as long after each, up to [`RENEWAL_PAUSE_MAX`]: a 401 may have other reasons than a lost database,
+/// and two that refuse each other must not go on for ever.
+pub const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+pub const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Course {
+    attempt: Attempt,
+    /// From the end of the attempt until what that peer does is worth another one.
+    pause: Duration,
+}
+
+impl Course {
+    fn new(attempt: Attempt) -> Self {
+        Self { attempt, pause: RENEWAL_PAUSE }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
@@ -27,25 +42,30 @@ enum Attempt {
 /// At most one attempt a peer: as many as there are known peers.
 #[derive(Debug, Clone, Default)]
 pub struct Attempts {
-    by_peer: BTreeMap<PeerId, Attempt>,
+    by_peer: BTreeMap<PeerId, Course>,
 }
 
 impl Attempts {
     /// After a start every handshake that has not succeeded is made anew.
     pub fn resume(&mut self, peers: &[PeerRow]) {
-        let due = peers.iter().filter(|p| !p.trusted).map(|p| (p.peer_id, Attempt::Due(p.all_endpoints())));
-        self.by_peer.extend(due);
+        for row in peers.iter().filter(|p| !p.trusted) {
+            self.begin(row.peer_id, row.all_endpoints());
+        }
     }
 
     /// A trusted peer vouches for this one, which is not trusted here.
     pub fn handle_voucher(&mut self, peer: PeerId, endpoints: Vec<Endpoint>) {
-        match self.by_peer.get_mut(&peer) {
+        match self.by_peer.get_mut(&peer).map(|course| &mut course.attempt) {
             Some(Attempt::Running { called, then }) => {
                 let more = endpoints.iter().any(|e| !called.contains(e));
                 *then = more.then_some(endpoints).or(then.take());
             }
-            _ => drop(self.by_peer.insert(peer, Attempt::Due(endpoints))),
+            _ => self.begin(peer, endpoints),
         }
+    }
+
+    fn begin(&mut self, peer: PeerId, endpoints: Vec<Endpoint>) {
+        self.by_peer.insert(peer, Course::new(Attempt::Due(endpoints)));
     }
 
     /// A trusted peer answers that it does not know this agent: it has lost its database. Says whether a handshake is
@@ -56,32 +76,38 @@ impl Attempts {
 
     /// A peer whose handshake failed shows itself. Says whether another one is due now.
     pub fn handle_contact(&mut self, row: &PeerRow, now: Mono) -> bool {
-        let has_failed = matches!(self.by_peer.get(&row.peer_id), Some(Attempt::Ended { failed: true, .. }));
+        let attempt = self.by_peer.get(&row.peer_id).map(|course| &course.attempt);
+        let has_failed = matches!(attempt, Some(Attempt::Ended { failed: true, .. }));
         !row.trusted && has_failed && self.renew(row, now)
     }
 
     fn renew(&mut self, row: &PeerRow, now: Mono) -> bool {
-        let is_time = match self.by_peer.get(&row.peer_id) {
-            None => true,
-            Some(Attempt::Due(_) | Attempt::Running { .. }) => false,
-            Some(Attempt::Ended { at, .. }) => now - *at >= RENEWAL_PAUSE,
+        let Some(course) = self.by_peer.get_mut(&row.peer_id) else {
+            self.begin(row.peer_id, row.all_endpoints());
+            return true;
         };
-        if is_time {
-            self.by_peer.insert(row.peer_id, Attempt::Due(row.all_endpoints()));
+        let Attempt::Ended { at, .. } = &course.attempt else { return false };
+        let rested = now - *at;
+        if rested < course.pause {
+            return false;
         }
-        is_time
+        course.pause =
+            if rested >= 2 * RENEWAL_PAUSE_MAX { RENEWAL_PAUSE } else { (2 * course.pause).min(RENEWAL_PAUSE_MAX) };
+        course.attempt = Attempt::Due(row.all_endpoints());
+        true
     }
 
     /// A handshake with the peer succeeded, whoever began it: none is due any more.
     pub fn handle_trusted(&mut self, peer: PeerId, now: Mono) {
-        if let Some(attempt @ Attempt::Due(_)) = self.by_peer.get_mut(&peer) {
+        if let Some(Course { attempt: attempt @ Attempt::Due(_), .. }) = self.by_peer.get_mut(&peer) {
             *attempt = Attempt::Ended { called: Vec::new(), failed: false, at: now };
         }
     }
 
     /// The own license changed: what it refused may succeed now. Says whether a handshake is due.
     pub fn handle_license_change(&mut self) -> bool {
-        let failed = self.by_peer.values_mut().filter(|a| matches!(a, Attempt::Ended { failed: true, .. }));
+        let attempts = self.by_peer.values_mut().map(|course| &mut course.attempt);
+        let failed = attempts.filter(|a| matches!(a, Attempt::Ended { failed: true, .. }));
         failed.fold(false, |_, attempt| {
             if let Attempt::Ended { called, .. } = attempt {
                 *attempt = Attempt::Due(std::mem::take(called));
@@ -93,7 +119,7 @@ impl Attempts {
     /// At most `room` peers whose handshake is due; it is taken to begin now.
     pub fn take_due(&mut self, room: usize) -> Vec<(PeerId, Vec<Endpoint>)> {
         let mut due = Vec::new();
-        for (peer, attempt) in &mut self.by_peer {
+        for (peer, Course { attempt, .. }) in &mut self.by_peer {
             if due.len() == room {
                 break;
             }
@@ -109,12 +135,13 @@ impl Attempts {
     /// The handshake that [`Attempts::take_due`] gave has ended.
     pub fn handle_end(&mut self, peer: PeerId, failed: bool, now: Mono) {
         // Without a running one the peer was forgotten meanwhile.
-        let Some(Attempt::Running { called, then }) = self.by_peer.remove(&peer) else { return };
-        let next = match then {
+        let Some(Course { attempt, .. }) = self.by_peer.get_mut(&peer) else { return };
+        let Attempt::Running { called, then } = attempt else { return };
+        let called = std::mem::take(called);
+        *attempt = match then.take() {
             Some(endpoints) if failed => Attempt::Due(endpoints),
             _ => Attempt::Ended { called, failed, at: now },
         };
-        self.by_peer.insert(peer, next);
     }
 
     /// Forgets peers that are gone.
@@ -124,7 +151,7 @@ impl Attempts {
 
     /// Where the handshake with a peer that is not trusted stands.
     pub fn status(&self, peer: PeerId) -> PeerStatus {
-        match self.by_peer.get(&peer) {
+        match self.by_peer.get(&peer).map(|course| &course.attempt) {
             None | Some(Attempt::Ended { failed: false, .. }) => PeerStatus::Discovered,
             Some(Attempt::Due(_) | Attempt::Running { .. }) => PeerStatus::Handshaking,
             Some(Attempt::Ended { failed: true, .. }) => PeerStatus::Unreachable,
@@ -217,6 +244,31 @@ mod tests {
         assert!(
             !attempts.handle_unknown_there(&peer, NOW) && attempts.handle_unknown_there(&peer, NOW + RENEWAL_PAUSE)
         );
+    }
+
+    #[test]
+    fn the_pause_between_renewals_doubles_up_to_its_bound_and_begins_anew_after_a_rest() {
+        let peer = row(true);
+        let (mut attempts, mut now) = (Attempts::default(), NOW);
+        assert!(attempts.handle_unknown_there(&peer, now));
+        let mut pause = RENEWAL_PAUSE;
+        for _ in 0..8 {
+            attempts.take_due(1);
+            attempts.handle_end(peer.peer_id, true, now);
+            let early = now + pause - Duration::from_millis(1);
+            assert!(!attempts.handle_unknown_there(&peer, early), "{pause:?}");
+            now = now + pause;
+            assert!(attempts.handle_unknown_there(&peer, now), "{pause:?}");
+            pause = (2 * pause).min(RENEWAL_PAUSE_MAX);
+        }
+        assert_eq!(pause, RENEWAL_PAUSE_MAX);
+        attempts.take_due(1);
+        attempts.handle_end(peer.peer_id, true, now);
+        let rested = now + 2 * RENEWAL_PAUSE_MAX;
+        assert!(attempts.handle_unknown_there(&peer, rested));
+        attempts.take_due(1);
+        attempts.handle_end(peer.peer_id, true, rested);
+        assert!(attempts.handle_unknown_there(&peer, rested + RENEWAL_PAUSE));
     }
 
     #[test]

@@ -116,6 +116,12 @@ pub trait LedgerView {
     fn record(&self, key: &RecordKey) -> Result<Option<Record>, Self::Error>;
     /// Records of one kind, tombstones included, ordered by id and owner.
     fn records_of(&self, kind: &str) -> Result<Vec<Record>, Self::Error>;
+    /// Records of one kind and id, whoever owns them, tombstones included.
+    fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, Self::Error> {
+        Ok(self.records_of(kind)?.into_iter().filter(|r| r.key.id == id).collect())
+    }
+    /// Records of one owner above a version, tombstones included, oldest first.
+    fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, Self::Error>;
     /// None before bootstrap.
     fn cluster(&self) -> Result<Option<ClusterFacts>, Self::Error>;
     /// The highest version this peer has given to a record of its own.
@@ -143,6 +149,14 @@ pub trait LedgerView {
         let revocations = self.revocations()?;
         let stands = |(id, key): &(PeerId, PublicKey)| revocations.standing(*id, Some(key)) != Standing::Clear;
         Ok(revocations.subjects().filter(stands).collect())
+    }
+
+    /// Peers that a trusted one vouches for.
+    fn vouched(&self) -> Result<BTreeSet<PeerId>, Self::Error> {
+        let trusted: BTreeSet<PeerId> = self.trusted_peers()?.into_iter().map(|p| p.peer_id).collect();
+        let vouchers = self.records_of(kind::VOUCHER)?;
+        let live = vouchers.iter().filter(|r| !r.deleted && trusted.contains(&r.key.owner));
+        Ok(live.filter_map(|r| r.key.id.parse().ok()).collect())
     }
 
     /// Live services, ordered by id. A record is no service if its owner is neither trusted nor one that left by itself,

@@ -77,6 +77,9 @@ impl LedgerView for MemoryLedger {
     fn records_of(&self, kind: &str) -> Result<Vec<Record>, MemoryError> {
         Ok(self.state.borrow().records.values().filter(|r| r.key.kind == kind).cloned().collect())
     }
+    fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, MemoryError> {
+        Ok(MemoryLedger::records_since(self, owner, version))
+    }
     fn cluster(&self) -> Result<Option<ClusterFacts>, MemoryError> {
         Ok(self.state.borrow().cluster.clone())
     }

@@ -22,7 +22,7 @@ mod tests;
 
 pub use accept::{Acceptance, accept, discovered};
 pub use anew::{begin_anew, creator_of};
-pub use attempts::{Attempts, RENEWAL_PAUSE};
+pub use attempts::{Attempts, RENEWAL_PAUSE, RENEWAL_PAUSE_MAX};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
 pub use collection::{publish_floor, republish};
@@ -34,7 +34,7 @@ pub use credentials::{
 pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
 pub use memory::MemoryLedger;
 pub use removal::{
-    Departure, adopt_own_version, delete_service_of_departed, leave, peer_was_revoked, remove_peer,
-    take_own_revocations, withdraw_trust,
+    Departure, adopt_own_version, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer, take_grounds,
+    withdraw_trust,
 };
 pub use side::{Own, Side, side};

@@ -1,6 +1,6 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger, PeerRow, Put};
+use super::{Author, Ledger, LedgerView, PeerRow, Put};
 use crate::{
     gossip::Standing,
     model::{PeerId, ServiceId, UnixTime},
@@ -9,6 +9,9 @@ use crate::{
         record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
     },
 };
+
+/// Revocations that a refused peer is told of, and takes.
+const GROUNDS_MAX: usize = 8;
 
 /// What a peer leaves behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,10 +94,17 @@ pub fn remove_peer<L: Ledger>(
     Ok(Some(revocation))
 }
 
-/// Trust that the other side never returned ends; its key stays held. Says whether there was any.
-pub fn withdraw_trust<L: Ledger>(ledger: &L, peer: PeerId) -> Result<bool, L::Error> {
+/// Trust that the other side does not return ends, and with it this peer's word for it and all that it owns here but
+/// revocations, which nobody else would take from here; its key stays held. Says whether there was any.
+pub fn withdraw_trust<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> Result<bool, L::Error> {
     let Some(row) = ledger.peer(peer)?.filter(|row| row.trusted) else { return Ok(false) };
     ledger.put_peer(&PeerRow { trusted: false, ..row })?;
+    let owned = ledger.records_since(peer, 0)?.into_iter().map(|record| record.key);
+    owned.filter(|key| !is_about_removal(&key.kind)).try_for_each(|key| ledger.forget_record(&key))?;
+    let voucher = RecordKey { kind: kind::VOUCHER.into(), id: peer.to_string(), owner: author.peer_id };
+    if !ledger.is_contested()? && ledger.record(&voucher)?.is_some_and(|held| !held.deleted) {
+        ledger.delete_own(author, kind::VOUCHER, &voucher.id)?;
+    }
     Ok(true)
 }
 
@@ -141,26 +151,49 @@ fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) ->
     Ok(())
 }
 
-/// Stores those of the records that are genuine revocations of this peer by peers that it trusts, and news; gives them.
-pub fn take_own_revocations<L: Ledger>(
-    ledger: &L,
-    author: &Author,
-    records: &[Record],
-) -> Result<Vec<Record>, L::Error> {
+/// Why a peer is not trusted, for a peer that calls as if it were: the revocations of it, and of those that have
+/// readmitted it since. Revocations are signed, so that it can see who says so.
+pub fn grounds<L: LedgerView>(ledger: &L, peer: PeerId) -> Result<Vec<Record>, L::Error> {
+    let mut subjects = vec![peer];
+    let mut told = Vec::new();
+    let mut next = 0;
+    while let Some(subject) = subjects.get(next).copied().filter(|_| told.len() < GROUNDS_MAX) {
+        next += 1;
+        let id = subject.to_string();
+        told.extend(ledger.records_about(kind::REVOCATION, &id)?);
+        for issuer in ledger.records_about(kind::READMISSION, &id)?.iter().map(|r| r.key.owner) {
+            if !subjects.contains(&issuer) {
+                subjects.push(issuer);
+            }
+        }
+    }
+    told.truncate(GROUNDS_MAX);
+    Ok(told)
+}
+
+/// Stores those of the records that are genuine revocations by peers that this one trusts, and news; gives them.
+pub fn take_grounds<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> Result<Vec<Record>, L::Error> {
     let mut taken = Vec::new();
-    for record in records.iter().filter(|record| record.key.kind == kind::REVOCATION && !record.deleted) {
+    for record in records.iter().filter(|record| names_its_subject(record)).take(GROUNDS_MAX) {
         let issuer = ledger.peer(record.key.owner)?.filter(|row| row.trusted && row.peer_id != author.peer_id);
-        let subject = record.body_as::<RevocationBody>().ok().filter(|body| {
-            body.peer_id == Some(author.peer_id)
-                && body.public_key == Some(author.key.public())
-                && record.key.id == author.peer_id.to_string()
-        });
-        let genuine = subject.is_some() && issuer.is_some_and(|row| record.verify(&row.public_key).is_ok());
-        if genuine && ledger.put_verified(record)? == Put::Stored {
+        let is_genuine = issuer.is_some_and(|row| record.verify(&row.public_key).is_ok());
+        if is_genuine && ledger.put_verified(record)? == Put::Stored {
             taken.push(record.clone());
         }
     }
     Ok(taken)
+}
+
+fn is_about_removal(record_kind: &str) -> bool {
+    matches!(record_kind, kind::REVOCATION | kind::READMISSION)
+}
+
+fn names_its_subject(record: &Record) -> bool {
+    let body: Option<RevocationBody> = record.body_as().ok().filter(|_| record.key.kind == kind::REVOCATION);
+    !record.deleted
+        && body.is_some_and(|body| {
+            body.public_key.is_some() && body.peer_id.is_some_and(|peer| peer.to_string() == record.key.id)
+        })
 }
 
 /// Own records came back newer than this ledger (a lost database): versions go on from there.

@@ -83,6 +83,7 @@ fn held<L: LedgerView>(ledger: &L, peers: &[PeerRow], own: PeerId) -> Result<Hel
     for (peer, key) in ledger.revoked_identities()? {
         held.revoke(peer, key);
     }
+    ledger.vouched()?.into_iter().for_each(|peer| held.count_in(peer));
     Ok(held)
 }
 

@@ -98,7 +98,8 @@ impl Node {
         if !why.ends_trust(view.is_some_and(|view| view.heard.is_some())) {
             return Ok(());
         }
-        if self.store().write(move |tx| membership::withdraw_trust(tx, peer)).await? {
+        let Some(identity) = self.identity() else { return Ok(()) };
+        if self.store().write(move |tx| membership::withdraw_trust(tx, &identity, peer)).await? {
             tracing::warn!(%peer, "peer does not take this agent in: it is no member here either, until it is added again");
         }
         self.trust_changed(&[])

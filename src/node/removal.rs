@@ -19,8 +19,6 @@ use tokio::task::JoinSet;
 
 /// How long the others may take to hear that this peer leaves.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Revocations of one peer that it is told of.
-const REVOCATIONS_TOLD_MAX: usize = 8;
 /// From the answer to the end of the agent.
 const STOP_DELAY: Duration = Duration::from_secs(1);
 
@@ -61,19 +59,16 @@ impl Node {
         Ok(())
     }
 
-    /// What a peer is told that calls as if it were still trusted: why it is not. Revocations are signed, so that it can
-    /// see who says so.
-    pub(crate) fn revocations_of(&self, peer: PeerId) -> Result<Vec<Record>, StoreError> {
-        let mut revocations = self.store().read(|v| v.records_about(kind::REVOCATION, &peer.to_string()))?;
-        revocations.truncate(REVOCATIONS_TOLD_MAX);
-        Ok(revocations)
+    /// Why a peer that calls is not trusted here.
+    pub(crate) fn grounds_against(&self, peer: PeerId) -> Result<Vec<Record>, StoreError> {
+        self.store().read(|v| membership::grounds(v, peer))
     }
 
-    /// Another peer refuses this one and gives these records as the reason. Says whether one of them is a revocation of
-    /// this peer by one that is trusted here; then it takes effect.
+    /// Another peer refuses this one and gives these records as the reason. Says whether one of them is news by a peer
+    /// that is trusted here; then it takes effect.
     pub(super) async fn was_removed(&self, records: Vec<Record>) -> Result<bool, Refused> {
         let Some(identity) = self.identity() else { return Ok(false) };
-        let is_told = self.store().write(move |tx| membership::take_own_revocations(tx, &identity, &records)).await?;
+        let is_told = self.store().write(move |tx| membership::take_grounds(tx, &identity, &records)).await?;
         self.trust_changed(&is_told)?;
         Ok(!is_told.is_empty())
     }

@@ -6,6 +6,7 @@ use crate::{
     model::PeerId,
     wire::record::{Record, RecordHead, RecordKey},
 };
+use std::collections::BTreeSet;
 
 macro_rules! reads {
     ($($reader:ty),*) => {$(
@@ -26,6 +27,15 @@ macro_rules! reads {
             }
             fn records_of(&self, kind: &str) -> Result<Vec<Record>, StoreError> {
                 View::records_of(self, kind)
+            }
+            fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, StoreError> {
+                View::records_about(self, kind, id)
+            }
+            fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, StoreError> {
+                View::records_since(self, owner, version)
+            }
+            fn vouched(&self) -> Result<BTreeSet<PeerId>, StoreError> {
+                View::vouched(self)
             }
             fn cluster(&self) -> Result<Option<ClusterFacts>, StoreError> {
                 View::cluster(self)

@@ -5,6 +5,7 @@ use crate::{
     gossip::Revocations,
     membership::{LedgerView, PeerRow},
     model::{PeerId, PublicKey, UnixTime},
+    wire::record::kind,
 };
 use rusqlite::{OptionalExtension, Row, params};
 use std::collections::BTreeSet;
@@ -32,6 +33,17 @@ impl View<'_> {
     /// Trusted peers, ordered by id, the local one included: the nodes that count.
     pub fn trusted_peers(&self) -> Result<Vec<PeerRow>, StoreError> {
         LedgerView::trusted_peers(self)
+    }
+
+    /// Peers that a trusted one vouches for.
+    pub fn vouched(&self) -> Result<BTreeSet<PeerId>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT DISTINCT r.id FROM records r JOIN peers p ON p.peer_id = r.owner
+             WHERE r.kind = ?1 AND r.deleted = 0 AND p.trusted = 1",
+        )?;
+        let ids = statement.query_map([kind::VOUCHER], |row| row.get::<_, String>(0))?;
+        let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
     fn with_body(&self, row: PeerRow) -> Result<PeerRow, StoreError> {

@@ -289,6 +289,9 @@ impl LedgerView for Disk {
         };
         Ok(self.read(of_kind))
     }
+    fn records_since(&self, owner: PeerId, version: u64) -> Result<Vec<Record>, DiskError> {
+        Ok(Disk::records_since(self, owner, version))
+    }
     fn cluster(&self) -> Result<Option<ClusterFacts>, DiskError> {
         Ok(self.read(|s| s.facts.cluster.clone()))
     }

@@ -351,7 +351,7 @@ impl World {
 
     /// A trusted peer does not trust this one: it has removed it, or lost its database.
     fn take_unauthorized(&mut self, n: usize, peer: PeerId, revocations: &[Record]) {
-        let told = self.write(n, |tx, own| Ok(membership::take_own_revocations(tx, own.author, revocations)?));
+        let told = self.write(n, |tx, own| Ok(membership::take_grounds(tx, own.author, revocations)?));
         match told {
             Ok(told) if !told.is_empty() => {
                 sometimes!("a removed peer learns of it when it calls");
@@ -464,7 +464,7 @@ impl World {
         if !why.ends_trust(was_heard) {
             return;
         }
-        match self.write(n, |tx, _| Ok(membership::withdraw_trust(tx, peer)?)) {
+        match self.write(n, |tx, own| Ok(membership::withdraw_trust(tx, own.author, peer)?)) {
             Ok(ended) => sometimes!(ended, "trust ends that the other side does not return"),
             Err(NoResult::Dead) => return self.die(n),
             Err(_) => {}

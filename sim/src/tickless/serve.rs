@@ -13,21 +13,17 @@ use crate::sometimes;
 use arctic::{
     gossip::Reject,
     handshake::{DialFailure, REVERSE_BUDGET, Refusal, ReverseAnswer},
-    membership::{self, LedgerView},
+    membership,
     model::{Code, Endpoint, PeerId, Refused},
     wire::{
         gossip::{Op, Request},
         handshake::Identity,
         nonces::NonceRefusal,
-        record::kind,
         request::{REVOCATIONS, check_clock},
     },
 };
 use serde_json::json;
 use std::net::IpAddr;
-
-/// Revocations of one peer that it is told of.
-const REVOCATIONS_TOLD_MAX: usize = 8;
 
 impl World {
     /// A request has arrived at node `n`.
@@ -235,12 +231,10 @@ impl World {
             return Err(not_bootstrapped());
         }
         let Some(key) = node.disk.trusted_key(auth.sender) else {
-            let id = auth.sender.to_string();
-            let about =
-                node.disk.records_of(kind::REVOCATION).unwrap_or_default().into_iter().filter(|r| r.key.id == id);
-            let about: Vec<_> = about.take(REVOCATIONS_TOLD_MAX).collect();
+            let grounds = membership::grounds(&node.disk, auth.sender).unwrap_or_default();
             let refused = unauthorized("not trusted");
-            return Err(if about.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: about })) });
+            let is_removed = !grounds.is_empty();
+            return Err(if is_removed { refused.with_details(json!({ REVOCATIONS: grounds })) } else { refused });
         };
         if !checks {
             return Ok(auth.sender);

@@ -4,7 +4,7 @@ use super::super::world::World;
 use arctic::{
     gossip::{HEARTBEAT_INTERVAL, SILENCE_LIMIT, Standing},
     license::State,
-    membership::{LedgerView, RENEWAL_PAUSE},
+    membership::{LedgerView, RENEWAL_PAUSE_MAX},
     model::{PeerId, PeerStatus},
     wire::gossip::Registry,
 };
@@ -50,9 +50,8 @@ impl World {
     /// What is wrong between `a` and `b`, whom `a` trusts.
     fn disagreement(&self, a: usize, b: usize) -> Wrong {
         let (one, other) = (self.nodes[a].member()?, &self.nodes[b]);
-        // Known and reported: two joins at once can pass the node limit, and then members differ for good; a removed peer
-        // may go on alone and come to trust someone who will not keep to it.
-        let is_apart = |n: usize| self.was_led_ahead(n) || self.is_full(n) || self.is_removed(n);
+        // Known and reported: a removed peer may go on alone and come to trust someone who will not keep to it.
+        let is_apart = |n: usize| self.was_led_ahead(n) || self.is_removed(n);
         if is_apart(a) || is_apart(b) {
             return None;
         }
@@ -72,9 +71,10 @@ impl World {
             return Some(("G1", format!("n{} is not healthy for n{}", b + 1, a + 1)));
         }
         let (ours, digests) = (one.gossip.digests(), theirs.gossip.digests());
-        // A node that a fault never leaves may be trusted by one of them from before, and out of reach for the other, which
-        // lost its database: no handshake, so nothing of what that node owns is held there (cluster.md §4).
-        let trust_the_same = self.outside.iter().all(|c| self.trusts(a, *c) == self.trusts(b, *c));
+        // A node that a fault never leaves, or that left unheard, may be trusted by one of them from before, and out of reach
+        // for the other: no handshake, so nothing of what that node owns is held there (cluster.md §4).
+        let gone = self.witness.left.iter().filter(|c| self.nodes[**c].member().is_none());
+        let trust_the_same = self.outside.iter().chain(gone).all(|c| self.trusts(a, *c) == self.trusts(b, *c));
         let mut registries = Registry::ALL.into_iter().filter(|_| trust_the_same);
         if let Some(registry) = registries.find(|r| ours.get(*r) != digests.get(*r)) {
             return Some(("G1", format!("{names} differ in {}", registry.name())));
@@ -94,12 +94,6 @@ impl World {
         let node = &self.nodes[n];
         let own = (node.id(), node.author.key.public());
         node.disk.revoked_identities().is_ok_and(|removed| removed.contains(&own))
-    }
-
-    /// A node that takes in nobody any more.
-    fn is_full(&self, n: usize) -> bool {
-        let node = &self.nodes[n];
-        node.member().is_some_and(|m| node.disk.trusted_keys().len() >= m.license.max_nodes() as usize)
     }
 
     /// Most of its peers had jumped ahead and a node believed them: until a renewal its license has run out.
@@ -136,7 +130,7 @@ impl World {
     fn strangers(&self, core: &[usize]) -> Wrong {
         let open = |n: usize| {
             let permits = self.nodes[n].member().is_some_and(|m| m.entitlement.state < State::ReadOnly);
-            permits && !self.is_full(n) && !self.is_removed(n)
+            permits && !self.is_removed(n)
         };
         for a in core.iter().copied().filter(|n| open(*n)) {
             let removed: BTreeSet<PeerId> =
@@ -157,7 +151,7 @@ impl World {
     /// Lets the world come to rest: within the bound all Q invariants hold, and they go on holding.
     pub fn come_to_rest(&mut self, bound: Duration) {
         // A peer that lost its database is not handshaken again at once.
-        let bound = if self.witness.wiped.is_empty() { bound } else { bound + RENEWAL_PAUSE };
+        let bound = if self.witness.wiped.is_empty() { bound } else { bound + RENEWAL_PAUSE_MAX };
         let end = self.now + bound;
         // Looked at between events, but not between all of them.
         while self.failure.is_none() && self.unquiet().is_some() && self.now < end {

@@ -51,12 +51,13 @@ impl World {
             }
             (Some(before), None) if !before.record.deleted && key.owner != own => {
                 let standing = self.nodes[n].disk.revocations().map(|r| r.standing(key.owner, None));
-                let is_alone = self.nodes[n].disk.trusted_keys().len() <= 1;
+                // What an owner wrote that is trusted no more, nobody else takes from here.
+                let is_trusted = self.nodes[n].disk.trusted_key(key.owner).is_some();
                 // A reset drops what was deleted while the node was away; its owner knows.
                 let is_live = self.node_of_peer(key.owner).is_none_or(|at| {
                     self.nodes[at].disk.read(|s| s.records.get(key).is_some_and(|held| !held.record.deleted))
                 });
-                if standing.is_ok_and(|s| s.keeps(&key.kind)) && !is_alone && is_live {
+                if standing.is_ok_and(|s| s.keeps(&key.kind)) && is_trusted && is_live {
                     self.violate("G3", format!("n{name} forgot a live {} of {owner}, who is not removed", key.kind));
                 }
             }
@@ -91,13 +92,20 @@ impl World {
     fn check_collection(&mut self, n: usize, change: &Change) {
         let Some(before) = &change.before else { return };
         let standing = self.nodes[n].disk.revocations().map(|r| r.standing(change.key.owner, None));
-        if !standing.is_ok_and(|s| s == Standing::Clear) {
+        let is_trusted = self.nodes[n].disk.trusted_key(change.key.owner).is_some();
+        if !is_trusted || !standing.is_ok_and(|s| s == Standing::Clear) {
             return;
         }
         sometimes!("a tombstone is collected");
         let name = n + 1;
+        let owner = self.node_of_peer(change.key.owner);
+        let removed = owner.map(|owner| self.nodes[owner].disk.revoked_identities().unwrap_or_default());
         let trusted = self.nodes[n].disk.trusted_keys();
-        for (peer, _) in trusted {
+        for (peer, key) in trusted {
+            if removed.as_ref().is_some_and(|removed| removed.contains(&(peer, key))) {
+                // The owner knows of a removal that this node will hear of.
+                continue;
+            }
             let Some(other) = self.node_of_peer(peer).filter(|other| *other != n) else { continue };
             let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
             let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
@@ -130,6 +138,7 @@ impl World {
         let mut standing = Vec::new();
         for (peer, key) in revocations.subjects() {
             if revocations.standing(peer, Some(&key)) == Standing::Clear {
+                self.witness.knew.remove(&(n, peer));
                 continue;
             }
             standing.push((peer, key));
@@ -248,6 +257,10 @@ impl World {
 
     /// R4, C1 as trust begins.
     pub(in super::super) fn witness_accept(&mut self, n: usize, peer: PeerId, readmitted: bool, by_operator: bool) {
+        if by_operator {
+            // Asked for before the removal and done after it: the later of two that overlap.
+            self.witness_readmission(n, peer);
+        }
         if readmitted && !by_operator {
             self.violate("R4", format!("n{} readmits {} and no operator asked", n + 1, self.peer_name(peer)));
         }
