@@ -255,7 +255,7 @@ mod tests {
         for _ in 0..8 {
             attempts.take_due(1);
             attempts.handle_end(peer.peer_id, true, now);
-            let early = now + pause - Duration::from_millis(1);
+            let early = now + (pause - Duration::from_millis(1));
             assert!(!attempts.handle_unknown_there(&peer, early), "{pause:?}");
             now = now + pause;
             assert!(attempts.handle_unknown_there(&peer, now), "{pause:?}");
