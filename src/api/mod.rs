@@ -9,6 +9,9 @@
 //! | `caller`, `token`, `signed` | who asks, and the proofs |
 //! | `rate`, `query`, `fields`, `answer` | buckets; input and output forms |
 //! | `forward`, `proxy` | requests that go on to another peer: to the owner of the object, to the one the operator named |
+//! | `applied` | `?wait=applied`: answers held back until both ends have applied a change |
+//! | `audit`, `events`, `metrics` | what was asked, what happened, how much |
+//! | `openapi` | the document: what the table does not say of an endpoint, and the shapes |
 //! | the others | one noun each |
 
 mod admission;

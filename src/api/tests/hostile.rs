@@ -77,7 +77,6 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-// accepts: 000-45
 #[tokio::test]
 async fn wrong_types_unknown_fields_and_huge_numbers_are_refused_by_name() {
     let (agent, right) = agent().await;

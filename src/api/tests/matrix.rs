@@ -94,6 +94,7 @@ fn expected(endpoint: &Endpoint, caller: &Caller) -> Verdict {
     }
 }
 
+// accepts: 000-37
 #[tokio::test]
 async fn every_endpoint_judges_every_caller_in_every_state_of_the_license() {
     for (days, state) in moments() {

@@ -21,7 +21,7 @@ async fn licensed(features: Features) -> Agent {
     agent
 }
 
-// accepts: 002-49, 002-50, 002-51
+// accepts: 002-51
 #[tokio::test]
 async fn an_update_of_a_service_changes_what_it_names() {
     let agent = licensed(Features::every()).await;
