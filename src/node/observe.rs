@@ -106,7 +106,7 @@ impl Seen {
 impl Held {
     fn news_since(&self, before: &Held) -> Vec<News> {
         let mut news = Vec::new();
-        for id in self.aliases.difference(&before.aliases).filter(|_| before.cluster.is_some()) {
+        for id in self.aliases.difference(&before.aliases) {
             news.push(News::new("cluster.merged", json!({"cluster_id": self.cluster, "alias": id})));
         }
         let peer = |kind, id: &PeerId, name: &String| News::new(kind, json!({"peer_id": id, "name": name}));
@@ -236,13 +236,19 @@ impl Node {
         self.inner.events_wake.notify_one();
     }
 
-    /// Runs while the node is a member of a cluster. What it finds at its start is no news.
-    pub(super) async fn drive_events(self, stop: CancellationToken) -> Result<(), StoreError> {
+    /// Runs while the node is a member of a cluster. To one that `is_new` everything is news, to one that was started
+    /// again nothing is that was there before.
+    pub(super) async fn drive_events(self, is_new: bool, stop: CancellationToken) -> Result<(), StoreError> {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
         let mut status = self.reconcile_status_watch();
-        revision.borrow_and_update();
-        let mut seen = self.look(Arc::new(self.look_into_store()?))?;
+        let mut seen = Seen::default();
+        if is_new {
+            revision.mark_changed();
+        } else {
+            revision.borrow_and_update();
+            seen = self.look(Arc::new(self.look_into_store()?))?;
+        }
         let mut healths = Healths::default();
         loop {
             let held = if revision.has_changed().unwrap_or(false) {

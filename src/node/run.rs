@@ -69,6 +69,7 @@ impl Node {
 
     async fn live_as_member(self, stop: CancellationToken) -> Result<(), RunError> {
         let mut identity = self.inner.identity.subscribe();
+        let is_new = identity.borrow().is_none();
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
@@ -80,7 +81,7 @@ impl Node {
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { Ok(node.drive_events(until).await?) });
+        drivers.spawn(async move { Ok(node.drive_events(is_new, until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_confirm(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
