@@ -10,13 +10,14 @@ use crate::{
     wire::{
         gossip::{Op, Reply, Request},
         handshake::{ErrorBody, decode},
-        record::Record,
+        record::{Record, RevocationBody, kind},
         request::{OnBehalf, REVOCATIONS},
     },
 };
+use bytes::Bytes;
 use serde_json::json;
 use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
@@ -109,6 +110,26 @@ impl Node {
         let refused = Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}"))
             .with_details(json!({ "sent": sent }));
         Err(if sent { refused.with_hint(MAYBE_DONE_HINT) } else { refused })
+    }
+
+    /// As [`Self::call_peer`], for an answer that does not end.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        call: &Call,
+        who: &OnBehalf,
+    ) -> Result<(PeerAnswer, mpsc::Receiver<Bytes>), Refused> {
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        let row = self.store().read(|v| v.peer(peer))?.filter(|p| p.trusted);
+        let endpoints = row.map(|row| row.all_endpoints()).unwrap_or_default();
+        let mut reason = "it is not trusted, or no endpoint is known".to_owned();
+        for endpoint in self.in_preferred_order(peer, endpoints) {
+            match self.client().open_signed(&identity, peer, &endpoint, call, Some(who)).await {
+                Ok(opened) => return Ok(opened),
+                Err(e) => reason = format!("{endpoint}: {e}"),
+            }
+        }
+        Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
     }
 
     fn in_preferred_order(&self, peer: PeerId, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
@@ -393,7 +414,10 @@ impl Node {
             Event::Merge(records) => self.merge(records).await?,
             Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
             Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
-            Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+            Event::PeerStatus { peer, status, .. } => {
+                tracing::info!(%peer, ?status, "peer status");
+                self.look_for_events();
+            }
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
             Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
             Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
@@ -410,7 +434,18 @@ impl Node {
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
+        let revokes_client = |r: &Record| {
+            r.key.kind == kind::REVOCATION && r.body_as::<RevocationBody>().is_ok_and(|body| body.client_id.is_some())
+        };
+        self.store()
+            .write(move |tx| {
+                membership::merge_records(tx, &identity, &records)?;
+                if records.iter().any(revokes_client) {
+                    membership::retire_revoked_credentials(tx, &identity)?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
