@@ -34,6 +34,7 @@
 //! | `reconcile` | from the store to kernel and engines: `compile` and `plan` are pure, `apply` is thin | level-triggered |
 //! | `dataplane`, `os` | engines; the only Linux code, the only `unsafe` | async |
 //! | `node`, `api` | drivers and the one entry, `Node::start` and `Node::run`; HTTP | async |
+//! | `compose` | the cluster file: reading, layout, plan, order of steps | pure |
 //! | `cli` | the operator's commands | |
 //!
 //! # How many there are
@@ -55,6 +56,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod compose;
 pub mod dataplane;
 pub mod env;
 pub mod gossip;

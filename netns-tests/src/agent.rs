@@ -232,11 +232,17 @@ impl Cli {
         ]
     }
 
-    /// Runs `arctic <arguments>` to its end.
-    pub fn run(&self, arguments: &[&str]) -> Result<CliOutput> {
+    /// `arctic <arguments>` on the host, ready to be started.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.host.command(arctic_binary()?);
         command.args(arguments).stdin(Stdio::null()).env_clear().envs(self.environment());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("RUST_BACKTRACE", "1");
+        Ok(command)
+    }
+
+    /// Runs `arctic <arguments>` to its end.
+    pub fn run(&self, arguments: &[&str]) -> Result<CliOutput> {
+        let mut command = self.command(arguments)?;
         let shown = format!("arctic {}", arguments.join(" "));
         if self.shown {
             println!("{} $ {shown}", self.host);

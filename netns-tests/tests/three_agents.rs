@@ -77,6 +77,7 @@ fn eventually<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, look: imp
     }
 }
 
+// accepts: 000-05
 #[test]
 fn the_third_learns_the_others_by_voucher_is_deleted_and_comes_back_by_the_operator_alone() {
     if !require(&PRODUCT) {

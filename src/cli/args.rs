@@ -1,5 +1,14 @@
 //! The command line itself (cli.md §1 and §3). Every command that is listed here works.
 
+mod compose;
+mod more;
+
+pub use compose::{ApplyArgs, ComposeCommand, DiffArgs, EnvArg, ReachArgs};
+pub use more::{
+    ApiArgs, AuditCommand, CacheCommand, CompleteArgs, ConfigCommand, CredentialsCommand, EventsArgs, HelpArgs,
+    ManArgs, RoutesExplainArgs, Shell,
+};
+
 use super::values::{parse_duration, parse_filter, parse_rate_mbps};
 use crate::model::{PublicKey, Transport};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -8,9 +17,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 /// Arctic carries chosen traffic between sites over encrypted, tuned tunnels.
 #[derive(Parser)]
 #[command(name = "arctic", version = crate::model::VERSION)]
-#[command(arg_required_else_help = true, subcommand_required = true)]
+#[command(arg_required_else_help = true, subcommand_required = true, disable_help_subcommand = true)]
 #[command(after_help = "Exit codes: 0 done, 1 general, 2 usage, 3 config, 4 agent not reachable, 5 not allowed, \
-    6 degraded or partial, 8 refused by license or limit.")]
+    6 degraded or partial, 7 not applied in time, 8 refused by license or limit. More: arctic help exit-codes")]
 pub struct Cli {
     #[command(flatten)]
     pub globals: Globals,
@@ -80,6 +89,15 @@ pub struct Globals {
     /// Longest wait for one answer [default: 30s]
     #[arg(long, global = true, env = "ARCTIC_TIMEOUT", value_name = "TIME", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// Wait until the change is applied at both ends
+    #[arg(long, global = true)]
+    pub wait: bool,
+    /// Longest wait of --wait
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub wait_timeout: Duration,
+    /// Check the change and show what it would be; nothing is changed
+    #[arg(long, global = true)]
+    pub dry_run: bool,
     /// Skip the confirmation
     #[arg(short, long, global = true)]
     pub yes: bool,
@@ -115,6 +133,11 @@ pub enum Format {
     Yaml,
     Name,
     Csv,
+    /// `compose graph` alone knows these two.
+    #[value(hide = true)]
+    Dot,
+    #[value(hide = true)]
+    Mermaid,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
@@ -138,6 +161,12 @@ pub enum Command {
     /// Routes: which traffic a service carries
     #[command(subcommand, visible_alias = "route")]
     Routes(RoutesCommand),
+    /// Peers and services of a cluster in one file
+    #[command(subcommand)]
+    Compose(ComposeCommand),
+    /// Clients of the API and what they may do
+    #[command(subcommand, visible_alias = "credential")]
+    Credentials(CredentialsCommand),
     /// The cluster as a whole
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -146,10 +175,42 @@ pub enum Command {
     License(LicenseCommand),
     /// Take the called agent out of its cluster for good; same as peers remove-self
     RemoveSelf,
+    /// The agent and its cluster on one screen (exit 4 when unreachable, 6 when degraded)
+    Status,
+    /// What happened to peers, services and the cluster
+    Events(EventsArgs),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Whether the agent works (exit 4 when unreachable, 6 when not ready)
     Health(HealthArgs),
     /// Versions of CLI and agent; with -v the license keys that this build embeds
     Version,
+    /// The config file of this command
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// What completions know
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// What a field means: of the API, the cluster file or the config file
+    Explain {
+        /// For example bandwidth_limit_mbps, service.state or peer
+        #[arg(value_name = "FIELD")]
+        field: String,
+    },
+    /// Any request to the API, with the credential of the config file
+    Api(ApiArgs),
+    /// Print the completions of a shell
+    Completion {
+        #[arg(value_enum, value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man(ManArgs),
+    /// Help about a command, a topic or an error code
+    Help(HelpArgs),
+    #[command(name = "__complete", hide = true)]
+    Complete(CompleteArgs),
     /// The agent itself
     #[command(subcommand)]
     Agent(AgentCommand),
@@ -178,6 +239,8 @@ pub enum PeersCommand {
     Get(PeerArgument),
     /// Add a bootstrapped agent to the cluster
     Add(PeersAddArgs),
+    /// Change the name or QoS that the called agent gives a peer
+    Update(PeersUpdateArgs),
     /// Remove a peer with its services and routes
     #[command(visible_alias = "rm")]
     Delete(PeerArgument),
@@ -227,6 +290,17 @@ pub struct PeersAddArgs {
     pub public_key: Option<PublicKey>,
 }
 
+#[derive(Args)]
+pub struct PeersUpdateArgs {
+    #[command(flatten)]
+    pub argument: PeerArgument,
+    /// Name of the peer here
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub qos: Qos,
+}
+
 #[derive(Subcommand)]
 pub enum ServicesCommand {
     /// All services. FLAGS: I own interface, T fully transparent, Q bandwidth limit
@@ -237,6 +311,8 @@ pub enum ServicesCommand {
     Get { service: String },
     /// Create a service; it carries nothing until routes are added
     Create(ServicesCreateArgs),
+    /// Change a service; what is not given stays
+    Update(ServicesUpdateArgs),
     /// Delete services with their routes
     #[command(visible_alias = "rm")]
     Delete(ServicesDeleteArgs),
@@ -262,7 +338,22 @@ pub struct ServicesCreateArgs {
     /// Peer where the traffic enters [default: the called agent's]
     #[arg(long, value_name = "PEER")]
     pub source_peer: Option<String>,
-    /// Unique name [default: SOURCE-to-TARGET]
+    #[command(flatten)]
+    pub fields: ServiceFields,
+}
+
+#[derive(Args)]
+pub struct ServicesUpdateArgs {
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    #[command(flatten)]
+    pub fields: ServiceFields,
+}
+
+/// What `services create` sets and `services update` changes.
+#[derive(Args)]
+pub struct ServiceFields {
+    /// Unique name [default at creation: SOURCE-to-TARGET]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// tcp or kcp [default: tcp]
@@ -304,6 +395,7 @@ macro_rules! switch {
     };
 }
 
+switch!(Qos, qos, no_qos, "qos", "no-qos", "Whether traffic to this peer is shaped; --no-qos for not");
 switch!(
     RequiresInterface,
     requires_interface,
@@ -344,6 +436,10 @@ pub enum RoutesCommand {
     },
     /// Add a route to a service
     Add(RoutesAddArgs),
+    /// Change a route; "" clears a network
+    Update(RoutesUpdateArgs),
+    /// Which service takes a packet, and why
+    Explain(RoutesExplainArgs),
     /// Delete a route
     #[command(visible_alias = "rm")]
     Delete {
@@ -368,6 +464,24 @@ pub struct RoutesAddArgs {
     /// Among equally specific routes the higher value wins
     #[arg(long, value_name = "0-65535", default_value_t = crate::model::default_priority())]
     pub priority: u16,
+}
+
+#[derive(Args)]
+pub struct RoutesUpdateArgs {
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Id of the route in its service
+    #[arg(long, value_name = "ID")]
+    pub route: Option<u32>,
+    /// Traffic from this network; "" for any source
+    #[arg(long, value_name = "CIDR")]
+    pub source_cidr: Option<String>,
+    /// Traffic to this network; "" for any destination
+    #[arg(long, value_name = "CIDR")]
+    pub dest_cidr: Option<String>,
+    /// Among equally specific routes the higher value wins
+    #[arg(long, value_name = "0-65535")]
+    pub priority: Option<u16>,
 }
 
 #[derive(Subcommand)]
@@ -470,13 +584,13 @@ mod tests {
 
     #[test]
     fn booleans_take_the_bare_the_valued_and_the_negated_form() {
-        let given = |extra: &[&str]| create(extra).requires_interface.given();
+        let given = |extra: &[&str]| create(extra).fields.requires_interface.given();
         assert_eq!(given(&[]), None);
         assert_eq!(given(&["--requires-interface"]), Some(true));
         assert_eq!(given(&["--requires-interface=false"]), Some(false));
         assert_eq!(given(&["--no-requires-interface"]), Some(false));
         assert_eq!(given(&["--no-requires-interface", "--requires-interface"]), Some(true));
-        assert_eq!(create(&["--fully-transparent"]).fully_transparent.given(), Some(true));
+        assert_eq!(create(&["--fully-transparent"]).fields.fully_transparent.given(), Some(true));
     }
 
     #[test]

@@ -16,10 +16,12 @@ use std::path::Path;
 
 /// The license goes to the agent byte by byte: its signature covers what was signed, not what we would write.
 #[derive(Serialize)]
-struct BootstrapRequest<'a> {
-    license: &'a RawValue,
+pub struct BootstrapRequest<'a> {
+    pub license: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
+    pub name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<&'a [Endpoint]>,
 }
 
 pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError> {
@@ -37,12 +39,15 @@ pub async fn run(globals: &Globals, args: &BootstrapArgs) -> Result<(), CliError
         check_name(name)?;
     }
     let license = read_license(file)?;
-    let request = BootstrapRequest { license: &license, name: given(&args.name) };
+    let request = BootstrapRequest { license: &license, name: given(&args.name), endpoints: None };
     let body = serde_json::to_string(&request).map_err(|e| unreadable(file, &e.to_string()))?;
     // A config that cannot be written must be known before the secret is given out for its only time.
     let session = Session::for_bootstrap(globals, agent.clone())?;
-    let answer = session.call(Call::post_text("/v1/bootstrap", body).public()).await.map_err(with_exact_text)?;
+    let answer = session.write(Call::post_text("/v1/bootstrap", body).public()).await.map_err(with_exact_text)?;
     show(&session, &answer)?;
+    if session.writing.dry_run {
+        return Ok(());
+    }
     save(&session, &agent, args, &license, &answer)
 }
 
@@ -60,7 +65,7 @@ fn unreadable(file: &Path, reason: &str) -> CliError {
         .with_fact("reason", reason)
 }
 
-fn with_exact_text(error: CliError) -> CliError {
+pub fn with_exact_text(error: CliError) -> CliError {
     match error.code.as_str() {
         "LICENSE_EXPIRED" => error.with_text("license has expired"),
         "ALREADY_BOOTSTRAPPED" => error.with_text("agent is already bootstrapped"),
@@ -118,7 +123,7 @@ fn save(
     Ok(())
 }
 
-fn entry_of(agent: &Endpoint, name: &str, license: &RawValue, answer: &Value) -> ClusterEntry {
+pub fn entry_of(agent: &Endpoint, name: &str, license: &RawValue, answer: &Value) -> ClusterEntry {
     let text = |key: &str| output::plain(&answer[key]);
     let document: Value = serde_json::from_str(license.get()).unwrap_or_default();
     ClusterEntry {
@@ -162,7 +167,7 @@ mod tests {
     fn the_license_is_sent_as_it_was_written() {
         let text = "{\"b\":1.0,\"a\" : 1e2,\"b\":2}";
         let license: Box<RawValue> = serde_json::from_str(text).unwrap();
-        let body = serde_json::to_string(&BootstrapRequest { license: &license, name: None }).unwrap();
+        let body = serde_json::to_string(&BootstrapRequest { license: &license, name: None, endpoints: None }).unwrap();
         assert_eq!(body, format!("{{\"license\":{text}}}"));
     }
 }

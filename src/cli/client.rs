@@ -2,7 +2,7 @@
 
 use super::{
     errors::{CliError, Exit},
-    exchange::{Answer, Ask, ExchangeError, exchange, trace_answer, trace_ask},
+    exchange::{Answer, Ask, ExchangeError, Opened, exchange, open_stream, trace_answer, trace_ask},
     log::Log,
     tokens::TokenCache,
     values::agent_url,
@@ -14,7 +14,8 @@ use crate::{
 use bytes::Bytes;
 use hyper::{
     Method,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+    body::Incoming,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, USER_AGENT},
 };
 use serde_json::Value;
 use std::{
@@ -25,6 +26,7 @@ use std::{
 const FORM: &str = "application/x-www-form-urlencoded";
 const RECOVERY_HEADER: &str = "x-arctic-recovery";
 const TARGET_HEADER: &str = "x-arctic-target-peer";
+const LOCK_HEADER: &str = "x-arctic-lock";
 const LICENSE_HEADER: &str = "x-arctic-license-state";
 /// RFC 6749 only recommends `expires_in`; without it a token is good for this command alone.
 const LIFETIME_UNKNOWN: Duration = Duration::ZERO;
@@ -43,13 +45,19 @@ pub struct Call {
     path: String,
     body: Option<String>,
     public: bool,
+    /// The peer that handles this call, if not that of the client.
+    at: Option<PeerId>,
+    if_match: Option<u64>,
+    /// Whether `--wait` has a meaning for it (api.md §2).
+    pub waits: bool,
     /// How long the agent may take by api.md §2, if longer than the default.
     patience: Option<Duration>,
 }
 
 impl Call {
     fn new(method: Method, path: impl Into<String>, body: Option<String>) -> Self {
-        Self { method, path: path.into(), body, public: false, patience: None }
+        let path = path.into();
+        Self { method, path, body, public: false, at: None, if_match: None, waits: false, patience: None }
     }
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path, None)
@@ -64,6 +72,13 @@ impl Call {
     /// As `post_text`.
     pub fn put_text(path: impl Into<String>, body: String) -> Self {
         Self::new(Method::PUT, path, Some(body))
+    }
+    pub fn put(path: impl Into<String>, body: &Value) -> Self {
+        Self::new(Method::PUT, path, Some(body.to_string()))
+    }
+    /// Any request, as `arctic api` makes it.
+    pub fn any(method: Method, path: impl Into<String>, body: Option<String>) -> Self {
+        Self::new(method, path, body)
     }
     pub fn post_empty(path: impl Into<String>) -> Self {
         Self::new(Method::POST, path, None)
@@ -80,6 +95,31 @@ impl Call {
         self.patience = Some(patience);
         self
     }
+    /// Handled by this peer, through the called agent.
+    pub fn at(mut self, peer: PeerId) -> Self {
+        self.at = Some(peer);
+        self
+    }
+    /// Refused when the object has another version by now.
+    pub fn if_match(mut self, version: u64) -> Self {
+        self.if_match = Some(version);
+        self
+    }
+    /// A write that reconcilers apply, so that one can wait for it.
+    pub fn applied(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+    pub fn with_query(mut self, pairs: &[(&str, String)]) -> Self {
+        for (key, value) in pairs {
+            let mark = if self.path.contains('?') { '&' } else { '?' };
+            self.path = format!("{}{mark}{key}={}", self.path, percent_encoded(value));
+        }
+        self
+    }
+    pub fn is_get(&self) -> bool {
+        self.method == Method::GET
+    }
 }
 
 pub struct Client {
@@ -92,6 +132,8 @@ pub struct Client {
     pub tokens: TokenCache,
     /// The peer that handles the calls, if not the called one.
     pub target: Option<PeerId>,
+    /// Token of the cluster lock that this command holds.
+    pub lock: RefCell<Option<Secret>>,
     pub timeout: Duration,
     /// Whether the operator chose the timeout, so that no call may extend it.
     pub timeout_is_chosen: bool,
@@ -109,6 +151,7 @@ impl Client {
             fresh_token: RefCell::new(None),
             tokens,
             target: None,
+            lock: RefCell::new(None),
             timeout: Duration::from_secs(30),
             timeout_is_chosen: false,
             clock,
@@ -120,6 +163,12 @@ impl Client {
     /// The agent that answered last, else the first one.
     pub fn agent(&self) -> Option<&Endpoint> {
         self.agents.get(self.answered.get())
+    }
+
+    /// Forgets which agent answered, and its token.
+    pub fn restart(&mut self) {
+        self.answered.set(0);
+        self.fresh_token.take();
     }
 
     /// The JSON of a successful answer; null for an empty one.
@@ -152,7 +201,7 @@ impl Client {
         self.reach(&self.ask(call, Some(&token))?, call.patience).await
     }
 
-    fn refusal(&self, answer: &Answer) -> CliError {
+    pub fn refusal(&self, answer: &Answer) -> CliError {
         let mut error = CliError::from_answer(answer.status, &answer.body, answer.header("x-request-id"));
         if answer.status == 401 && error.hint.is_none() && matches!(self.auth, Auth::Nobody) {
             error = error.with_hint("pass --token or --recovery-token-file, or bootstrap the agent from here");
@@ -165,7 +214,7 @@ impl Client {
 
     /// A bearer token, and whether it comes from the cache.
     async fn token_for(&self, call: &Call) -> Result<(Option<String>, bool), CliError> {
-        if call.public && self.target.is_none() {
+        if call.public && self.target_of(call).is_none() {
             return Ok((None, false));
         }
         let client_id = match &self.auth {
@@ -219,6 +268,38 @@ impl Client {
         probe.fetch_token().await.is_ok()
     }
 
+    /// The body of a successful answer as it comes, from the first agent that answers.
+    pub async fn stream(&self, call: &Call, last_event_id: Option<&str>) -> Result<Incoming, CliError> {
+        let (token, was_cached) = self.token_for(call).await?;
+        let mut ask = self.ask(call, token.as_deref())?;
+        ask.headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(id) = last_event_id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            ask.headers.insert(HeaderName::from_static("last-event-id"), id);
+        }
+        let first = self.answered.get();
+        let mut failures = Vec::new();
+        for index in (first..self.agents.len()).chain(0..first) {
+            match open_stream(&self.agents[index], &ask, self.timeout).await {
+                Ok(Opened::Stream(body)) => {
+                    self.answered.set(index);
+                    return Ok(body);
+                }
+                Ok(Opened::Refused(answer)) if answer.status == 401 && was_cached => {
+                    self.answered.set(index);
+                    self.fetch_token().await?;
+                    return Box::pin(self.stream(call, last_event_id)).await;
+                }
+                Ok(Opened::Refused(answer)) => return Err(self.refusal(&answer)),
+                Err(e) => failures.push(e),
+            }
+        }
+        Err(unreachable(&failures))
+    }
+
+    fn target_of(&self, call: &Call) -> Option<PeerId> {
+        call.at.or(self.target)
+    }
+
     fn ask(&self, call: &Call, token: Option<&str>) -> Result<Ask, CliError> {
         let secret = |text: String, what: &str| {
             let value = HeaderValue::from_str(&text);
@@ -230,11 +311,18 @@ impl Client {
         if let Some(token) = token {
             headers.insert(AUTHORIZATION, secret(format!("Bearer {token}"), "the token")?);
         }
-        if let (Auth::Recovery(token), false) = (&self.auth, call.public && self.target.is_none()) {
+        let target = self.target_of(call);
+        if let (Auth::Recovery(token), false) = (&self.auth, call.public && target.is_none()) {
             headers.insert(HeaderName::from_static(RECOVERY_HEADER), secret(token.clone(), "the recovery token")?);
         }
-        if let Some(peer) = self.target {
+        if let Some(peer) = target {
             headers.insert(HeaderName::from_static(TARGET_HEADER), secret(peer.to_string(), "the peer id")?);
+        }
+        if let Some(version) = call.if_match {
+            headers.insert(IF_MATCH, HeaderValue::from(version));
+        }
+        if let (Some(token), false) = (&*self.lock.borrow(), call.is_get()) {
+            headers.insert(HeaderName::from_static(LOCK_HEADER), secret(token.reveal().to_owned(), "the lock token")?);
         }
         if call.body.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -323,7 +411,7 @@ fn unreachable(failures: &[ExchangeError]) -> CliError {
 }
 
 /// RFC 3986 unreserved characters stay, everything else is escaped.
-fn percent_encoded(text: &str) -> String {
+pub fn percent_encoded(text: &str) -> String {
     let encode = |b: u8| match b {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
         _ => format!("%{b:02X}"),

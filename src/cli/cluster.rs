@@ -64,7 +64,7 @@ async fn lock_clear(globals: &Globals, session: &Session, force: bool) -> Result
         }
     }
     let path = if force { "/v1/cluster/lock?force=true" } else { "/v1/cluster/lock" };
-    let answer = session.call(Call::delete(path)).await?;
+    let answer = session.write(Call::delete(path)).await?;
     let text = match &answer["cleared"] {
         Value::Null => "No lock is held".to_owned(),
         lock => format!("Cluster lock cleared: {}", lock_text(lock)),
@@ -83,7 +83,7 @@ async fn init(globals: &Globals, session: &Session, force: bool) -> Result<(), C
         let goes = what_init_ends(session).await?;
         confirm("Make this agent a cluster of its own? Other agents keep what they have.", &goes)?;
     }
-    let answer = session.call(Call::post("/v1/cluster/init", &json!({ "force": force }))).await?;
+    let answer = session.write(Call::post("/v1/cluster/init", &json!({ "force": force }))).await?;
     session.print_result(&output::plain(&answer["message"]), answer)
 }
 
@@ -100,7 +100,7 @@ async fn what_init_ends(session: &Session) -> Result<Vec<String>, CliError> {
 }
 
 async fn sync(session: &Session) -> Result<(), CliError> {
-    let answer = session.call(Call::post_empty("/v1/cluster/sync").patience(SYNC_PATIENCE)).await?;
+    let answer = session.write(Call::post_empty("/v1/cluster/sync").patience(SYNC_PATIENCE)).await?;
     let (peers, reached) = (answer["peers"].as_u64().unwrap_or(0), answer["reached"].as_u64().unwrap_or(0));
     session.print_result("Cluster sync triggered", answer)?;
     if reached < peers {

@@ -71,6 +71,12 @@ pub struct Preferences {
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
+    /// Seconds that completions are fresh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_ttl: Option<u64>,
+    /// Backups of compose that are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_retention: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub color: Option<bool>,
     #[serde(flatten)]
@@ -318,7 +324,7 @@ mod tests {
         assert_eq!((cluster.peers[0].name.as_str(), &cluster.peers[0].extra["zone"]), ("123", &Value::from(7)));
         assert_eq!(cluster.addresses(), ["old:81".parse().unwrap()]);
         let preferences = config.preferences.unwrap();
-        assert_eq!((preferences.timeout, &preferences.extra["cache_ttl"]), (Some(12), &Value::from(3600)));
+        assert_eq!((preferences.timeout, preferences.cache_ttl), (Some(12), Some(3600)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What can go wrong for the operator: exit codes and the error style of cli.md §2.
 
+pub use crate::model::nearest;
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeSet, fmt::Write};
+use std::fmt::Write;
 
 /// An error takes at most this many lines on the terminal (cli.md §2).
 const LINES_MAX: usize = 8;
@@ -17,7 +18,11 @@ pub enum Exit {
     Unreachable = 4,
     Denied = 5,
     Degraded = 6,
+    NotApplied = 7,
     Licensed = 8,
+    Pending = 10,
+    Interrupted = 130,
+    Terminated = 143,
 }
 
 impl Exit {
@@ -191,40 +196,6 @@ pub fn one_line(text: &str) -> String {
     text.chars().take(FACT_MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// The candidate nearest to what was typed, if it is near enough to be meant.
-pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let typed = typed.to_lowercase();
-    let limit = (typed.chars().count() / 3).max(1);
-    let distinct: BTreeSet<&str> = candidates.into_iter().collect();
-    distinct
-        .into_iter()
-        .map(|c| (edit_distance(&typed, &c.to_lowercase()), c))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, c)| c)
-}
-
-/// Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment).
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let same = usize::from(a[i - 1] != b[j - 1]);
-                let mut best = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + same);
-                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    best = best.min(rows[i - 2][j - 2] + 1);
-                }
-                best
-            };
-        }
-    }
-    rows[a.len()][b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,12 +240,5 @@ mod tests {
         let error = CliError::from_answer(502, b"<html>", None);
         assert_eq!((error.exit, error.text.as_str()), (Exit::General, "the agent answered HTTP 502"));
         assert_eq!(CliError::from_answer(401, b"", None).exit, Exit::Denied);
-    }
-
-    #[test]
-    fn suggestions_are_near_or_absent() {
-        assert_eq!(nearest("tokoy", ["tokyo", "london"]), Some("tokyo"));
-        assert_eq!(nearest("TOKYO1", ["tokyo", "london"]), Some("tokyo"));
-        assert_eq!(nearest("paris", ["tokyo", "london"]), None);
     }
 }

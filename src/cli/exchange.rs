@@ -52,16 +52,55 @@ pub enum ExchangeError {
 
 /// Sends `ask` to `agent` and waits at most `limit` for the whole answer.
 pub async fn exchange(agent: &Endpoint, ask: &Ask, limit: Duration) -> Result<Answer, ExchangeError> {
-    let stream = match timeout(limit.min(CONNECT_TIMEOUT), TcpStream::connect((agent.host(), agent.port()))).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return Err(ExchangeError::Connect { agent: agent.clone(), reason: connect_reason(&e) }),
-        Err(_) => return Err(ExchangeError::Connect { agent: agent.clone(), reason: "connection timeout".to_owned() }),
-    };
+    let stream = connect(agent, limit).await?;
     let failed = |reason: String| ExchangeError::Answer { agent: agent.clone(), reason };
     match timeout(limit, converse(stream, agent, ask)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(reason)) => Err(failed(reason)),
         Err(_) => Err(failed(format!("timeout after {} s", limit.as_secs_f64()))),
+    }
+}
+
+/// The beginning of an answer without end.
+pub enum Opened {
+    Stream(Incoming),
+    Refused(Answer),
+}
+
+/// Sends `ask` and waits at most `limit` for the head of the answer; its body comes as it comes.
+pub async fn open_stream(agent: &Endpoint, ask: &Ask, limit: Duration) -> Result<Opened, ExchangeError> {
+    let stream = connect(agent, limit).await?;
+    let failed = |reason: String| ExchangeError::Answer { agent: agent.clone(), reason };
+    let broken = |e: hyper::Error| failed(format!("connection broken: {e}"));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let request = request_of(agent, ask).map_err(failed)?;
+    let response = match timeout(limit, sender.send_request(request)).await {
+        Ok(response) => response.map_err(broken)?,
+        Err(_) => return Err(failed(format!("timeout after {} s", limit.as_secs_f64()))),
+    };
+    let (head, body) = response.into_parts();
+    if head.status.is_success() {
+        return Ok(Opened::Stream(body));
+    }
+    let body =
+        Limited::new(body, ANSWER_MAX_BYTES).collect().await.map_err(|e| failed(format!("answer broken off: {e}")))?;
+    Ok(Opened::Refused(Answer { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() }))
+}
+
+fn request_of(agent: &Endpoint, ask: &Ask) -> Result<Request<Full<Bytes>>, String> {
+    let mut request = Request::builder().method(&ask.method).uri(&ask.path).header("host", agent.to_string());
+    for (name, value) in &ask.headers {
+        request = request.header(name, value);
+    }
+    request.body(Full::new(ask.body.clone())).map_err(|e| format!("request not sent: {e}"))
+}
+
+async fn connect(agent: &Endpoint, limit: Duration) -> Result<TcpStream, ExchangeError> {
+    match timeout(limit.min(CONNECT_TIMEOUT), TcpStream::connect((agent.host(), agent.port()))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(e)) => Err(ExchangeError::Connect { agent: agent.clone(), reason: connect_reason(&e) }),
+        Err(_) => Err(ExchangeError::Connect { agent: agent.clone(), reason: "connection timeout".to_owned() }),
     }
 }
 
@@ -77,11 +116,7 @@ fn connect_reason(e: &io::Error) -> String {
 async fn converse(stream: TcpStream, agent: &Endpoint, ask: &Ask) -> Result<Answer, String> {
     let broken = |e: hyper::Error| format!("connection broken: {e}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let mut request = Request::builder().method(&ask.method).uri(&ask.path).header("host", agent.to_string());
-    for (name, value) in &ask.headers {
-        request = request.header(name, value);
-    }
-    let request = request.body(Full::new(ask.body.clone())).map_err(|e| format!("request not sent: {e}"))?;
+    let request = request_of(agent, ask)?;
     let conversation = async {
         let response: Response<Incoming> = sender.send_request(request).await.map_err(broken)?;
         let (head, body) = response.into_parts();

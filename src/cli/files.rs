@@ -25,6 +25,11 @@ pub fn cache_dir() -> Option<PathBuf> {
     base("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("arctic"))
 }
 
+/// `$XDG_STATE_HOME/arctic`, else `~/.local/state/arctic`.
+pub fn state_dir() -> Option<PathBuf> {
+    base("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("arctic"))
+}
+
 /// Reads a file, or stdin for `-`.
 pub fn read_input(path: &Path) -> io::Result<String> {
     let mut text = String::new();
@@ -61,6 +66,13 @@ pub fn write_private(path: &Path, content: &str) -> io::Result<()> {
     fs::File::open(dir)?.sync_all()
 }
 
+/// Replaces a file that is no secret; its permissions stay.
+pub fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let permissions = fs::metadata(path).map(|m| m.permissions()).ok();
+    write_private(path, content)?;
+    fs::set_permissions(path, permissions.unwrap_or_else(|| fs::Permissions::from_mode(0o644)))
+}
+
 fn write_new(path: &Path, content: &str) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -83,12 +95,26 @@ pub struct FileLock(#[expect(dead_code, reason = "held for its lock")] fs::File)
 
 impl FileLock {
     pub fn acquire(path: &Path) -> io::Result<Self> {
+        let file = Self::open(path)?;
+        file.lock()?;
+        Ok(Self(file))
+    }
+
+    /// None while another process holds it.
+    pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        let file = Self::open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn open(path: &Path) -> io::Result<fs::File> {
         let mut name = path.as_os_str().to_os_string();
         name.push(".lock");
         make_private_dir(path.parent().unwrap_or(Path::new(".")))?;
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(name)?;
-        file.lock()?;
-        Ok(Self(file))
+        fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(name)
     }
 }
 

@@ -71,16 +71,23 @@ pub async fn version(globals: &Globals) -> Result<(), CliError> {
     let globals = Globals { timeout: Some(globals.timeout.unwrap_or(VERSION_TIMEOUT)), ..globals.clone() };
     let (view, log) = session::output_of(&globals, &Preferences::default())?;
     let (mut text, mut object) = match agent_version(&globals).await {
-        Ok((version, url)) => {
-            if version != VERSION {
-                log.warn(&format!("the agent is {version}, this CLI is {VERSION}"));
+        Ok(Versions { agent, url, peers }) => {
+            if agent != VERSION {
+                log.warn(&format!("the agent is {agent}, this CLI is {VERSION}"));
             }
-            let text = format!("CLI    {VERSION}\nAgent  {version} ({url})");
-            (text, json!({ "cli": VERSION, "agent": version, "url": url }))
+            let mut text = format!("CLI    {VERSION}\nAgent  {agent} ({url})");
+            for peer in &peers {
+                let (name, version) = (output::plain(&peer["name"]), output::plain(&peer["version"]));
+                if version != agent && !version.is_empty() {
+                    log.warn(&format!("peer {name} is {version}, the agent is {agent}"));
+                }
+                text = format!("{text}\nPeer   {version} ({name})");
+            }
+            (text, json!({ "cli": VERSION, "agent": agent, "url": url, "peers": peers }))
         }
         Err(e) => {
             let text = format!("CLI    {VERSION}\nAgent  not reachable ({})", e.text);
-            (text, json!({ "cli": VERSION, "agent": null, "url": null }))
+            (text, json!({ "cli": VERSION, "agent": null, "url": null, "peers": [] }))
         }
     };
     if globals.verbose {
@@ -93,9 +100,27 @@ pub async fn version(globals: &Globals) -> Result<(), CliError> {
     session::print_result(&view, &text, object)
 }
 
-async fn agent_version(globals: &Globals) -> Result<(String, String), CliError> {
+struct Versions {
+    agent: String,
+    url: String,
+    /// The other members, if there is a credential to ask with.
+    peers: Vec<Value>,
+}
+
+async fn agent_version(globals: &Globals) -> Result<Versions, CliError> {
     let session = Session::open(globals).await?;
     let identity = session.call(Call::get("/v1/cluster/identity").public()).await?;
     let url = session.client.agent().map(agent_url).unwrap_or_default();
-    Ok((output::plain(&identity["version"]), url))
+    let known = match session.peers().await {
+        Ok(peers) => peers,
+        Err(e) => {
+            session.log.debug(&format!("versions of peers are not known: {}", e.text));
+            Vec::new()
+        }
+    };
+    let others = known.iter().filter(|p| p["is_local"] != true);
+    let mut peers: Vec<Value> =
+        others.map(|p| json!({ "id": p["id"], "name": p["name"], "version": p["version"] })).collect();
+    super::peers::sort_by_name(&mut peers);
+    Ok(Versions { agent: output::plain(&identity["version"]), url, peers })
 }

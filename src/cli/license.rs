@@ -71,12 +71,13 @@ async fn update(globals: &Globals, args: &LicenseUpdateArgs) -> Result<(), CliEr
     warn(&session, &answer);
     let [id, state, expires_at] = [&answer["license"]["license_id"], &answer["state"], &answer["expires_at"]];
     let [id, state, expires_at] = [id, state, expires_at].map(output::plain);
-    session.print_result(&format!("License {id} installed: {state}, expires {expires_at}"), answer)
+    let verb = if session.writing.dry_run { "would be installed" } else { "installed" };
+    session.print_result(&format!("License {id} {verb}: {state}, expires {expires_at}"), answer)
 }
 
 /// Byte by byte: the signature covers what was signed.
 async fn put(session: &Session, license: &RawValue) -> Result<Value, CliError> {
-    session.call(Call::put_text("/v1/license", license.get().to_owned())).await
+    session.write(Call::put_text("/v1/license", license.get().to_owned())).await
 }
 
 /// The called agent has the license; its peers get it through it.

@@ -8,22 +8,34 @@
 //! | `config`, `files` | the config file; private files written atomically |
 //! | `output`, `errors`, `log`, `prompt` | stdout; failures and exit codes; the rest of stderr; confirmations |
 //! | `names` | what an argument names |
-//! | `bootstrap`, `peers`, `services`, `routes`, `cluster`, `license`, `health` | one file for each noun |
+//! | `bootstrap`, `peers`, `services`, `routes`, `credentials`, `cluster`, `license`, `health`, `status`, `events`, `configure` | one file for each noun |
+//! | `compose` | the cluster file against live agents |
+//! | `cache`, `completion`, `topics`, `manual`, `explain` | what helps at the keyboard, without any agent but for `cache refresh` |
+//! | `calling` | `arctic api`: any request |
 //!
 //! Objects stay JSON values from the answer to stdout: fields that this version does not know are shown too.
 //! Data goes to stdout, everything else to stderr. `agent run` is not run here: `bin` starts the daemon.
 
 mod args;
 mod bootstrap;
+mod cache;
+mod calling;
 mod client;
 mod cluster;
+mod completion;
+mod compose;
 mod config;
+mod configure;
+mod credentials;
 mod errors;
+mod events;
 mod exchange;
+mod explain;
 mod files;
 mod health;
 mod license;
 mod log;
+mod manual;
 mod names;
 mod output;
 mod peers;
@@ -31,7 +43,9 @@ mod prompt;
 mod routes;
 mod services;
 mod session;
+mod status;
 mod tokens;
+mod topics;
 mod values;
 
 pub use args::{AgentCommand, Cli, Command};
@@ -85,6 +99,22 @@ async fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Command::RemoveSelf => peers::remove_self(globals).await,
         Command::Services(command) => services::run(globals, command).await,
         Command::Routes(command) => routes::run(globals, command).await,
+        Command::Credentials(command) => credentials::run(globals, command).await,
+        Command::Config(command) => configure::run(globals, command).await,
+        Command::Cache(command) => cache::run(globals, command).await,
+        Command::Status => status::run(globals).await,
+        Command::Events(args) => events::events(globals, args).await,
+        Command::Audit(command) => events::audit(globals, command).await,
+        Command::Explain { field } => explain::run(globals, field),
+        Command::Api(args) => calling::run(globals, args).await,
+        Command::Completion { shell } => session::print_text(globals, completion::script(*shell)),
+        Command::Complete(args) => {
+            completion::complete(&args.words);
+            Ok(())
+        }
+        Command::Man(args) => manual::run(globals, args),
+        Command::Help(args) => session::print_text(globals, &topics::help(&args.topic)?),
+        Command::Compose(command) => compose::run(globals, command).await,
         Command::Cluster(command) => cluster::run(globals, command).await,
         Command::License(command) => license::run(globals, command).await,
         Command::Health(args) => health::health(globals, args).await,

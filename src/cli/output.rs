@@ -74,7 +74,7 @@ pub fn render_list(noun: &Noun, mut items: Vec<Value>, view: &View) -> Result<St
         items.sort_by(|a, b| compare(&a[column.key], &b[column.key]));
     }
     match view.format {
-        Format::Table | Format::Wide => Ok(table(&columns, &items, view)),
+        Format::Table | Format::Wide | Format::Dot | Format::Mermaid => Ok(table(&columns, &items, view)),
         Format::Csv => Ok(csv(&columns, &items, view)),
         Format::Json => pretty(&Value::Array(items)),
         Format::Jsonl => Ok(items.iter().map(|item| format!("{item}\n")).collect()),
@@ -87,7 +87,7 @@ pub fn render_list(noun: &Noun, mut items: Vec<Value>, view: &View) -> Result<St
 pub fn render_one(noun: &Noun, mut item: Value, view: &View) -> Result<String, CliError> {
     fill_absent(&mut item, noun.keys);
     match view.format {
-        Format::Table | Format::Wide => Ok(record(noun.keys, &item)),
+        Format::Table | Format::Wide | Format::Dot | Format::Mermaid => Ok(record(noun.keys, &item)),
         Format::Json => pretty(&item),
         Format::Yaml => yaml(&item),
         Format::Csv if noun.columns.is_empty() => Ok(csv_of_record(noun.keys, &item, view)),
@@ -301,8 +301,8 @@ pub const DELETED: Noun = Noun {
 };
 
 /// The answer to a deletion, which the API gives without a body.
-pub fn deleted(id: &str) -> Value {
-    json!({ "id": id, "deleted": true })
+pub fn deleted_if(id: &str, deleted: bool) -> Value {
+    json!({ "id": id, "deleted": deleted })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `arctic peers …` (api.md §4).
 
 use super::{
-    args::{Globals, PeerArgument, PeersAddArgs, PeersCommand, PeersListArgs},
+    args::{Globals, PeerArgument, PeersAddArgs, PeersCommand, PeersListArgs, PeersUpdateArgs},
     client::Call,
     config::{Config, SharedCredential},
     errors::CliError,
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// `peers add` lasts until the handshake succeeded or failed for the third time (api.md §2: 60 s).
-const ADD_PATIENCE: Duration = Duration::from_secs(65);
+pub const ADD_PATIENCE: Duration = Duration::from_secs(65);
 
 pub const PEER: Noun = Noun {
     keys: &[
@@ -72,6 +72,7 @@ pub async fn run(globals: &Globals, command: &PeersCommand) -> Result<(), CliErr
         PeersCommand::List(args) => list(&Session::open(globals).await?, args).await,
         PeersCommand::Get(PeerArgument { peer }) => get(&Session::open(globals).await?, peer).await,
         PeersCommand::Add(args) => add(globals, args).await,
+        PeersCommand::Update(args) => update(globals, args).await,
         PeersCommand::Delete(PeerArgument { peer }) => delete(globals, peer).await,
         PeersCommand::RemoveSelf => remove_self(globals).await,
     }
@@ -113,11 +114,14 @@ async fn add(globals: &Globals, args: &PeersAddArgs) -> Result<(), CliError> {
     let session = Session::open(globals).await?;
     session.log.debug(&format!("handshake with {}", args.endpoints.join(", ")));
     let call = Call::post("/v1/peers", &Value::Object(body)).patience(ADD_PATIENCE);
-    let peer = session.call(call).await?;
+    let peer = session.write(call).await?;
     for warning in peer["warnings"].as_array().into_iter().flatten() {
         session.log.warn(&output::plain(warning));
     }
     session.print_one(&PEER, peer.clone())?;
+    if session.writing.dry_run {
+        return Ok(());
+    }
     let peer_id = peer["id"].as_str().unwrap_or_default();
     if let Err(e) = fold_newcomer(&session, peer_id).await {
         session.log.warn(&format!("the peer was added, but the config file was not updated: {}", e.text));
@@ -126,13 +130,15 @@ async fn add(globals: &Globals, args: &PeersAddArgs) -> Result<(), CliError> {
 }
 
 /// Brings the config in line with the merge (cli.md §5).
-async fn fold_newcomer(session: &Session, peer_id: &str) -> Result<(), CliError> {
-    let (Some(caller), Some(path)) = (&session.cluster, &session.config_path) else { return Ok(()) };
+///
+/// Returns the key of the entry that the caller's has become, if that changed.
+pub async fn fold_newcomer(session: &Session, peer_id: &str) -> Result<Option<String>, CliError> {
+    let (Some(caller), Some(path)) = (&session.cluster, &session.config_path) else { return Ok(None) };
     let identity = session.call(Call::get("/v1/cluster/identity").public()).await?;
     let surviving = identity["cluster_id"].as_str().filter(|id| !id.is_empty()).unwrap_or(caller);
     let newcomer = session.config.newcomer(caller, peer_id);
     if newcomer.is_none() && surviving == caller {
-        return Ok(());
+        return Ok(None);
     }
     let credential = match newcomer.filter(|n| n.cluster_id == surviving) {
         // The winner's credential is the shared one, but it must have reached the called agent to be of use.
@@ -141,7 +147,44 @@ async fn fold_newcomer(session: &Session, peer_id: &str) -> Result<(), CliError>
     };
     Config::update(path, |config| config.fold_newcomer(caller, peer_id, surviving, credential))?;
     session.log.debug(&format!("config: peers of both clusters are now listed under {surviving}"));
-    Ok(())
+    Ok(Some(surviving.to_owned()))
+}
+
+async fn update(globals: &Globals, args: &PeersUpdateArgs) -> Result<(), CliError> {
+    let mut body = Map::new();
+    if let Some(name) = &args.name {
+        check_name(name)?;
+        body.insert("name".to_owned(), json!(name));
+    }
+    if let Some(qos) = args.qos.given() {
+        body.insert("qos_enabled".to_owned(), json!(qos));
+    }
+    if body.is_empty() {
+        return Err(CliError::missing("--name or --qos"));
+    }
+    let session = Session::open(globals).await?;
+    let id = session.peer_id("peer", &args.argument.peer).await?;
+    let peer = session.write(Call::put(format!("/v1/peers/{id}"), &Value::Object(body)).applied()).await?;
+    if let (Some(name), false) = (&args.name, session.writing.dry_run)
+        && let Err(e) = rename_in_config(&session, &id, name)
+    {
+        session.log.warn(&format!("the peer was renamed, but the config file was not: {}", e.text));
+    }
+    session.print_one(&PEER, peer.clone())?;
+    session.writing.check(&peer)
+}
+
+/// A new name is also written to the local config (cli.md §3).
+fn rename_in_config(session: &Session, id: &str, name: &str) -> Result<(), CliError> {
+    let (Some(cluster), Some(path)) = (&session.cluster, &session.config_path) else { return Ok(()) };
+    let listed = session.entry().is_some_and(|c| c.peers.iter().any(|p| p.peer_id == id && p.name != name));
+    if !listed {
+        return Ok(());
+    }
+    Config::update(path, |config| {
+        let peers = config.clusters.get_mut(cluster).into_iter().flat_map(|c| &mut c.peers);
+        peers.filter(|p| p.peer_id == id).for_each(|p| name.clone_into(&mut p.name));
+    })
 }
 
 async fn delete(globals: &Globals, peer: &str) -> Result<(), CliError> {
@@ -155,8 +198,8 @@ async fn delete(globals: &Globals, peer: &str) -> Result<(), CliError> {
             confirm(&format!("Delete peer {} ({id})?", output::plain(&found["name"])), &goes)?;
         }
     }
-    session.call(Call::delete(format!("/v1/peers/{id}"))).await?;
-    session.print_result(&format!("Peer {id} deleted"), output::deleted(&id))
+    let answer = session.write(Call::delete(format!("/v1/peers/{id}"))).await?;
+    session.print_deleted("Peer", &id, &answer)
 }
 
 /// `peers remove-self` and `remove-self`: the called agent leaves its cluster and stops.
@@ -174,9 +217,13 @@ pub async fn remove_self(globals: &Globals) -> Result<(), CliError> {
         }
         confirm(&format!("Take this agent ({id}) out of its cluster?"), &goes)?;
     }
-    let announcement = session.call(Call::delete("/v1/peers/self")).await?;
+    let announcement = session.write(Call::delete("/v1/peers/self")).await?;
     let id = output::plain(&announcement["peer_id"]);
-    session.print_result(&format!("Peer {id} left the cluster; its agent stops"), announcement)
+    let text = match session.writing.dry_run {
+        true => format!("Peer {id} would leave the cluster"),
+        false => format!("Peer {id} left the cluster; its agent stops"),
+    };
+    session.print_result(&text, announcement)
 }
 
 fn what_it_leaves(peer_id: &str) -> Vec<String> {

@@ -9,7 +9,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 /// How a deletion is confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consent {
-    /// `--yes` was given.
+    /// `--yes` was given, or nothing will be changed.
     Given,
     /// A terminal can be asked.
     Ask,
@@ -18,7 +18,7 @@ pub enum Consent {
 impl Consent {
     /// Without `--yes` and without anyone to ask this is a usage error that names the flag.
     pub fn of(globals: &Globals) -> Result<Self, CliError> {
-        if globals.yes {
+        if globals.yes || globals.dry_run {
             return Ok(Consent::Given);
         }
         if globals.no_input || !io::stdin().is_terminal() {

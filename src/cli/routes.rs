@@ -1,7 +1,7 @@
 //! `arctic routes …` (api.md §6).
 
 use super::{
-    args::{Globals, RoutesAddArgs, RoutesCommand},
+    args::{Globals, RoutesAddArgs, RoutesCommand, RoutesExplainArgs, RoutesUpdateArgs},
     client::Call,
     errors::{CliError, Exit},
     output::{self, Column, Noun, View, cell_plain},
@@ -51,6 +51,8 @@ pub async fn run(globals: &Globals, command: &RoutesCommand) -> Result<(), CliEr
         RoutesCommand::List { service: Some(service) } => list(&Session::open(globals).await?, service).await,
         RoutesCommand::List { service: None } => list_all(&Session::open(globals).await?).await,
         RoutesCommand::Add(args) => add(globals, args).await,
+        RoutesCommand::Update(args) => update(globals, args).await,
+        RoutesCommand::Explain(args) => explain(&Session::open(globals).await?, args).await,
         RoutesCommand::Delete { service, route } => delete(globals, service.as_deref(), *route).await,
     }
 }
@@ -119,11 +121,91 @@ async fn add(globals: &Globals, args: &RoutesAddArgs) -> Result<(), CliError> {
     }
     let session = Session::open(globals).await?;
     let id = session.service_id(service).await?;
-    let call = Call::post(format!("/v1/services/{id}/routes"), &json!({ "routes": [route] }));
-    let answer = session.call(call).await.map_err(service_not_found)?;
+    let call = Call::post(format!("/v1/services/{id}/routes"), &json!({ "routes": [route] })).applied();
+    let answer = session.write(call).await.map_err(service_not_found)?;
     let route_id = output::plain(&answer["route_ids"][0]);
-    let text = format!("Route added successfully: ID={route_id}, Priority={}", args.priority);
-    session.print_result(&text, answer)
+    let text = match session.writing.dry_run {
+        true => format!("Route would be added: Priority={}", args.priority),
+        false => format!("Route added successfully: ID={route_id}, Priority={}", args.priority),
+    };
+    session.print_result(&text, answer.clone())?;
+    session.writing.check(&answer)
+}
+
+async fn update(globals: &Globals, args: &RoutesUpdateArgs) -> Result<(), CliError> {
+    let service = args.service.as_deref().ok_or_else(|| CliError::missing("--service"))?;
+    let route = args
+        .route
+        .ok_or_else(|| CliError::missing("--route").with_hint(format!("arctic routes list --service {service}")))?;
+    let mut body = Map::new();
+    for (key, cidr) in [("source_cidr", &args.source_cidr), ("dest_cidr", &args.dest_cidr)] {
+        match cidr.as_deref() {
+            None => {}
+            Some("") => drop(body.insert(key.to_owned(), Value::Null)),
+            Some(cidr) => {
+                let net =
+                    parse_route_cidr(cidr).map_err(|e| CliError::new(Exit::Usage, "INVALID_CIDR", e.to_string()))?;
+                body.insert(key.to_owned(), json!(net));
+            }
+        }
+    }
+    body.extend(args.priority.map(|p| ("priority".to_owned(), json!(p))));
+    if body.is_empty() {
+        return Err(CliError::missing("--source-cidr, --dest-cidr or --priority"));
+    }
+    let session = Session::open(globals).await?;
+    let id = session.service_id(service).await?;
+    let call = Call::put(format!("/v1/services/{id}/routes/{route}"), &Value::Object(body)).applied();
+    let answer = session.write(call).await?;
+    session.print_one(&ROUTE, answer.clone())?;
+    session.writing.check(&answer)
+}
+
+/// Candidates of `routes explain`.
+const CANDIDATE: [&str; 8] =
+    ["outcome", "service_name", "route_id", "source_cidr", "dest_cidr", "priority", "interface", "message"];
+
+async fn explain(session: &Session, args: &RoutesExplainArgs) -> Result<(), CliError> {
+    let src = args.src.ok_or_else(|| CliError::missing("--src"))?;
+    let dst = args.dst.ok_or_else(|| CliError::missing("--dst"))?;
+    let proto = args.proto.parse::<u8>().map_or_else(|_| json!(args.proto.to_lowercase()), Value::from);
+    let mut body = json!({ "src": src, "dst": dst, "proto": proto });
+    if let Some(port) = args.dport {
+        body["dport"] = json!(port);
+    }
+    if let Some(iface) = &args.iface {
+        body["iface"] = json!(iface);
+    }
+    let answer = session.call(Call::post("/v1/routes/explain", &body)).await?;
+    let text = explain_text(&answer);
+    session.print_result(text.trim_end(), answer)
+}
+
+fn explain_text(answer: &Value) -> String {
+    let labels = [
+        ("Result", "result"),
+        ("Why", "message"),
+        ("Service", "service_name"),
+        ("Route", "route_id"),
+        ("Target", "target_peer_name"),
+        ("Plane", "plane"),
+        ("Transport", "transport"),
+        ("Mark", "mark"),
+        ("Limit Mbit/s", "limit_mbps"),
+    ];
+    let given = labels.iter().filter(|(_, key)| !answer[*key].is_null());
+    let rows: Vec<Vec<String>> =
+        given.map(|(label, key)| vec![(*label).to_owned(), output::plain(&answer[*key])]).collect();
+    let mut out = output::lines(&[], &rows);
+    let row = |c: &Value| {
+        CANDIDATE.map(|key| Some(output::plain(&c[key])).filter(|t| !t.is_empty()).unwrap_or("any".to_owned())).to_vec()
+    };
+    let candidates: Vec<Vec<String>> = answer["candidates"].as_array().into_iter().flatten().map(row).collect();
+    if !candidates.is_empty() {
+        let headings = ["OUTCOME", "SERVICE", "ROUTE", "SOURCE-CIDR", "DEST-CIDR", "PRIORITY", "INTERFACE", "WHY"];
+        out.push_str(&format!("\n{}", output::lines(&headings, &candidates)));
+    }
+    out
 }
 
 fn service_not_found(error: CliError) -> CliError {
@@ -142,8 +224,11 @@ async fn delete(globals: &Globals, service: Option<&str>, route: Option<RouteId>
         let what = routes.iter().find(|r| r["id"] == route).map_or_else(|| format!("route {route}"), description);
         confirm(&format!("Delete {what} of service {service}?"), &[])?;
     }
-    session.call(Call::delete(format!("/v1/services/{id}/routes/{route}"))).await?;
-    session.print_result(&format!("Route {route} deleted"), json!({ "id": route, "deleted": true }))
+    let answer = session.write(Call::delete(format!("/v1/services/{id}/routes/{route}")).applied()).await?;
+    let (dry_run, verb) =
+        (session.writing.dry_run, if session.writing.dry_run { "would be deleted" } else { "deleted" });
+    session.print_result(&format!("Route {route} {verb}"), json!({ "id": route, "deleted": !dry_run }))?;
+    session.writing.check(&answer)
 }
 
 fn description(route: &Value) -> String {

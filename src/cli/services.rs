@@ -1,7 +1,10 @@
 //! `arctic services …` (api.md §5).
 
 use super::{
-    args::{Globals, ServicesCommand, ServicesCreateArgs, ServicesDeleteArgs, ServicesListArgs},
+    args::{
+        Globals, ServiceFields, ServicesCommand, ServicesCreateArgs, ServicesDeleteArgs, ServicesListArgs,
+        ServicesUpdateArgs,
+    },
     client::Call,
     errors::{CliError, Exit},
     output::{self, Column, Noun, View, cell_plain},
@@ -99,6 +102,7 @@ pub async fn run(globals: &Globals, command: &ServicesCommand) -> Result<(), Cli
         ServicesCommand::List(args) => list(&Session::open(globals).await?, args).await,
         ServicesCommand::Get { service } => get(&Session::open(globals).await?, service).await,
         ServicesCommand::Create(args) => create(globals, args).await,
+        ServicesCommand::Update(args) => update(globals, args).await,
         ServicesCommand::Delete(args) => delete(globals, args).await,
     }
 }
@@ -138,7 +142,7 @@ async fn create(globals: &Globals, args: &ServicesCreateArgs) -> Result<(), CliE
     let Some(target) = &args.target_peer else {
         return Err(CliError::missing("--target-peer").with_hint("arctic peers list"));
     };
-    let mut body = fields_of(args)?;
+    let mut body = fields_of(&args.fields)?;
     let session = Session::open(globals).await?;
     let target = session.peer_id("target peer", target).await?;
     body.insert("target_peer_id".to_owned(), json!(target));
@@ -146,27 +150,46 @@ async fn create(globals: &Globals, args: &ServicesCreateArgs) -> Result<(), CliE
         let source = session.peer_id("source peer", source).await?;
         body.insert("source_peer_id".to_owned(), json!(source));
     }
-    let service = session.call(Call::post("/v1/services", &Value::Object(body))).await?;
+    let service = session.write(Call::post("/v1/services", &Value::Object(body)).applied()).await?;
     let id = output::plain(&service["id"]);
     if session.view.is_structured() {
-        return session.print_one(&SERVICE, service);
+        session.print_one(&SERVICE, service.clone())?;
+        return session.writing.check(&service);
     }
     print(&format!("{id}\n"));
     let name = output::plain(&service["name"]);
-    session.log.hint(&format!("Service {name} created. It carries nothing until it has routes:"));
-    session.log.hint(&format!("  arctic routes add --service {id} --dest-cidr CIDR"));
-    Ok(())
+    if !session.writing.dry_run {
+        session.log.hint(&format!("Service {name} created. It carries nothing until it has routes:"));
+        session.log.hint(&format!("  arctic routes add --service {id} --dest-cidr CIDR"));
+    }
+    session.writing.check(&service)
+}
+
+async fn update(globals: &Globals, args: &ServicesUpdateArgs) -> Result<(), CliError> {
+    let body = fields_of(&args.fields)?;
+    if body.is_empty() {
+        let error = CliError::usage("nothing to change: give at least one field");
+        return Err(error.with_hint("arctic services update --help"));
+    }
+    let session = Session::open(globals).await?;
+    let id = session.service_id(&args.service).await?;
+    let call = Call::put(format!("/v1/services/{id}"), &Value::Object(body)).applied();
+    let service = session.write(call).await?;
+    session.print_one(&SERVICE, service.clone())?;
+    session.writing.check(&service)
 }
 
 /// The fields of the request that were given; the agent fills in the others.
-fn fields_of(args: &ServicesCreateArgs) -> Result<Map<String, Value>, CliError> {
+fn fields_of(args: &ServiceFields) -> Result<Map<String, Value>, CliError> {
     let mut body = Map::new();
     if let Some(name) = &args.name {
         check_name(name)?;
         body.insert("name".to_owned(), json!(name));
     }
     for (key, cidr) in [("desired_ipv4_cidr", &args.desired_ipv4), ("desired_ipv6_cidr", &args.desired_ipv6)] {
-        if let Some(cidr) = cidr {
+        if let Some("") = cidr.as_deref() {
+            body.insert(key.to_owned(), Value::Null);
+        } else if let Some(cidr) = cidr {
             parse_host_cidr(cidr).map_err(|e| CliError::new(Exit::Usage, "INVALID_CIDR", e.to_string()))?;
             body.insert(key.to_owned(), json!(cidr));
         }
@@ -191,18 +214,25 @@ async fn delete(globals: &Globals, args: &ServicesDeleteArgs) -> Result<(), CliE
             known.iter().filter(|s| ids.iter().any(|id| s["id"] == id.as_str())).map(description).collect();
         confirm(&format!("Delete {} service{}?", ids.len(), if ids.len() == 1 { "" } else { "s" }), &goes)?;
     }
-    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    let (mut done, mut failures, mut waiting) = (Vec::new(), Vec::new(), Ok(()));
     for id in &ids {
-        match session.call(Call::delete(format!("/v1/services/{id}"))).await {
-            Ok(_) if session.view.is_structured() => done.push(output::deleted(id)),
-            Ok(_) => print(&format!("Service {id} deleted\n")),
+        match session.write(Call::delete(format!("/v1/services/{id}")).applied()).await {
+            Ok(answer) => {
+                waiting = waiting.and(session.writing.check(&answer));
+                match (session.view.is_structured(), session.writing.dry_run) {
+                    (true, dry_run) => done.push(output::deleted_if(id, !dry_run)),
+                    (false, true) => print(&format!("Service {id} would be deleted\n")),
+                    (false, false) => print(&format!("Service {id} deleted\n")),
+                }
+            }
             Err(e) => failures.push(e.with_fact("service", id.as_str())),
         }
     }
     if session.view.is_structured() && (failures.is_empty() || !done.is_empty()) {
         session.print_list(&output::DELETED, done, "")?;
     }
-    partial_failure(ids.len(), failures)
+    partial_failure(ids.len(), failures)?;
+    waiting
 }
 
 async fn ids_to_delete(session: &Session, args: &ServicesDeleteArgs) -> Result<Vec<String>, CliError> {

@@ -29,6 +29,57 @@ const LOCAL_AGENT: &str = "http://localhost:8080";
 /// What an installed agent leaves on its host (operations.md §5).
 const AGENT_HOST_MARKS: [&str; 3] = ["/etc/arctic", "/opt/tillered", "/etc/systemd/system/arctic.service"];
 
+/// How writes are made: `--dry-run`, `--wait`.
+#[derive(Clone, Copy, Default)]
+pub struct Writing {
+    pub dry_run: bool,
+    /// Until both ends applied the change, this long at most.
+    pub wait: Option<Duration>,
+}
+
+/// Longest wait that an agent grants (api.md §2).
+const WAIT_MAX_S: u64 = 120;
+/// The answer may come this much after the wait.
+const WAIT_MARGIN: Duration = Duration::from_secs(10);
+
+impl Writing {
+    fn of(globals: &Globals) -> Result<Self, CliError> {
+        if globals.wait_timeout.as_secs() > WAIT_MAX_S {
+            return Err(CliError::usage(format!("--wait-timeout is at most {WAIT_MAX_S}s")));
+        }
+        let wait = globals.wait.then(|| globals.wait_timeout.max(Duration::from_secs(1)));
+        Ok(Self { dry_run: globals.dry_run, wait: wait.filter(|_| !globals.dry_run) })
+    }
+
+    pub fn call(self, call: Call) -> Call {
+        if self.dry_run {
+            return call.with_query(&[("dry_run", "true".to_owned())]);
+        }
+        match self.wait.filter(|_| call.waits) {
+            Some(wait) => {
+                let query = [("wait", "applied".to_owned()), ("timeout_s", wait.as_secs().to_string())];
+                call.with_query(&query).patience(wait + WAIT_MARGIN)
+            }
+            None => call,
+        }
+    }
+
+    /// Exit 7 where the answer to a write says that it is not applied everywhere yet.
+    pub fn check(self, answer: &Value) -> Result<(), CliError> {
+        let Some(wait) = self.wait.filter(|_| answer["applied"] == false) else { return Ok(()) };
+        let text = format!("not applied within {} s; it will be when the cause is gone", wait.as_secs());
+        let mut error = CliError::new(Exit::NotApplied, "NOT_APPLIED", text);
+        for open in answer["waiting_for"].as_array().into_iter().flatten() {
+            let word = |key: &str| output::plain(&open[key]);
+            let peer = Some(word("peer_name")).filter(|n| !n.is_empty()).unwrap_or_else(|| word("peer_id"));
+            let what = [word("reconciler"), word("status"), word("reason"), word("message")];
+            error =
+                error.with_fact(&peer, what.iter().filter(|w| !w.is_empty()).cloned().collect::<Vec<_>>().join(" "));
+        }
+        Err(error.with_hint("arctic services get SERVICE shows its conditions"))
+    }
+}
+
 pub struct Session {
     pub config: Config,
     pub config_path: Option<PathBuf>,
@@ -37,6 +88,7 @@ pub struct Session {
     pub client: Client,
     pub view: View,
     pub log: Log,
+    pub writing: Writing,
     /// Neither `--url` nor config: the local agent was only a guess.
     guessed: bool,
 }
@@ -63,6 +115,43 @@ impl Session {
         let mut session = Session::prepare(globals, config, Some(path))?;
         session.client.agents = vec![agent];
         Ok(session)
+    }
+
+    /// A session whose agent is found later, by [`Session::sit_at`].
+    pub fn without_agent(globals: &Globals) -> Result<Session, CliError> {
+        let config_path = config::path_or_default(globals.config.as_ref()).ok();
+        let config = config_path.as_deref().map(Config::read).transpose()?.flatten().unwrap_or_default();
+        let mut session = Session::prepare(globals, config, config_path)?;
+        if let Some(auth) = operator_auth(globals)? {
+            session.client.auth = auth;
+        }
+        Ok(session)
+    }
+
+    /// Calls this agent from now on, with what the operator gave, else the credential of the entry that lists it.
+    pub fn sit_at(&mut self, globals: &Globals, agents: Vec<Endpoint>) -> Result<(), CliError> {
+        self.cluster = match given(&globals.cluster) {
+            Some(wanted) => Some(self.config.find_cluster(wanted)?.to_owned()),
+            None => {
+                let listed = agents.iter().find_map(|agent| self.config.cluster_at(agent));
+                listed.or_else(|| self.config.choose_cluster(None).ok()).map(str::to_owned)
+            }
+        };
+        self.client.agents = agents;
+        self.client.restart();
+        if matches!(self.client.auth, Auth::Nobody | Auth::Credential { .. }) {
+            self.client.auth = self.entry().map_or(Auth::Nobody, credential_of);
+        }
+        Ok(())
+    }
+
+    /// Reads the config file again, of which `cluster` is the entry in use now.
+    pub fn reload(&mut self, cluster: String) -> Result<(), CliError> {
+        if let Some(config) = self.config_path.as_deref().map(Config::read).transpose()?.flatten() {
+            self.config = config;
+            self.cluster = Some(cluster);
+        }
+        Ok(())
     }
 
     fn assemble(
@@ -107,7 +196,8 @@ impl Session {
         let preferred = preferences.timeout.filter(|s| *s > 0).map(Duration::from_secs);
         client.timeout = globals.timeout.or(preferred).unwrap_or(client.timeout);
         client.timeout_is_chosen = globals.timeout.is_some();
-        Ok(Session { config, config_path, cluster: None, client, view, log, guessed: false })
+        let writing = Writing::of(globals)?;
+        Ok(Session { config, config_path, cluster: None, client, view, log, writing, guessed: false })
     }
 
     pub fn entry(&self) -> Option<&ClusterEntry> {
@@ -117,6 +207,15 @@ impl Session {
     /// Calls the API. A failure to reach the agent that was only a guess says what is really missing.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
         self.client.json(call).await.map_err(|e| self.explain_guess(e))
+    }
+
+    /// A write as the operator wants it made.
+    pub async fn write(&self, call: Call) -> Result<Value, CliError> {
+        let answer = self.call(self.writing.call(call)).await?;
+        if self.writing.dry_run {
+            self.log.hint("Dry run: nothing was changed.");
+        }
+        Ok(answer)
     }
 
     pub fn explain_guess(&self, error: CliError) -> CliError {
@@ -175,6 +274,14 @@ impl Session {
         Ok(())
     }
 
+    /// What a deletion leaves to be said, and whether it was waited for long enough.
+    pub fn print_deleted(&self, what: &str, id: &str, answer: &Value) -> Result<(), CliError> {
+        let verb = if self.writing.dry_run { "would be deleted" } else { "deleted" };
+        let object = output::deleted_if(id, !self.writing.dry_run);
+        self.print_result(&format!("{what} {id} {verb}"), object)?;
+        self.writing.check(answer)
+    }
+
     pub fn print_result(&self, text: &str, object: Value) -> Result<(), CliError> {
         print_result(&self.view, text, object)
     }
@@ -186,6 +293,17 @@ pub fn print_result(view: &View, text: &str, object: Value) -> Result<(), CliErr
         print(&output::render_one(&output::OBJECT, object, view)?);
     } else {
         print(&format!("{text}\n"));
+    }
+    Ok(())
+}
+
+/// Prints a text that is no data of the cluster. Only `-j` itself makes an object of it: `ARCTIC_OUTPUT` must not change
+/// what a shell reads from `arctic completion`.
+pub fn print_text(globals: &Globals, text: &str) -> Result<(), CliError> {
+    if globals.json {
+        print(&output::pretty(&serde_json::json!({ "text": text }))?);
+    } else {
+        print(text);
     }
     Ok(())
 }
@@ -258,9 +376,13 @@ pub fn output_of(globals: &Globals, preferences: &Preferences) -> Result<(View, 
         Some(text) => Format::from_str(text, true)
             .map_err(|_| CliError::config(format!("preferences.output_format: `{text}` is not a format")))?,
     };
+    let format = if globals.json { Format::Json } else { globals.output.unwrap_or(preferred) };
+    if matches!(format, Format::Dot | Format::Mermaid) {
+        return Err(CliError::usage("-o dot and -o mermaid are for `arctic compose graph`"));
+    }
     let ages = io::stdout().is_terminal() && !globals.utc;
     let view = View {
-        format: if globals.json { Format::Json } else { globals.output.unwrap_or(preferred) },
+        format,
         columns: globals.columns.clone(),
         headers: !globals.no_headers,
         sort_by: globals.sort_by.clone(),

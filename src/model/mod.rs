@@ -23,6 +23,7 @@ pub use key::{KeyError, PublicKey, SIGNATURE_BYTES, Signature, SigningKey, X2551
 pub use peer::{ApiAccess, DataPorts, PeerStatus};
 pub use random::Rng;
 pub use service::{Route, RouteId, Service, ServiceBody, Transport, UnknownTransport, default_priority};
+pub use text::nearest;
 pub use time::{Mono, TimeError, UnixTime};
 
 /// The version of this build, with its leading `v` (spec README: `vMAJOR.MINOR.PATCH`).

@@ -188,6 +188,7 @@ fn services_are_listed_and_filtered_by_peer() {
     assert!(station.run("services get l2t").ok().out.lines().any(|l| l == "bandwidth_limit_mbps  1000"));
 }
 
+// accepts: 002-02
 #[test]
 fn services_create_needs_only_a_target_and_prints_the_id() {
     let (agent, station) = lab();

@@ -35,6 +35,7 @@ fn a_failed_peers_add_begins_with_the_exact_text() {
     }
 }
 
+// accepts: 000-55
 #[test]
 fn deleting_the_local_peer_points_to_remove_self() {
     let (agent, station) = lab();

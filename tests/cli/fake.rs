@@ -42,6 +42,8 @@ struct State {
     seen: Vec<Seen>,
     answers: BTreeMap<String, (u16, String)>,
     tokens_given: u32,
+    /// Told with every answer that needed a credential.
+    license_state: Option<String>,
 }
 
 /// Accepts only the token it gave out last: `token-N`.
@@ -82,8 +84,13 @@ impl FakeAgent {
         let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         let seen = Seen { line: line.clone(), headers, body: String::from_utf8_lossy(&body).into_owned() };
         let (status, body) = self.state.lock().unwrap().decide(&seen);
+        let license_state = self.state.lock().unwrap().license_state.clone();
+        let authenticated = seen.headers.contains_key("authorization");
         self.state.lock().unwrap().seen.push(seen);
-        let response = Response::builder().status(status).header("x-request-id", "req_fake");
+        let mut response = Response::builder().status(status).header("x-request-id", "req_fake");
+        if let (Some(state), true) = (license_state, authenticated) {
+            response = response.header("x-arctic-license-state", state);
+        }
         Ok(response.body(Full::new(Bytes::from(body))).unwrap())
     }
 
@@ -92,6 +99,18 @@ impl FakeAgent {
     pub fn on(&self, line: &str, status: u16, body: Value) -> &Self {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.state.lock().unwrap().answers.insert(line.to_owned(), (status, body));
+        self
+    }
+
+    /// As `on`, with a body that is no JSON.
+    pub fn on_text(&self, line: &str, body: &str) -> &Self {
+        self.state.lock().unwrap().answers.insert(line.to_owned(), (200, body.to_owned()));
+        self
+    }
+
+    /// Every authenticated answer warns of the license from now on.
+    pub fn warn_of_license(&self, state: &str) -> &Self {
+        self.state.lock().unwrap().license_state = Some(state.to_owned());
         self
     }
 

@@ -1,0 +1,255 @@
+//! A cluster from one file, on three real agents: made, made again, changed by two at once, and broken off at every
+//! step.
+
+// Real time is the subject here.
+#![allow(clippy::disallowed_methods)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netns_tests::agent::{Agent, AgentSettings, Cli, CliOutput};
+use netns_tests::cluster::wait_for_table;
+use netns_tests::lab::{Host, Lab};
+use netns_tests::probe::{Feature, require};
+use netns_tests::topology::ThreeSites;
+use netns_tests::vendor::{Grant, Vendor};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
+
+/// Heartbeats of 10 s, three of which are missed.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Three agents without a license, and an operator in london who reaches all of them.
+struct Trio {
+    operator: Cli,
+    directory: PathBuf,
+    /// London, tokyo, oslo.
+    agents: Vec<Agent>,
+    sites: ThreeSites,
+}
+
+impl Trio {
+    fn start(name: &str) -> Trio {
+        let sites = ThreeSites::build(Lab::new(name).unwrap()).unwrap();
+        let directory = sites.lab.scratch().to_owned();
+        Vendor::find().unwrap().issue(&Grant::default(), &directory.join("license.json")).unwrap();
+        let start = |host: &Host| Agent::start(host, AgentSettings::new(&directory, host.name())).unwrap();
+        let agents = vec![start(&sites.london), start(&sites.tokyo), start(&sites.oslo)];
+        let operator = Cli::new(&sites.london, &directory.join("operator")).unwrap();
+        Trio { operator, directory, agents, sites }
+    }
+
+    /// Writes a cluster file with these services; its path.
+    fn file(&self, name: &str, services: &str) -> String {
+        let peer = |name: &str, address: IpAddr| format!("  - {{ name: {name}, endpoints: [\"{address}:8080\"] }}\n");
+        let peers = [("london", ThreeSites::LONDON), ("tokyo", ThreeSites::TOKYO), ("oslo", ThreeSites::OSLO)];
+        let peers: String = peers.into_iter().map(|(name, address)| peer(name, address)).collect();
+        let path = self.directory.join(name);
+        fs::write(&path, format!("version: v1\nlicense: license.json\npeers:\n{peers}services:\n{services}")).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, arguments: &[&str]) -> CliOutput {
+        self.operator.run(&[&["compose"], arguments].concat()).unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        self.run(arguments).ok().unwrap()
+    }
+
+    #[track_caller]
+    fn apply(&self, file: &str) {
+        self.ok(&["apply", file, "--prune", "--yes"]);
+    }
+
+    #[track_caller]
+    fn is_done(&self, file: &str) {
+        let again = self.ok(&["apply", file, "--prune", "--yes"]);
+        assert!(again.ends_with("No changes\n"), "{again}");
+    }
+
+    /// Services with their versions, as london knows them.
+    fn services(&self) -> Vec<(String, u64, usize)> {
+        let services: Vec<Value> = self.operator.json(&["services", "list"]).unwrap();
+        let row = |s: &Value| {
+            let name = s["name"].as_str().unwrap().to_owned();
+            (name, s["version"].as_u64().unwrap(), s["route_count"].as_u64().unwrap() as usize)
+        };
+        services.iter().map(row).collect()
+    }
+
+    /// Starts an apply and sends `signal` as soon as it says that step `number` begins; its exit and the line.
+    fn apply_broken_off(&self, file: &str, number: usize, signal: Signal) -> Option<i32> {
+        let arguments = ["compose", "apply", file, "--prune", "--yes"];
+        let mut command = self.operator.command(&arguments).unwrap();
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let begins = format!("[{number}/");
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let reached = lines.any(|line| line.starts_with(&begins));
+        if reached {
+            kill_process(Pid::from_child(&child), signal).unwrap();
+        }
+        lines.for_each(drop);
+        let status = child.wait().unwrap();
+        reached.then(|| status.code().or(status.signal().map(|s| 128 + s)).unwrap())
+    }
+}
+
+fn service(name: &str, source: &str, target: &str, routes: &[&str]) -> String {
+    let routes: String = routes.iter().map(|cidr| format!("      - {{ dest_cidr: {cidr} }}\n")).collect();
+    format!("  - name: {name}\n    source_peer: {source}\n    target_peer: {target}\n    routes:\n{routes}")
+}
+
+// accepts: 000-01
+#[test]
+fn one_file_makes_a_cluster_of_three_and_applied_again_changes_nothing() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let trio = Trio::start("compose");
+    let services =
+        service("l2t", "london", "tokyo", &["10.91.0.0/16"]) + &service("o2t", "oslo", "tokyo", &["10.92.0.0/16"]);
+    let file = trio.file("cluster.yaml", &services);
+    assert_eq!(trio.run(&["diff", &file, "--exit-code"]).exit, 10);
+    let refused = trio.run(&["apply", &file]);
+    assert_eq!((refused.exit, refused.stderr.lines().next()), (2, Some("Error: confirmation needed: pass --yes")));
+    let first = trio.ok(&["apply", &file, "--yes"]);
+    assert!(first.contains("Plan: 5 to add, 0 to change, 0 to delete"), "{first}");
+    wait_for_table(&trio.sites.oslo, "10.92.0.0/16").unwrap();
+    let peers: Vec<Value> = trio.operator.json(&["peers", "list"]).unwrap();
+    assert_eq!(peers.len(), 3);
+
+    let before = trio.services();
+    assert_eq!(trio.ok(&["apply", &file, "--yes"]), "No changes\n");
+    trio.is_done(&file);
+    assert_eq!(trio.run(&["diff", &file, "--exit-code"]).exit, 0);
+    let exported = trio.directory.join("exported.yaml");
+    trio.ok(&["export", "--file", exported.to_str().unwrap()]);
+    trio.is_done(exported.to_str().unwrap());
+    assert_eq!(trio.services(), before, "nothing was written");
+    trio.ok(&["fmt", exported.to_str().unwrap(), "--check"]);
+
+    // Omission keeps, prune deletes, a rollback brings back.
+    let fewer = trio.file("fewer.yaml", &service("l2t", "london", "tokyo", &["10.93.0.0/16"]));
+    let kept = trio.ok(&["apply", &fewer, "--yes"]);
+    assert!(kept.contains("=   service o2t:"), "{kept}");
+    assert_eq!(trio.services().len(), 2);
+    let plan = trio.directory.join("plan.json");
+    trio.ok(&["diff", &fewer, "--prune", "--out", plan.to_str().unwrap()]);
+    let stale = plan.with_extension("old");
+    fs::copy(&plan, &stale).unwrap();
+    trio.ok(&["apply", plan.to_str().unwrap(), "--yes"]);
+    assert_eq!(
+        trio.services().iter().map(|(name, _, routes)| (name.as_str(), *routes)).collect::<Vec<_>>(),
+        [("l2t", 1)]
+    );
+    let refused = trio.run(&["apply", stale.to_str().unwrap(), "--yes"]);
+    assert_eq!((refused.exit, refused.stderr.lines().next()), (1, Some("Error: plan is stale")));
+    let history: Vec<Value> = trio.operator.json(&["compose", "history"]).unwrap();
+    assert_eq!(history.len(), 2, "a backup for each change but the first, which found no cluster: {history:?}");
+    trio.ok(&["rollback", "2", "--yes"]);
+    let names: Vec<(String, usize)> = trio.services().into_iter().map(|(name, _, routes)| (name, routes)).collect();
+    assert_eq!(names, [("l2t".to_owned(), 1), ("o2t".to_owned(), 1)]);
+    trio.is_done(&file);
+}
+
+#[test]
+fn of_two_applies_at_once_one_wins_and_the_other_names_the_holder() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let trio = Trio::start("applies");
+    let many: String =
+        (0..8).map(|i| service(&format!("s{i}"), "london", "tokyo", &[&format!("10.9{i}.0.0/16")])).collect();
+    let (empty, full) =
+        (trio.file("empty.yaml", &service("s0", "london", "tokyo", &["10.90.0.0/16"])), trio.file("full.yaml", &many));
+    trio.apply(&empty);
+    let mut command = trio.operator.command(&["compose", "apply", &full, "--yes"]).unwrap();
+    let mut winner = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(winner.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("[1/")), "the first one holds the lock now");
+    let loser = trio.run(&["apply", &full, "--yes"]);
+    lines.for_each(drop);
+    assert!(winner.wait().unwrap().success());
+    assert_eq!(loser.exit, 1, "{loser:?}");
+    for part in ["london", "compose apply full.yaml", "code: CLUSTER_LOCKED"] {
+        assert!(loser.stderr.contains(part), "{part}: {}", loser.stderr);
+    }
+    trio.is_done(&full);
+}
+
+#[test]
+fn an_apply_that_was_killed_or_interrupted_at_any_step_is_completed_by_the_next() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let trio = Trio::start("killed");
+    let one = trio.file(
+        "one.yaml",
+        &(service("a", "london", "tokyo", &["10.91.0.0/16", "10.92.0.0/16"])
+            + &service("b", "oslo", "tokyo", &["10.93.0.0/16"])),
+    );
+    let other = trio.file(
+        "other.yaml",
+        &(service("a", "tokyo", "london", &["10.91.0.0/16"])
+            + &service("c", "oslo", "london", &["10.93.0.0/16", "10.94.0.0/16"])),
+    );
+    // Every peer joins by the run after the one that was killed while it joined.
+    for number in 1..=4 {
+        trio.apply_broken_off(&one, number, Signal::KILL);
+    }
+    trio.apply(&one);
+    trio.is_done(&one);
+    let mut files = [(&other, &one), (&one, &other)].into_iter().cycle();
+    for signal in [Signal::KILL, Signal::INT] {
+        for number in 1.. {
+            let (file, _) = files.next().unwrap();
+            let Some(exit) = trio.apply_broken_off(file, number, signal) else {
+                trio.is_done(file);
+                break;
+            };
+            assert!(exit == if signal == Signal::KILL { 137 } else { 130 } || exit == 0, "step {number}: exit {exit}");
+            let lock: Value = trio.operator.json(&["cluster", "lock", "status"]).unwrap();
+            assert_eq!(lock["lock"].is_null(), signal == Signal::INT, "step {number}: {lock}");
+            trio.apply(file);
+            trio.is_done(file);
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_stops_an_apply_before_it_begins() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let mut trio = Trio::start("away");
+    let file = trio.file("cluster.yaml", &service("l2t", "london", "tokyo", &["10.91.0.0/16"]));
+    trio.apply(&file);
+    drop(trio.agents.pop());
+    let more = trio.file("more.yaml", &service("l2t", "london", "tokyo", &["10.91.0.0/16", "10.92.0.0/16"]));
+    let refused = trio.run(&["apply", &more, "--yes"]);
+    assert_eq!(refused.exit, 4, "{refused:?}");
+    assert!(refused.stderr.contains("\nError: peer oslo does not answer: "), "{}", refused.stderr);
+    assert_eq!(trio.services()[0].2, 1);
+    // A peer counts for the lock until it has not been heard for a while.
+    let deadline = Instant::now() + FORGOTTEN_WITHIN;
+    let oslo_counts = || {
+        let peers: Vec<Value> = trio.operator.json(&["peers", "list"]).unwrap();
+        peers.iter().any(|p| p["name"] == "oslo" && p["status"] == "healthy")
+    };
+    while oslo_counts() {
+        assert!(Instant::now() < deadline, "oslo is still healthy");
+        thread::sleep(POLL_INTERVAL);
+    }
+    let without = trio.run(&["apply", &more, "--yes", "--ignore-unreachable"]);
+    assert_eq!((without.exit, trio.services()[0].2), (6, 2), "{without:?}");
+}

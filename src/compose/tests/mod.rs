@@ -1,0 +1,4 @@
+mod layout;
+mod plan;
+mod reading;
+mod world;
