@@ -5,6 +5,7 @@
 use super::{
     Api,
     answer::{Outcome, RETRY_AFTER_S, clip, invalid, rate_limited, refusal, unauthorized},
+    audit,
     caller::Caller,
     endpoints::{Access, Endpoint, Input},
     lock, proxy,
@@ -18,17 +19,17 @@ use crate::{
     model::{ApiAccess, ClientId, Code, PeerId, PublicKey, Refused, RequestId, Scope, ScopeSet, UnixTime},
     node::{Identity, Node},
     store::ClusterFacts,
-    wire::{record::CredentialBody, request::REVOCATIONS},
+    wire::{applied::WAIT_MAX_S, record::CredentialBody, request::REVOCATIONS},
 };
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method,
-    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH},
 };
 use serde_json::json;
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::SemaphorePermit;
 
 const HEADER_RECOVERY: &str = "x-arctic-recovery";
@@ -39,6 +40,8 @@ const HEADER_LICENSE_STATE: HeaderName = HeaderName::from_static("x-arctic-licen
 /// Bodies above [`SMALL_BODY_BYTES`] that are read at one time for signatures still to be checked.
 pub(super) const UNPROVEN_BODIES_MAX: usize = 16;
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+const WAIT_DEFAULT_S: u64 = 30;
 
 const WRITE_SCOPES: [Scope; 3] = [Scope::PeersWrite, Scope::ServicesWrite, Scope::CredentialsWrite];
 
@@ -77,10 +80,44 @@ impl Request {
     pub(super) fn cluster(&self) -> Result<ClusterFacts, Refused> {
         self.node().store().read(|v| v.cluster())?.ok_or_else(not_bootstrapped)
     }
-    /// Whether the caller only wants to know what a write would do. Also refuses parameters other than `known`.
+    /// Whether the caller only wants to know what a write would do. Refuses other parameters.
     pub(super) fn dry_run(&self) -> Result<bool, Refused> {
         self.query.only(&["dry_run"])?;
         Ok(self.query.flag("dry_run")?.unwrap_or(false))
+    }
+    /// The same for a write that reconcilers apply; and for how long the caller waits for that.
+    pub(super) fn dry_run_or_wait(&self) -> Result<(bool, Wait), Refused> {
+        self.query.only(&["dry_run", "wait", "timeout_s"])?;
+        let dry_run = self.query.flag("dry_run")?.unwrap_or(false);
+        let wait = Wait::read(&self.query)?;
+        Ok((dry_run, if dry_run { Wait(None) } else { wait }))
+    }
+}
+
+/// `?wait=applied&timeout_s=…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait(pub(super) Option<Duration>);
+
+impl Wait {
+    fn read(query: &Query) -> Result<Self, Refused> {
+        match query.get("wait") {
+            None if query.get("timeout_s").is_some() => Err(invalid("parameter `timeout_s` needs `wait=applied`")),
+            None => Ok(Self(None)),
+            Some("applied") => {
+                let seconds = query.get("timeout_s").map_or(Ok(WAIT_DEFAULT_S), str::parse);
+                let seconds = seconds.ok().filter(|s| (1..=WAIT_MAX_S).contains(s));
+                let text =
+                    || invalid(format!("parameter `timeout_s` is not a number of seconds from 1 to {WAIT_MAX_S}"));
+                Ok(Self(Some(Duration::from_secs(seconds.ok_or_else(text)?))))
+            }
+            Some(_) => Err(invalid("parameter `wait` is not `applied`")),
+        }
+    }
+
+    /// By how much the answer to such a request may be later than others.
+    fn patience(query: &str) -> Duration {
+        let wait = Query::parse(query).and_then(|query| Self::read(&query));
+        wait.ok().and_then(|wait| wait.0).unwrap_or_default()
     }
 }
 
@@ -111,11 +148,17 @@ pub(super) async fn serve(
     request: hyper::Request<Body>,
 ) -> Response {
     let mut caller = Caller::Anonymous;
-    let admitted = admit_and_handle(api.clone(), endpoint, (source, request_id), params, request, &mut caller);
-    let outcome = match tokio::time::timeout(endpoint.deadline, admitted).await {
+    let query = request.uri().query().unwrap_or("");
+    let deadline = endpoint.deadline + Wait::patience(query);
+    let is_dry_run = Query::parse(query).is_ok_and(|q| q.flag("dry_run") == Ok(Some(true)));
+    let asked = audit::Asked { source, request_id, path: request.uri().path().to_owned(), is_dry_run };
+    let admitted =
+        admit_and_handle(api.clone(), endpoint, (source, request_id, deadline), params, request, &mut caller);
+    let outcome = match tokio::time::timeout(deadline, admitted).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", endpoint.deadline.as_secs()))),
+        Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", deadline.as_secs()))),
     };
+    audit::note(&api, endpoint, asked, &caller, &outcome);
     let refused = outcome.as_ref().err().map(|r| r.code.text());
     tracing::debug!(%request_id, method = %endpoint.method, path = endpoint.path, %source, %caller, refused, "api request");
     let mut response = match outcome {
@@ -135,7 +178,7 @@ pub(super) async fn serve(
 async fn admit_and_handle(
     api: Arc<Api>,
     endpoint: &Endpoint,
-    (source, request_id): (IpAddr, RequestId),
+    (source, request_id, deadline): (IpAddr, RequestId, Duration),
     params: Vec<(String, String)>,
     request: hyper::Request<Body>,
     caller: &mut Caller,
@@ -158,13 +201,14 @@ async fn admit_and_handle(
     head.check_lock()?;
     let body = body.read(endpoint).await?;
     head.check_content_type()?;
+    head.check_precondition()?;
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
 
     let (caller, path_and_query) = (caller.clone(), path_and_query.to_owned());
     let (method, headers) = (parts.method, parts.headers);
     let request = Request { api, request_id, caller, source, method, path_and_query, params, query, headers, body };
     match target {
-        Some(target) => proxy::to_target(&request, target, endpoint.deadline).await,
+        Some(target) => proxy::to_target(&request, target, deadline, endpoint.streams).await,
         None => (endpoint.handler)(request).await,
     }
 }
@@ -277,7 +321,13 @@ impl Head<'_> {
         match self.endpoint.access {
             Access::Public if self.target.is_some() && recovery => Ok((Caller::Recovery, Pending::Unread(body))),
             Access::Public if self.target.is_some() => Ok((self.bearer()?, Pending::Unread(body))),
-            Access::Public | Access::Login => Ok((Caller::Anonymous, Pending::Unread(body))),
+            Access::PublicUnlessInternal if self.is_internal() && recovery => {
+                Ok((Caller::Recovery, Pending::Unread(body)))
+            }
+            Access::PublicUnlessInternal if self.is_internal() => Ok((self.bearer()?, Pending::Unread(body))),
+            Access::Public | Access::PublicUnlessInternal | Access::Login => {
+                Ok((Caller::Anonymous, Pending::Unread(body)))
+            }
             Access::Peer => match self.signed(body).await? {
                 (Claim { sender, on_behalf: None, .. }, body) => Ok((Caller::Peer(sender), Pending::Read(body))),
                 _ => Err(unauthorized("peers call this endpoint for themselves only")),
@@ -301,7 +351,7 @@ impl Head<'_> {
         if !client.proxied && !has_owner {
             return Err(unauthorized("this endpoint has no owner to forward to: a peer only proxies it"));
         }
-        self.check_credential(client.client_id, &client.scopes)?;
+        check_credential(self.api, client.client_id, &client.scopes)?;
         Ok(Caller::Forwarded { by, client })
     }
 
@@ -319,11 +369,11 @@ impl Head<'_> {
         Ok((claim, body))
     }
 
-    /// A removed peer that does not know it yet is told by whom it was removed.
+    /// Tells a refused peer that it is not trusted, in distinction from a request that is not in order, and, if it was
+    /// removed, by whom.
     fn not_trusted(&self, peer: PeerId) -> Result<Refused, Refused> {
-        let refused = unauthorized(format!("{peer} is not a trusted peer here"));
-        let revocations = self.node().grounds_against(peer)?;
-        Ok(if revocations.is_empty() { refused } else { refused.with_details(json!({ REVOCATIONS: revocations })) })
+        let grounds = self.node().grounds_against(peer)?;
+        Ok(unauthorized(format!("{peer} is not a trusted peer here")).with_details(json!({ REVOCATIONS: grounds })))
     }
 
     fn trusted_key(&self, id: PeerId) -> Result<Option<PublicKey>, Refused> {
@@ -346,23 +396,14 @@ impl Head<'_> {
         let now = self.node().env().clock.unix();
         let verifier = Verifier { key_of: |id| self.trusted_key(id), audiences: &audiences, now };
         let bearer = verifier.verify(token.trim())?;
-        self.check_credential(bearer.client_id, &bearer.scopes)?;
+        check_credential(self.api, bearer.client_id, &bearer.scopes)?;
         Ok(Caller::Client { client_id: bearer.client_id, scopes: bearer.scopes })
     }
 
-    /// Proofs die with their credential, and never grant more than it.
-    fn check_credential(&self, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
-        let found: Option<(PeerId, CredentialBody)> = self.node().store().read(|v| v.credential(client_id))?;
-        match found {
-            Some((_, body)) if body.scopes.covers(scopes) => Ok(()),
-            Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
-            None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
-        }
-    }
-
     fn check_api_access(&self, caller: &Caller) -> Result<(), Refused> {
-        let operator = self.endpoint.access == Access::Login || caller.is_operator();
-        if operator && self.node().config().api_access == ApiAccess::Internal {
+        let login = self.endpoint.access == Access::Login;
+        let operator = caller.is_operator() && self.endpoint.access != Access::PublicUnlessInternal;
+        if (login || operator) && self.is_internal() {
             return Err(Refused::new(
                 Code::ApiAccessInternal,
                 "this agent takes no operator requests (API_ACCESS=internal)",
@@ -370,6 +411,10 @@ impl Head<'_> {
             .with_hint("ask another agent of the cluster, or use the recovery token on this host"));
         }
         Ok(())
+    }
+
+    fn is_internal(&self) -> bool {
+        self.node().config().api_access == ApiAccess::Internal
     }
 
     fn check_scope(&self, caller: &Caller) -> Result<(), Refused> {
@@ -392,6 +437,15 @@ impl Head<'_> {
         self.node().check_lock(lock::token_of(self.headers)?.as_ref())
     }
 
+    /// A condition that cannot be judged is not taken for fulfilled.
+    fn check_precondition(&self) -> Result<(), Refused> {
+        let is_write = self.endpoint.is_operators() && self.endpoint.method != Method::GET;
+        if is_write && !self.endpoint.is_versioned() && self.headers.contains_key(IF_MATCH) {
+            return Err(invalid("the header If-Match goes with updates and deletions of services and routes only"));
+        }
+        Ok(())
+    }
+
     fn check_content_type(&self) -> Result<(), Refused> {
         let wanted = match self.endpoint.input {
             Input::Nothing => return Ok(()),
@@ -404,6 +458,19 @@ impl Head<'_> {
             return Ok(());
         }
         Err(Refused::new(Code::UnsupportedMediaType, format!("send the body as `Content-Type: {wanted}`")))
+    }
+}
+
+/// Proofs die with their credential, and never grant more than it.
+pub(super) fn check_credential(api: &Api, client_id: ClientId, scopes: &ScopeSet) -> Result<(), Refused> {
+    let found: Option<(PeerId, CredentialBody)> = api.node.store().read(|v| v.credential(client_id))?;
+    match found {
+        Some((_, body)) if body.scopes.covers(scopes) => {
+            lock(&api.used).note(client_id, api.node.env().clock.unix());
+            Ok(())
+        }
+        Some(_) => Err(unauthorized("the credential no longer grants these scopes; ask for a new token")),
+        None => Err(unauthorized(format!("credential {client_id} is revoked or not known here"))),
     }
 }
 

@@ -16,9 +16,23 @@ use serde_json::json;
 const DESCRIPTION_MAX_BYTES: usize = 1024;
 
 pub(super) async fn bootstrap(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    let dry_run = r.dry_run()?;
     let mut wish = read(&r.body)?;
     wish.called_at = called_at(&r);
+    if dry_run {
+        let license = r.node().check_bootstrap(&wish)?;
+        return Answer::ok(&json!({
+            "peer_id": null,
+            "peer_public_key": null,
+            "client_id": null,
+            "client_secret": null,
+            "cluster_id": null,
+            "license_id": license.license_id(),
+            "expires_at": license.expires_at(),
+            "max_nodes": license.max_nodes(),
+            "max_services": license.max_services(),
+        }));
+    }
     let made = r.node().bootstrap(wish).await?;
     let body = json!({
         "peer_id": made.peer_id,

@@ -84,10 +84,13 @@ pub(super) async fn sync(r: Request) -> Outcome {
 
 /// Without `force` it only says which cluster this is: an agent that answers here has one.
 pub(super) async fn init(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    let dry_run = r.dry_run()?;
     let force = Fields::parse(&r.body)?.only(&["force"])?.flag("force")?.unwrap_or(false);
-    let init = r.node().init_cluster(force).await?;
+    let init = r.node().init_cluster(force, dry_run).await?;
     let message = match init.was_created {
+        true if dry_run => {
+            format!("A new cluster would take the place of {}, without all state of other peers", init.cluster_id)
+        }
         true => format!("Cluster {} created; all state of other peers was dropped", init.cluster_id),
         false => format!("Cluster {} exists already", init.cluster_id),
     };

@@ -1,10 +1,16 @@
 //! The table of endpoints: what the router and every check are made from.
 
 use super::{
-    admission::Request, answer::Outcome, bootstrap, cluster, gossip, health, license, lock, oauth, peers,
-    rate::RateClass, routes, services,
+    admission::Request,
+    answer::Outcome,
+    applied, audit, bootstrap, cluster, confirm, credentials, events, explain, gossip, health, license, lock, metrics,
+    oauth,
+    openapi::{self, Operation},
+    peers,
+    rate::RateClass,
+    routes, services,
 };
-use crate::{license::EndpointGroup, model::Scope};
+use crate::{license::EndpointGroup, model::Scope, wire::applied::WAIT_MAX_S};
 use hyper::Method;
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -22,6 +28,8 @@ pub(super) enum Access {
     Public,
     /// Anyone, to become a client: refused where operators are (`api_access`).
     Login,
+    /// Anyone; on an internal agent any client with a valid token.
+    PublicUnlessInternal,
     /// Any client with a valid token.
     Client,
     /// A client that holds the scope.
@@ -56,6 +64,8 @@ pub(super) struct Endpoint {
     pub(super) deadline: Duration,
     pub(super) rate: Option<RateClass>,
     pub(super) before_bootstrap: bool,
+    /// Its answer is sent as it comes, and may not end.
+    pub(super) streams: bool,
     pub(super) handler: Handler,
 }
 
@@ -72,6 +82,7 @@ impl Endpoint {
             deadline: DEADLINE,
             rate: None,
             before_bootstrap: false,
+            streams: false,
             handler,
         }
     }
@@ -81,11 +92,28 @@ impl Endpoint {
     }
     /// Whether a client may call it, with its own token or, where it says so, through a peer.
     pub(super) fn is_operators(&self) -> bool {
-        !matches!(self.access, Access::Public | Access::Login | Access::Peer)
+        !matches!(self.access, Access::Public | Access::PublicUnlessInternal | Access::Login | Access::Peer)
     }
     /// Whether the cluster lock stands in its way (cluster.md §9).
     pub(super) fn is_locked_out(&self) -> bool {
         matches!(self.group, EndpointGroup::CreateOrUpdate | EndpointGroup::Administer)
+    }
+    /// Whether it makes an agent a peer.
+    pub(super) fn is_first(&self) -> bool {
+        self.group == EndpointGroup::Unlisted
+    }
+    /// Whether a client changes something by it. Some questions are asked by POST, for the sake of their body.
+    pub(super) fn is_write(&self) -> bool {
+        self.is_operators() && self.method != Method::GET && self.path != "/v1/routes/explain"
+    }
+    /// What the OpenAPI document says of it.
+    pub(super) fn operation(&self) -> Option<&'static Operation> {
+        openapi::operation(&self.method, self.path)
+    }
+    /// Whether what it changes has a version that `If-Match` can name.
+    pub(super) fn is_versioned(&self) -> bool {
+        let changes = self.method == Method::PUT || self.method == Method::DELETE;
+        changes && self.path.starts_with("/v1/services/")
     }
     fn before_bootstrap(self) -> Self {
         Self { before_bootstrap: true, ..self }
@@ -99,6 +127,12 @@ impl Endpoint {
     fn patient(self) -> Self {
         Self { deadline: PATIENT_DEADLINE, ..self }
     }
+    fn streaming(self) -> Self {
+        Self { streams: true, ..self }
+    }
+    fn waiting(self) -> Self {
+        Self { deadline: DEADLINE + Duration::from_secs(WAIT_MAX_S), ..self }
+    }
 }
 
 macro_rules! handler {
@@ -109,17 +143,20 @@ macro_rules! handler {
 
 /// Every endpoint.
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    use Access::{Client, Login, Peer, Public, Scoped, ScopedOrForwarded, WriterOrForwarded};
+    use Access::{Client, Login, Peer, Public, PublicUnlessInternal, Scoped, ScopedOrForwarded, WriterOrForwarded};
     use EndpointGroup as Group;
     let get = |path, group, access, handler| Endpoint::new(Method::GET, path, group, access, handler);
     let post = |path, group, access, handler| Endpoint::new(Method::POST, path, group, access, handler);
     let put = |path, group, access, handler| Endpoint::new(Method::PUT, path, group, access, handler);
     let delete = |path, group, access, handler| Endpoint::new(Method::DELETE, path, group, access, handler);
+    let pending_confirm = "/v1/cluster/pending-confirm";
     let service_routes = "/v1/services/{sid}/routes";
     vec![
         get("/livez", Group::Probe, Public, handler!(health::live)).before_bootstrap(),
         get("/readyz", Group::Probe, Public, handler!(health::ready)).before_bootstrap(),
         get("/v1/cluster/identity", Group::Probe, Public, handler!(cluster::identity)).before_bootstrap(),
+        get("/metrics", Group::Published, PublicUnlessInternal, handler!(metrics::scrape)).before_bootstrap(),
+        get("/v1/openapi.json", Group::Published, Public, handler!(openapi::serve)).before_bootstrap(),
         post("/v1/bootstrap", Group::Unlisted, Public, handler!(bootstrap::bootstrap))
             .before_bootstrap()
             .limited(RateClass::Bootstrap)
@@ -142,9 +179,13 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         post("/v1/gossip/push", Group::Gossip, Peer, handler!(gossip::push)).body(Input::Json, GOSSIP_BODY_MAX_BYTES),
         post("/v1/gossip/lock", Group::Gossip, Peer, handler!(lock::question))
             .body(Input::Json, JOINING_BODY_MAX_BYTES),
+        post("/v1/gossip/applied", Group::Gossip, Peer, handler!(applied::question))
+            .body(Input::Json, JOINING_BODY_MAX_BYTES)
+            .waiting(),
         get("/v1/peers", Group::Read, Scoped(Scope::PeersRead), handler!(peers::list)),
         post("/v1/peers", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::add)).patient(),
         get("/v1/peers/{id}", Group::Read, Scoped(Scope::PeersRead), handler!(peers::get)),
+        put("/v1/peers/{id}", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::update)),
         delete("/v1/peers/self", Group::LeaveCluster, Scoped(Scope::Admin), handler!(peers::remove_self)),
         delete("/v1/peers/{id}", Group::Administer, Scoped(Scope::PeersWrite), handler!(peers::delete)),
         get("/v1/services", Group::Read, Scoped(Scope::ServicesRead), handler!(services::list)),
@@ -155,6 +196,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             handler!(services::create),
         ),
         get("/v1/services/{sid}", Group::Read, Scoped(Scope::ServicesRead), handler!(services::get)),
+        put(
+            "/v1/services/{sid}",
+            Group::CreateOrUpdate,
+            ScopedOrForwarded(Scope::ServicesWrite),
+            handler!(services::update),
+        ),
         delete(
             "/v1/services/{sid}",
             Group::Administer,
@@ -163,12 +210,19 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         ),
         get(service_routes, Group::Read, Scoped(Scope::ServicesRead), handler!(routes::list)),
         post(service_routes, Group::CreateOrUpdate, ScopedOrForwarded(Scope::ServicesWrite), handler!(routes::add)),
+        put(
+            "/v1/services/{sid}/routes/{rid}",
+            Group::CreateOrUpdate,
+            ScopedOrForwarded(Scope::ServicesWrite),
+            handler!(routes::update),
+        ),
         delete(
             "/v1/services/{sid}/routes/{rid}",
             Group::Administer,
             ScopedOrForwarded(Scope::ServicesWrite),
             handler!(routes::delete),
         ),
+        post("/v1/routes/explain", Group::Read, Scoped(Scope::ServicesRead), handler!(explain::explain_route)),
         get("/v1/cluster/status", Group::Read, Scoped(Scope::PeersRead), handler!(cluster::status)),
         post("/v1/cluster/sync", Group::Read, Scoped(Scope::Admin), handler!(cluster::sync))
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
@@ -177,6 +231,27 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         get("/v1/cluster/lock", Group::Read, Scoped(Scope::PeersRead), handler!(lock::get)),
         post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)),
         delete("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::clear)),
+        get("/v1/credentials", Group::Read, Scoped(Scope::CredentialsRead), handler!(credentials::list)),
+        post("/v1/credentials", Group::Administer, Scoped(Scope::CredentialsWrite), handler!(credentials::create)),
+        delete(
+            "/v1/credentials/{cid}",
+            Group::Administer,
+            ScopedOrForwarded(Scope::CredentialsWrite),
+            handler!(credentials::revoke),
+        ),
+        get("/v1/cluster/credentials", Group::Read, Scoped(Scope::Admin), handler!(credentials::shared)),
+        post(
+            "/v1/cluster/credentials/rotate",
+            Group::Administer,
+            ScopedOrForwarded(Scope::CredentialsWrite),
+            handler!(credentials::rotate),
+        )
+        .body(Input::Nothing, JOINING_BODY_MAX_BYTES),
+        get(pending_confirm, Group::Read, ScopedOrForwarded(Scope::Admin), handler!(confirm::get)),
+        post(pending_confirm, Group::Administer, ScopedOrForwarded(Scope::Admin), handler!(confirm::begin)),
+        delete(pending_confirm, Group::Read, ScopedOrForwarded(Scope::Admin), handler!(confirm::confirm)),
+        get("/v1/events", Group::Read, Scoped(Scope::PeersRead), handler!(events::listen)).streaming(),
+        get("/v1/audit", Group::Read, Scoped(Scope::Admin), handler!(audit::list)),
         get("/v1/license", Group::License, Client, handler!(license::get)),
         put("/v1/license", Group::License, Scoped(Scope::Admin), handler!(license::put)),
     ]
@@ -196,16 +271,21 @@ mod tests {
             let name = format!("{} {}", e.method, e.path);
             let unlisted = e.group == EndpointGroup::Unlisted;
             assert_eq!(unlisted, e.path == "/v1/bootstrap", "{name} has a row in licensing.md §3");
-            assert!(e.body_max_bytes <= GOSSIP_BODY_MAX_BYTES && e.deadline <= PATIENT_DEADLINE, "{name}");
+            assert!(
+                e.body_max_bytes <= GOSSIP_BODY_MAX_BYTES && e.deadline <= PATIENT_DEADLINE || e.access == Access::Peer,
+                "{name}"
+            );
             let writes = e.method != Method::GET;
-            let open = matches!(e.access, Access::Public | Access::Login);
+            let open = matches!(e.access, Access::Public | Access::PublicUnlessInternal | Access::Login);
             assert!(!(writes && open) || e.rate.is_some(), "{name} is open and unlimited");
             if let Access::Scoped(scope) | Access::ScopedOrForwarded(scope) = e.access {
                 let read_scope = matches!(scope, Scope::PeersRead | Scope::ServicesRead | Scope::CredentialsRead);
-                assert_eq!(read_scope, !writes, "{name} asks for a scope that fits");
+                let fits = if e.is_write() { !read_scope } else { read_scope || scope == Scope::Admin };
+                assert!(fits, "{name} asks for a scope that fits");
             }
             assert_eq!(e.access == Access::Peer, e.path.starts_with("/v1/gossip/"), "{name}");
-            let first = ["/livez", "/readyz", "/v1/cluster/identity", "/v1/bootstrap"].contains(&e.path);
+            let first = ["/livez", "/readyz", "/v1/cluster/identity", "/v1/bootstrap", "/metrics", "/v1/openapi.json"];
+            let first = first.contains(&e.path);
             assert_eq!(e.before_bootstrap, first, "{name}");
         }
     }

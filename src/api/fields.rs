@@ -55,6 +55,17 @@ impl Fields {
         }
     }
 
+    /// Refuses `null` where it has no meaning: to leave a field alone is to leave it out.
+    pub(super) fn no_nulls_but(self, nullable: &[&str]) -> Result<Self, Refused> {
+        match self.map.iter().find(|(k, v)| v.is_null() && !nullable.contains(&k.as_str())) {
+            Some((key, _)) => {
+                let text = format!("field `{}{}` is null: leave it out to keep its value", self.path, clip(key));
+                Err(invalid(text))
+            }
+            None => Ok(self),
+        }
+    }
+
     pub(super) fn missing(&self, field: &str) -> Refused {
         Refused::new(Code::MissingField, format!("field `{}{field}` is missing", self.path))
     }

@@ -4,6 +4,7 @@ use super::{
     admission::{HEADER_LOCK, Request},
     answer::{Answer, Outcome},
     caller::Caller,
+    events::HEADER_LAST_EVENT_ID,
 };
 use crate::{
     model::{PeerId, Refused},
@@ -25,7 +26,7 @@ const COPY_WAIT: Duration = Duration::from_secs(2);
 
 /// The same request to another agent.
 pub(super) fn call(r: &Request, answer_timeout: Duration) -> Call {
-    let passed_on = [IF_MATCH, HEADER_LOCK].into_iter().filter_map(|name| {
+    let passed_on = [IF_MATCH, HEADER_LOCK, HEADER_LAST_EVENT_ID].into_iter().filter_map(|name| {
         let value = r.headers.get(&name)?.clone();
         Some((name, value))
     });
@@ -39,18 +40,23 @@ pub(super) fn call(r: &Request, answer_timeout: Duration) -> Call {
 }
 
 /// The owner's answer; an error carries the id of our own answer. PEER_UNREACHABLE when it gives none; nothing has
-/// changed then.
+/// changed then, unless `details.sent`.
 pub(super) async fn to_owner(r: &Request, owner: PeerId) -> Outcome {
+    to_owner_of(r, owner).await.map(|(answer, _)| answer)
+}
+
+/// The same, and what the write left there.
+pub(super) async fn to_owner_of(r: &Request, owner: PeerId) -> Result<(Answer, Option<Written>), Refused> {
     let client = r.caller.on_behalf(false)?;
     let answer = r.node().call_peer(owner, &call(r, OWNER_TIMEOUT), Some(&client)).await?;
     let written = answer.headers.get(HEADER_WRITTEN).and_then(|value| Written::parse(value.to_str().ok()?));
-    if let Some(written) = written
-        && timeout(COPY_WAIT, held_here(r.node(), owner, &written)).await.is_err()
+    if let Some(written) = &written
+        && timeout(COPY_WAIT, held_here(r.node(), owner, written)).await.is_err()
     {
         tracing::debug!(%owner, kind = written.kind, id = written.id, "answered before the change was here");
     }
     let answer = Answer::relayed(answer, |name: &HeaderName| *name == CONTENT_TYPE || *name == RETRY_AFTER)?;
-    Ok(if answer.is_error() { answer.under(r.request_id) } else { answer })
+    Ok((if answer.is_error() { answer.under(r.request_id) } else { answer }, written))
 }
 
 /// Names the own record that a write has left, for the agent that forwarded it.

@@ -18,6 +18,7 @@ use crate::{
 };
 use hyper::HeaderMap;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// The token that a request carries, if any.
 pub(super) fn token_of(headers: &HeaderMap) -> Result<Option<Secret>, Refused> {
@@ -51,7 +52,7 @@ pub(super) async fn get(r: Request) -> Outcome {
 }
 
 pub(super) async fn take(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    let dry_run = r.dry_run()?;
     let fields = Fields::parse(&r.body)?.only(&["purpose", "ttl_s", "token"])?;
     let ttl_s = match fields.integer("ttl_s", TTL_MAX_S.into())?.map(u32::try_from).transpose() {
         Ok(Some(ttl)) if ttl < TTL_MIN_S => {
@@ -61,7 +62,7 @@ pub(super) async fn take(r: Request) -> Outcome {
         Err(e) => return Err(Refused::internal(e)),
     };
     if let Some(token) = fields.text("token")? {
-        return renew(&r, &Secret::from_input(token), ttl_s).await;
+        return renew(&r, &Secret::from_input(token), ttl_s, dry_run).await;
     }
     let purpose = fields.required_text("purpose")?;
     if !is_purpose(purpose) {
@@ -72,14 +73,38 @@ pub(super) async fn take(r: Request) -> Outcome {
         purpose: purpose.to_owned(),
         ttl_s: ttl_s.unwrap_or(TTL_DEFAULT_S),
     };
+    if dry_run {
+        return Answer::created(&json!({ "lock": would_be(&r, &wish)? }));
+    }
     let (view, token) = r.node().take_lock(wish).await?;
     Ok(Answer::created(&json!({ "lock": shown(&view, Some(&token)) }))?.uncached())
 }
 
+/// The lock as this agent would hold it, if nobody else does.
+fn would_be(r: &Request, wish: &LockWish) -> Result<Value, Refused> {
+    r.node().check_lock(None)?;
+    let own_id = r.identity()?.peer_id;
+    let own = r.node().store().read(|v| v.peer(own_id))?;
+    let now = r.now();
+    Ok(json!({
+        "holder_peer": own_id,
+        "holder_name": own.map(|row| row.display_name()),
+        "client_id": wish.client_id,
+        "purpose": wish.purpose,
+        "acquired_at": now,
+        "ttl_s": wish.ttl_s,
+        "expires_at": now.plus(Duration::from_secs(wish.ttl_s.into())),
+        "token": null,
+    }))
+}
+
 /// By the agent that took the lock: its record is renewed.
-async fn renew(r: &Request, token: &Secret, ttl_s: Option<u32>) -> Outcome {
+async fn renew(r: &Request, token: &Secret, ttl_s: Option<u32>, dry_run: bool) -> Outcome {
     let own_id = r.identity()?.peer_id;
     let standing = r.node().lock_view()?.filter(|view| view.lease.token == Digest(token.digest()));
+    if dry_run && let Some(view) = &standing {
+        return Answer::ok(&json!({ "lock": shown(view, None) }));
+    }
     if let Some(holder) = standing.map(|view| view.lease.holder_peer).filter(|holder| *holder != own_id) {
         return forward::to_owner(r, holder).await;
     }

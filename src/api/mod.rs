@@ -9,21 +9,32 @@
 //! | `caller`, `token`, `signed` | who asks, and the proofs |
 //! | `rate`, `query`, `fields`, `answer` | buckets; input and output forms |
 //! | `forward`, `proxy` | requests that go on to another peer: to the owner of the object, to the one the operator named |
+//! | `applied` | `?wait=applied`: answers held back until both ends have applied a change |
+//! | `audit`, `events`, `metrics` | what was asked, what happened, how much |
+//! | `openapi` | the document: what the table does not say of an endpoint, and the shapes |
 //! | the others | one noun each |
 
 mod admission;
 mod answer;
+mod applied;
+mod audit;
 mod bootstrap;
 mod caller;
 mod cluster;
+mod confirm;
+mod credentials;
 mod endpoints;
+mod events;
+mod explain;
 mod fields;
 mod forward;
 mod gossip;
 mod health;
 mod license;
 mod lock;
+mod metrics;
 mod oauth;
+mod openapi;
 mod peers;
 mod proxy;
 mod query;
@@ -43,7 +54,7 @@ pub use server::ServeError;
 
 use crate::{
     env::BoxListener,
-    model::{RequestId, Rng},
+    model::{Mono, RequestId, Rng},
     node::Node,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -63,20 +74,35 @@ pub struct Api {
     ids: Mutex<Rng>,
     rates: Mutex<rate::RateTable>,
     nonces: Mutex<crate::wire::nonces::NonceMemory>,
+    /// When each credential was used last, as far as this agent saw it.
+    used: Mutex<credentials::LastUses>,
     /// Large bodies that may be held before their sender has proven anything.
     unproven_bodies: Semaphore,
+    audit: Mutex<audit::AuditLog>,
+    /// Streams of events that may be open.
+    streams: Arc<Semaphore>,
+    stopping: CancellationToken,
+    counts: Mutex<metrics::Counts>,
+    started_at: Mono,
 }
 
 impl Api {
     pub fn new(node: Node) -> Self {
         let ids = Mutex::new(node.fork_rng());
+        let started_at = node.env().clock.mono();
         Self {
             node,
             recovery: None,
             ids,
             rates: Mutex::default(),
             nonces: Mutex::default(),
+            used: Mutex::default(),
             unproven_bodies: Semaphore::new(admission::UNPROVEN_BODIES_MAX),
+            audit: Mutex::default(),
+            streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            stopping: CancellationToken::new(),
+            counts: Mutex::default(),
+            started_at,
         }
     }
 
@@ -86,7 +112,8 @@ impl Api {
         self
     }
 
-    pub async fn serve(self, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+    pub async fn serve(mut self, listener: BoxListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        self.stopping = shutdown.clone();
         server::run(Arc::new(self), listener, shutdown).await
     }
 

@@ -33,6 +33,7 @@ pub(super) async fn token(r: Request) -> Outcome {
     let (client_id, secret) = offered(&r.headers, &form)?;
     let credential = authenticate(&r, &client_id, &secret)?;
     let scopes = granted(&credential.scopes, form.get("scope"))?;
+    super::lock(&r.api.used).note(credential.client_id, r.now());
     let (identity, cluster) = (r.identity()?, r.cluster()?);
     let mut rng = r.api.fork_rng();
     let token = token::issue(&identity, cluster.cluster_id, credential.client_id, &scopes, r.now(), &mut rng)?;

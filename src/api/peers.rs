@@ -3,17 +3,35 @@
 use super::{
     admission::Request,
     answer::{Answer, Outcome, clip, invalid, not_found},
+    applied::settled_here,
     fields::Fields,
+    transaction,
 };
 use crate::{
-    model::{Endpoint, PeerId, PeerStatus, Refused, looks_like_id},
-    node::{AddPeer, Added},
+    model::{Endpoint, PeerId, PeerStatus, Refused, UnixTime, looks_like_id},
+    node::{AddPeer, Added, Examined},
     store::PeerRow,
 };
 use serde_json::{Value, json};
 
 const ENDPOINTS_MAX: usize = 16;
 const NAME_MAX_CHARS: usize = 63;
+const IMMUTABLE: [&str; 14] = [
+    "id",
+    "self_name",
+    "public_key",
+    "is_local",
+    "endpoints",
+    "address",
+    "api_access",
+    "status",
+    "last_seen",
+    "rtt_ms",
+    "version",
+    "license_id",
+    "license_state",
+    "created_at",
+];
 
 pub(super) async fn list(r: Request) -> Outcome {
     r.query.only(&["is_local", "status"])?;
@@ -36,7 +54,7 @@ pub(super) async fn get(r: Request) -> Outcome {
 }
 
 pub(super) async fn add(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    let dry_run = r.dry_run()?;
     let fields = Fields::parse(&r.body)?.only(&["endpoints", "address", "name", "public_key"])?;
     let wish = AddPeer {
         endpoints: wished_endpoints(&fields)?,
@@ -47,27 +65,85 @@ pub(super) async fn add(r: Request) -> Outcome {
             .transpose()?,
     };
     refuse_self(&r, &wish.endpoints)?;
+    if dry_run {
+        return Answer::created(&would_be(r.node().examine_peer(&wish).await?, &wish, r.now()));
+    }
     let Added { peer, warnings } = r.node().add_peer(wish).await?;
     let row = r.node().store().read(|v| v.peer(peer))?;
     let row = row.ok_or_else(|| not_found(format!("peer {peer} was removed while it was added")))?;
     let mut shown = peer_json(&r, &row)?;
     shown["warnings"] = json!(warnings);
-    Answer::created(&shown)
+    Ok(Answer::created(&shown)?.about(peer))
+}
+
+/// A peer as it would be after `peers add`: only what its agent says of itself to everybody.
+fn would_be(found: Examined, wish: &AddPeer, now: UnixTime) -> Value {
+    json!({
+        "id": found.peer_id,
+        "name": wish.name.clone().unwrap_or_else(|| found.peer_id.to_string()),
+        "self_name": null,
+        "public_key": found.public_key,
+        "is_local": false,
+        "address": found.endpoint,
+        "endpoints": wish.endpoints,
+        "qos_enabled": true,
+        "api_access": null,
+        "status": PeerStatus::Discovered,
+        "last_seen": null,
+        "rtt_ms": null,
+        "version": found.version,
+        "license_id": found.license_id,
+        "license_state": null,
+        "created_at": now,
+        "warnings": found.warnings,
+    })
+}
+
+/// Changes how this agent sees a peer; nothing of it is gossiped.
+pub(super) async fn update(r: Request) -> Outcome {
+    let (dry_run, wait) = r.dry_run_or_wait()?;
+    let fields = Fields::parse(&r.body)?;
+    if let Some(field) = IMMUTABLE.into_iter().find(|field| fields.has(field)) {
+        return Err(invalid(format!("field `{field}` of a peer cannot be changed"))
+            .with_hint("name and qos_enabled can; the peer's own settings give the rest"));
+    }
+    let fields = fields.only(&["name", "qos_enabled"])?.no_nulls_but(&[])?;
+    let (name, qos) = (peer_name(&fields)?, fields.flag("qos_enabled")?);
+    let id = find(&r)?.peer_id;
+    let row = transaction::write(r.node(), dry_run, move |tx| {
+        tx.set_peer_view(id, name.as_deref(), qos)?;
+        tx.peer(id)?.ok_or_else(|| not_found(format!("peer `{id}` not found")))
+    });
+    let answer = Answer::ok(&peer_json(&r, &row.await?)?)?;
+    settled_here(&r, answer, wait).await
 }
 
 pub(super) async fn delete(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    let dry_run = r.dry_run()?;
     if r.param("id").parse() == Ok(r.identity()?.peer_id) {
         return Err(invalid("cannot delete local peer (use 'arctic peers remove-self' instead)"));
     }
     let row = find(&r)?;
-    r.node().remove_peer(row.peer_id).await?;
+    if !dry_run {
+        r.node().remove_peer(row.peer_id).await?;
+    }
     Ok(Answer::no_content())
 }
 
 /// The called agent leaves its cluster.
 pub(super) async fn remove_self(r: Request) -> Outcome {
-    r.query.only(&[])?;
+    if r.dry_run()? {
+        let (identity, cluster) = (r.identity()?, r.cluster()?);
+        return Answer::ok(&json!({
+            "action": "deactivated",
+            "peer_id": identity.peer_id,
+            "public_key": identity.key.public(),
+            "cluster_id": cluster.cluster_id,
+            "version": null,
+            "deactivated_at": null,
+            "signature": null,
+        }));
+    }
     Answer::ok(&r.node().leave_cluster().await?)
 }
 

@@ -6,11 +6,15 @@ use super::{
     answer::{Answer, Outcome, clip, invalid, not_found},
     forward,
 };
-use crate::model::{Code, PeerId, Refused};
+use crate::{
+    model::{Code, PeerId, Refused},
+    node::MAYBE_DONE_HINT,
+};
 use hyper::{
     HeaderMap,
     header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TRANSFER_ENCODING},
 };
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -29,8 +33,8 @@ pub(super) fn target(headers: &HeaderMap, own_id: Option<PeerId>) -> Result<Opti
     Ok((Some(target) != own_id).then_some(target))
 }
 
-/// The target's answer, with `X-Arctic-Via`. `deadline`: of our own answer.
-pub(super) async fn to_target(r: &Request, target: PeerId, deadline: Duration) -> Outcome {
+/// The target's answer, with `X-Arctic-Via`. `deadline`: of our own answer; `streams`: it is passed on as it comes.
+pub(super) async fn to_target(r: &Request, target: PeerId, deadline: Duration, streams: bool) -> Outcome {
     let client = r.caller.on_behalf(true)?;
     let own_id = r.identity()?.peer_id;
     if r.node().store().read(|v| v.peer(target))?.is_none() {
@@ -38,13 +42,16 @@ pub(super) async fn to_target(r: &Request, target: PeerId, deadline: Duration) -
     }
     let patience = deadline.saturating_sub(MARGIN);
     let call = forward::call(r, patience);
+    let via = HeaderValue::try_from(own_id.to_string()).map_err(Refused::internal)?;
+    if streams {
+        let (head, chunks) = r.node().open_stream(target, &call, &client).await?;
+        return Ok(Answer::relayed_stream(head, chunks, is_end_to_end)?.with(HEADER_VIA, via));
+    }
     let asked = r.node().call_peer(target, &call, Some(&client));
     let answer = timeout(patience, asked).await.map_err(|_| {
         let text = format!("peer {target} gave no answer within {} s", patience.as_secs());
-        Refused::new(Code::PeerUnreachable, text)
-            .with_hint("the request may have been carried out; look before you repeat it")
+        Refused::new(Code::PeerUnreachable, text).with_details(json!({ "sent": true })).with_hint(MAYBE_DONE_HINT)
     })??;
-    let via = HeaderValue::try_from(own_id.to_string()).map_err(Refused::internal)?;
     Ok(Answer::relayed(answer, is_end_to_end)?.with(HEADER_VIA, via))
 }
 

@@ -135,6 +135,7 @@ async fn answer(
     let request_id = api.mint_request_id();
     request.extensions_mut().insert(Connected { source, request_id });
     let Ok(mut response) = router.oneshot(request.map(Body::new)).await;
+    super::lock(&api.counts).request(response.status());
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::try_from(request_id.to_string()) {
         // A proxied answer keeps the id that its body has.

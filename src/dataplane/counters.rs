@@ -2,6 +2,7 @@
 
 use super::limits::REFUSAL_LOG_INTERVAL;
 use crate::{
+    env::ServiceTraffic,
     model::{PeerId, ServiceId},
     routing::Forwarding,
     wire::stream::StreamRefusal,
@@ -157,6 +158,18 @@ pub struct ServiceCounts {
     pub opened: u64,
     pub active: u64,
     pub refused: BTreeMap<Refusal, u64>,
+}
+
+impl From<ServiceCounts> for ServiceTraffic {
+    fn from(counts: ServiceCounts) -> Self {
+        Self {
+            bytes_to_target: counts.bytes_to_target,
+            bytes_to_source: counts.bytes_to_source,
+            opened: counts.opened,
+            active: counts.active,
+            refused: counts.refused.into_iter().map(|(refusal, n)| (refusal.label(), n)).collect(),
+        }
+    }
 }
 
 /// Of the engine.

@@ -20,7 +20,7 @@ mod tls;
 pub use counters::{Counters, EngineCounts, Refusal, ServiceCounters, ServiceCounts};
 
 use crate::{
-    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, RunningEngines},
+    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines},
     model::{PeerId, PublicKey},
     os::sockets,
     routing::Forwarding,
@@ -110,6 +110,14 @@ impl Engines for LinuxEngines {
 impl RunningEngines for Engine {
     fn intercept_ports(&self) -> InterceptPorts {
         Engine::intercept_ports(self)
+    }
+
+    fn traffic(&self) -> ReadTraffic {
+        let core = Arc::downgrade(&self.core);
+        Arc::new(move || {
+            let services = core.upgrade().map(|core| core.counters.services()).unwrap_or_default();
+            services.into_iter().map(|(id, counts)| (id, counts.into())).collect()
+        })
     }
 
     fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -1,9 +1,9 @@
 use super::BoxFuture;
 use crate::{
-    model::{DataPorts, PeerId, SigningKey},
+    model::{DataPorts, PeerId, ServiceId, SigningKey},
     routing::Forwarding,
 };
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 use tokio::sync::watch;
 
 /// What the data planes need once, when they start.
@@ -36,8 +36,27 @@ pub trait Engines: Send + Sync + 'static {
     ) -> BoxFuture<'_, io::Result<Box<dyn RunningEngines>>>;
 }
 
+/// What was carried of one service, as seen by this peer as its source or its target, since the engines started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceTraffic {
+    pub bytes_to_target: u64,
+    pub bytes_to_source: u64,
+    /// Streams opened, and those open now.
+    pub opened: u64,
+    pub active: u64,
+    /// Flows that were refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+}
+
+pub type Traffic = BTreeMap<ServiceId, ServiceTraffic>;
+/// Reads the counters; empty once the engines are gone.
+pub type ReadTraffic = Arc<dyn Fn() -> Traffic + Send + Sync>;
+
 /// Data planes that run; dropping them ends every flow.
 pub trait RunningEngines: Send + Sync + 'static {
     fn intercept_ports(&self) -> InterceptPorts;
+    fn traffic(&self) -> ReadTraffic {
+        Arc::new(Traffic::default)
+    }
     fn shutdown(self: Box<Self>) -> BoxFuture<'static, ()>;
 }

@@ -6,7 +6,7 @@ mod engines;
 mod net;
 
 pub use clock::{Clock, SystemClock};
-pub use engines::{EngineSetup, Engines, InterceptPorts, RunningEngines};
+pub use engines::{EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, ServiceTraffic, Traffic};
 pub use net::{BoxFuture, BoxListener, BoxStream, Listener, Net, Stream};
 
 use crate::kernel::Kernel;

@@ -287,12 +287,16 @@ impl Gossip {
     fn meet_readmitted(&mut self, keys: &[RecordKey]) {
         let readmitted: BTreeSet<&str> =
             keys.iter().filter(|key| key.kind == kind::READMISSION).map(|key| key.id.as_str()).collect();
-        if readmitted.is_empty() {
-            return;
+        if !readmitted.is_empty() {
+            self.meet_vouched(|voucher| readmitted.contains(voucher.id.as_str()));
         }
-        let vouchers = self.index.of_registry(Registry::Peers).map(|entry| &entry.record);
-        let theirs = vouchers.filter(|r| r.key.kind == kind::VOUCHER && readmitted.contains(r.key.id.as_str()));
-        let met: Vec<_> = theirs.filter_map(|record| self.vouched(record)).collect();
+    }
+
+    /// Reads vouchers that are held already once more: whom they introduce may be worth a handshake now.
+    pub(super) fn meet_vouched(&mut self, is_meant: impl Fn(&RecordKey) -> bool) {
+        let held = self.index.of_registry(Registry::Peers).map(|entry| &entry.record);
+        let vouchers = held.filter(|r| r.key.kind == kind::VOUCHER && is_meant(&r.key));
+        let met: Vec<_> = vouchers.filter_map(|record| self.vouched(record)).collect();
         self.events.extend(met.into_iter().map(|d| Event::Discovered(Box::new(d))));
     }
 
@@ -328,7 +332,7 @@ impl Gossip {
         self.index.settle_digests();
     }
 
-    fn standing_of(&self, peer: PeerId) -> Standing {
+    pub(super) fn standing_of(&self, peer: PeerId) -> Standing {
         self.revocations.standing(peer, self.links.get(&peer).map(|link| &link.key))
     }
 

@@ -44,7 +44,7 @@ use link::{Link, Links};
 use quota::Quotas;
 use reconcile::Walks;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -355,18 +355,14 @@ impl Gossip {
     /// Takes records that were just committed to the store: own ones, or those a handshake brought.
     pub fn handle_local_change(&mut self, records: &[Record], now: Mono) {
         self.now = now;
-        let mut keys = Vec::new();
-        for record in records.iter().filter(|r| !self.is_suspect(r)).cloned().collect::<Vec<_>>() {
-            if let Some(key) = self.index_committed(record.clone()) {
-                self.note_floor(&record);
-                self.note_written(&record);
-                keys.push(key);
-            }
-        }
-        self.collect();
-        if records.iter().any(|r| Registry::of(&r.key.kind) == Registry::Revocations) {
+        let (revoking, others): (Vec<_>, Vec<_>) =
+            records.iter().partition(|r| Registry::of(&r.key.kind) == Registry::Revocations);
+        let mut keys = self.index_all_committed(&revoking);
+        if !revoking.is_empty() {
             self.settle_revocations(now);
         }
+        keys.extend(self.index_all_committed(&others));
+        self.collect();
         self.index.settle_digests();
         self.tell_removed(&keys);
         if !keys.is_empty() {
@@ -378,6 +374,24 @@ impl Gossip {
             }
         }
         self.drive(now);
+    }
+
+    /// A record of a peer whose revocation waits to be committed is void already.
+    fn index_all_committed(&mut self, records: &[&Record]) -> Vec<RecordKey> {
+        let mut keys = Vec::new();
+        for record in records {
+            let is_own = record.key.owner == self.local.peer_id;
+            let is_void = !is_own && !self.standing_of(record.key.owner).keeps(&record.key.kind);
+            if is_void || self.is_suspect(record) {
+                continue;
+            }
+            if let Some(key) = self.index_committed((*record).clone()) {
+                self.note_floor(record);
+                self.note_written(record);
+                keys.push(key);
+            }
+        }
+        keys
     }
 
     /// Takes the peers that are trusted now: after a handshake, after a removal. Revoked ones stay out until a
@@ -392,6 +406,7 @@ impl Gossip {
         self.withheld.retain(|peer, (key, _)| trusted.get(peer) == Some(key));
         self.walks.reconsider();
         let local = self.local.peer_id;
+        let mut new = BTreeSet::new();
         for (peer, key) in trusted.iter().filter(|(peer, _)| **peer != local) {
             if self.links.get(peer).is_some_and(|link| link.key == *key) {
                 continue;
@@ -399,9 +414,14 @@ impl Gossip {
             self.unlink(*peer);
             if self.revocations.standing(*peer, Some(key)) == Standing::Clear {
                 self.link(*peer, *key, now);
+                new.insert(*peer);
             } else {
                 self.withheld.entry(*peer).or_insert((*key, now + TRUST_GRACE));
             }
+        }
+        if !new.is_empty() {
+            // They may have been read when their issuers were not trusted, or just before a crash.
+            self.meet_vouched(|voucher| new.contains(&voucher.owner));
         }
         self.drive(now);
     }

@@ -12,7 +12,7 @@ mod policy;
 mod program;
 mod ruleset;
 
-pub(crate) use ruleset::sets;
+pub(crate) use ruleset::{DHCP_PORTS, TCP, UDP, sets, special_networks};
 
 pub use classify::{Arrival, HostView, Packet, Verdict, classify};
 pub use fake::{FakeKernel, Fault, Operation};

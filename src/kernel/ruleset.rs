@@ -22,7 +22,7 @@ pub(crate) const UDP: u8 = 17;
 const PRIORITY_TCP: i32 = -150;
 const PRIORITY_TUNNEL: i32 = -149;
 const PRIORITY_SRCNAT: i32 = 100;
-const DHCP_PORTS: [u16; 4] = [67, 68, 546, 547];
+pub(crate) const DHCP_PORTS: [u16; 4] = [67, 68, 546, 547];
 
 /// Names of the sets in the tables.
 pub(crate) mod sets {
@@ -274,7 +274,7 @@ fn capture_matches(capture: &Capture, family: Family) -> Option<Vec<Match>> {
     Some(matches)
 }
 
-fn special_networks() -> impl Iterator<Item = (IpNet, &'static str)> {
+pub(crate) fn special_networks() -> impl Iterator<Item = (IpNet, &'static str)> {
     let net = |ip: [u8; 4], len| IpNet::new_assert(IpAddr::from(ip), len);
     let net6 = |first: u16, last: u16, len| IpNet::new_assert(IpAddr::from([first, 0, 0, 0, 0, 0, 0, last]), len);
     [

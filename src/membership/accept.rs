@@ -1,13 +1,13 @@
 //! Taking peers in: after a handshake as trusted ones, after a voucher as candidates for one (cluster.md §3, §4).
 
-use super::{Ledger, Own, PeerRow, cluster, side::side};
+use super::{Author, Ledger, Own, PeerRow, cluster, side::side};
 use crate::{
     gossip::Discovery,
     handshake::{self, Accepted},
     model::{Code, Endpoint, PeerId, Refused, UnixTime},
     wire::{
         handshake::bounded_endpoints,
-        record::{PeerBody, ReadmissionBody, Record, kind},
+        record::{PeerBody, ReadmissionBody, Record, RecordKey, Voucher, kind},
     },
 };
 use std::collections::BTreeSet;
@@ -60,10 +60,29 @@ fn store<L: Ledger>(
     } else {
         handshake::issue_voucher(local, peer, key, accepted.endpoints.clone(), *now)
     };
-    ledger.put_own(author, kind::VOUCHER, &peer.to_string(), &voucher)?;
+    vouch(ledger, author, &voucher, *now)?;
     cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
     learn_own_endpoints(ledger, own, &accepted.own_endpoints, *we_answered)?;
     Ok(brought)
+}
+
+/// Keeps the own word about a peer. One that says the same and is not half over stays as it is.
+fn vouch<L: Ledger>(ledger: &L, author: &Author, voucher: &Voucher, now: UnixTime) -> Result<(), L::Error> {
+    let id = voucher.subject_peer_id.to_string();
+    let key = RecordKey { kind: kind::VOUCHER.into(), id, owner: author.peer_id };
+    let held =
+        ledger.record(&key)?.filter(|record| !record.deleted).and_then(|record| record.body_as::<Voucher>().ok());
+    let is_said = held.is_some_and(|held| {
+        held.subject_public_key == voucher.subject_public_key
+            && held.subject_endpoints == voucher.subject_endpoints
+            && held.customer_id == voucher.customer_id
+            && held.expires_at > now.plus(handshake::VOUCHER_LIFETIME / 2)
+            && held.issued_at <= now
+    });
+    if !is_said {
+        ledger.put_own(author, kind::VOUCHER, &key.id, voucher)?;
+    }
+    Ok(())
 }
 
 /// How others reach this agent (cluster.md §2): `told` by the peer that called it, the list given to `peers add`, comes

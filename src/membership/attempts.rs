@@ -21,6 +21,33 @@ impl Course {
     fn new(attempt: Attempt) -> Self {
         Self { attempt, pause: RENEWAL_PAUSE }
     }
+
+    /// Makes another attempt due if the pause since the last one is over.
+    fn renew(&mut self, endpoints: Vec<Endpoint>, now: Mono) -> bool {
+        let Attempt::Ended { at, .. } = &self.attempt else { return false };
+        let rested = now - *at;
+        if rested < self.pause {
+            return false;
+        }
+        self.pause =
+            if rested >= 2 * RENEWAL_PAUSE_MAX { RENEWAL_PAUSE } else { (2 * self.pause).min(RENEWAL_PAUSE_MAX) };
+        self.attempt = Attempt::Due(endpoints);
+        true
+    }
+
+    /// A fault that outlasted the attempt, or news that came later there than here, must not keep two members strangers.
+    fn try_again(&mut self, now: Mono) {
+        if let Attempt::Ended { failed: true, called, .. } = &self.attempt {
+            let called = called.clone();
+            self.renew(called, now);
+        }
+    }
+}
+
+impl Attempt {
+    fn has_failed(&self) -> bool {
+        matches!(self, Attempt::Ended { failed: true, .. })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +104,7 @@ impl Attempts {
     /// A peer whose handshake failed shows itself. Says whether another one is due now.
     pub fn handle_contact(&mut self, row: &PeerRow, now: Mono) -> bool {
         let attempt = self.by_peer.get(&row.peer_id).map(|course| &course.attempt);
-        let has_failed = matches!(attempt, Some(Attempt::Ended { failed: true, .. }));
+        let has_failed = attempt.is_some_and(Attempt::has_failed);
         !row.trusted && has_failed && self.renew(row, now)
     }
 
@@ -86,20 +113,13 @@ impl Attempts {
             self.begin(row.peer_id, row.all_endpoints());
             return true;
         };
-        let Attempt::Ended { at, .. } = &course.attempt else { return false };
-        let rested = now - *at;
-        if rested < course.pause {
-            return false;
-        }
-        course.pause =
-            if rested >= 2 * RENEWAL_PAUSE_MAX { RENEWAL_PAUSE } else { (2 * course.pause).min(RENEWAL_PAUSE_MAX) };
-        course.attempt = Attempt::Due(row.all_endpoints());
-        true
+        course.renew(row.all_endpoints(), now)
     }
 
     /// A handshake with the peer succeeded, whoever began it: none is due any more.
     pub fn handle_trusted(&mut self, peer: PeerId, now: Mono) {
-        if let Some(Course { attempt: attempt @ Attempt::Due(_), .. }) = self.by_peer.get_mut(&peer) {
+        let attempt = self.by_peer.get_mut(&peer).map(|course| &mut course.attempt);
+        if let Some(attempt) = attempt.filter(|a| !matches!(a, Attempt::Running { .. })) {
             *attempt = Attempt::Ended { called: Vec::new(), failed: false, at: now };
         }
     }
@@ -107,7 +127,7 @@ impl Attempts {
     /// The own license changed: what it refused may succeed now. Says whether a handshake is due.
     pub fn handle_license_change(&mut self) -> bool {
         let attempts = self.by_peer.values_mut().map(|course| &mut course.attempt);
-        let failed = attempts.filter(|a| matches!(a, Attempt::Ended { failed: true, .. }));
+        let failed = attempts.filter(|a| a.has_failed());
         failed.fold(false, |_, attempt| {
             if let Attempt::Ended { called, .. } = attempt {
                 *attempt = Attempt::Due(std::mem::take(called));
@@ -117,12 +137,14 @@ impl Attempts {
     }
 
     /// At most `room` peers whose handshake is due; it is taken to begin now.
-    pub fn take_due(&mut self, room: usize) -> Vec<(PeerId, Vec<Endpoint>)> {
+    pub fn take_due(&mut self, room: usize, now: Mono) -> Vec<(PeerId, Vec<Endpoint>)> {
         let mut due = Vec::new();
-        for (peer, Course { attempt, .. }) in &mut self.by_peer {
+        for (peer, course) in &mut self.by_peer {
             if due.len() == room {
                 break;
             }
+            course.try_again(now);
+            let attempt = &mut course.attempt;
             if let Attempt::Due(endpoints) = attempt {
                 let called = std::mem::take(endpoints);
                 due.push((*peer, called.clone()));
@@ -180,7 +202,7 @@ mod tests {
     fn failed(row: &PeerRow) -> Attempts {
         let mut attempts = Attempts::default();
         attempts.handle_voucher(row.peer_id, endpoints(&["a"]));
-        assert_eq!(attempts.take_due(1), [(row.peer_id, endpoints(&["a"]))]);
+        assert_eq!(attempts.take_due(1, NOW), [(row.peer_id, endpoints(&["a"]))]);
         attempts.handle_end(row.peer_id, true, NOW);
         assert_eq!(attempts.status(row.peer_id), PeerStatus::Unreachable);
         attempts
@@ -192,15 +214,15 @@ mod tests {
         let mut attempts = Attempts::default();
         attempts.handle_voucher(peer, endpoints(&["a"]));
         assert_eq!(attempts.status(peer), PeerStatus::Handshaking);
-        assert_eq!(attempts.take_due(0), []);
-        assert_eq!(attempts.take_due(4).len(), 1);
+        assert_eq!(attempts.take_due(0, NOW), []);
+        assert_eq!(attempts.take_due(4, NOW).len(), 1);
         attempts.handle_voucher(peer, endpoints(&["a", "b"]));
         attempts.handle_voucher(peer, endpoints(&["a"]));
-        assert_eq!(attempts.take_due(4), [], "one is running");
+        assert_eq!(attempts.take_due(4, NOW), [], "one is running");
         attempts.handle_end(peer, true, NOW);
-        assert_eq!(attempts.take_due(4), [(peer, endpoints(&["a", "b"]))]);
+        assert_eq!(attempts.take_due(4, NOW), [(peer, endpoints(&["a", "b"]))]);
         attempts.handle_end(peer, true, NOW);
-        assert_eq!((attempts.take_due(4), attempts.status(peer)), (vec![], PeerStatus::Unreachable));
+        assert_eq!((attempts.take_due(4, NOW), attempts.status(peer)), (vec![], PeerStatus::Unreachable));
     }
 
     #[test]
@@ -208,14 +230,27 @@ mod tests {
         let peer = row(false);
         let mut by_license = failed(&peer);
         assert!(by_license.handle_license_change());
-        assert_eq!(by_license.take_due(1), [(peer.peer_id, endpoints(&["a"]))]);
+        assert_eq!(by_license.take_due(1, NOW), [(peer.peer_id, endpoints(&["a"]))]);
         let mut by_voucher = failed(&peer);
         by_voucher.handle_voucher(peer.peer_id, endpoints(&["b"]));
-        assert_eq!(by_voucher.take_due(1).len(), 1);
+        assert_eq!(by_voucher.take_due(1, NOW).len(), 1);
         let mut by_contact = failed(&peer);
         assert!(!by_contact.handle_contact(&peer, NOW), "two that refuse each other do not go on for ever");
         assert!(by_contact.handle_contact(&peer, NOW + RENEWAL_PAUSE));
-        assert_eq!(by_contact.take_due(1).len(), 1);
+        assert_eq!(by_contact.take_due(1, NOW).len(), 1);
+    }
+
+    #[test]
+    fn a_handshake_that_failed_is_tried_again_after_a_pause() {
+        let peer = row(false).peer_id;
+        for failed in [true, false] {
+            let mut attempts = Attempts::default();
+            attempts.handle_voucher(peer, endpoints(&["a"]));
+            attempts.take_due(1, NOW);
+            attempts.handle_end(peer, failed, NOW);
+            assert_eq!(attempts.take_due(1, NOW), []);
+            assert_eq!(attempts.take_due(1, NOW + RENEWAL_PAUSE).len(), usize::from(failed));
+        }
     }
 
     #[test]
@@ -224,10 +259,10 @@ mod tests {
         let mut attempts = Attempts::default();
         attempts.handle_voucher(peer, endpoints(&["a"]));
         attempts.handle_trusted(peer, NOW);
-        assert_eq!(attempts.take_due(1), []);
+        assert_eq!(attempts.take_due(1, NOW), []);
         let mut running = Attempts::default();
         running.handle_voucher(peer, endpoints(&["a"]));
-        running.take_due(1);
+        running.take_due(1, NOW);
         running.handle_trusted(peer, NOW);
         assert_eq!(running.status(peer), PeerStatus::Handshaking);
     }
@@ -239,7 +274,7 @@ mod tests {
         assert!(!attempts.handle_unknown_there(&row(false), NOW));
         assert!(attempts.handle_unknown_there(&peer, NOW));
         assert!(!attempts.handle_unknown_there(&peer, NOW), "it is due already");
-        attempts.take_due(1);
+        attempts.take_due(1, NOW);
         attempts.handle_end(peer.peer_id, false, NOW);
         assert!(
             !attempts.handle_unknown_there(&peer, NOW) && attempts.handle_unknown_there(&peer, NOW + RENEWAL_PAUSE)
@@ -253,7 +288,7 @@ mod tests {
         assert!(attempts.handle_unknown_there(&peer, now));
         let mut pause = RENEWAL_PAUSE;
         for _ in 0..8 {
-            attempts.take_due(1);
+            attempts.take_due(1, NOW);
             attempts.handle_end(peer.peer_id, true, now);
             let early = now + (pause - Duration::from_millis(1));
             assert!(!attempts.handle_unknown_there(&peer, early), "{pause:?}");
@@ -262,11 +297,11 @@ mod tests {
             pause = (2 * pause).min(RENEWAL_PAUSE_MAX);
         }
         assert_eq!(pause, RENEWAL_PAUSE_MAX);
-        attempts.take_due(1);
+        attempts.take_due(1, NOW);
         attempts.handle_end(peer.peer_id, true, now);
         let rested = now + 2 * RENEWAL_PAUSE_MAX;
         assert!(attempts.handle_unknown_there(&peer, rested));
-        attempts.take_due(1);
+        attempts.take_due(1, NOW);
         attempts.handle_end(peer.peer_id, true, rested);
         assert!(attempts.handle_unknown_there(&peer, rested + RENEWAL_PAUSE));
     }
@@ -276,7 +311,7 @@ mod tests {
         let peer = row(false).peer_id;
         let mut attempts = Attempts::default();
         attempts.handle_voucher(peer, endpoints(&["a"]));
-        attempts.take_due(1);
+        attempts.take_due(1, NOW);
         attempts.retain(|_| false);
         attempts.handle_end(peer, true, NOW);
         assert!(attempts.by_peer.is_empty());

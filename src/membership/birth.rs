@@ -70,6 +70,8 @@ impl Birth {
                 description: words.description,
                 license_id: license.license_id(),
                 created_at: now,
+                rotated_by: None,
+                rotated_at: None,
             },
         }
     }

@@ -1,7 +1,7 @@
 //! What the gossip machine decides about own records: new versions after a loss, floors once all is acknowledged
 //! (cluster.md §7). A contested copy writes nothing; what was wanted waits for the next occasion.
 
-use super::{Author, Ledger};
+use super::{Author, Ledger, removal::delete_services_to_removed};
 use crate::wire::record::{FloorBody, Record, kind};
 
 /// Own records under new versions, as far as they are still what the ledger holds.
@@ -17,7 +17,7 @@ pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> 
             _ => drop(ledger.put_own(author, kind, id, &record.body)?),
         }
     }
-    Ok(())
+    delete_services_to_removed(ledger, author, records)
 }
 
 /// Says that every peer holds all records of this one up to `through`; its tombstones up to there go everywhere.

@@ -1,6 +1,6 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger, LedgerView, PeerRow, Put};
+use super::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
 use crate::{
     gossip::Standing,
     model::{PeerId, ServiceId, UnixTime},
@@ -9,6 +9,7 @@ use crate::{
         record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
     },
 };
+use std::collections::BTreeSet;
 
 /// Revocations that a refused peer is told of, and takes.
 const GROUNDS_MAX: usize = 8;
@@ -149,6 +150,23 @@ fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) ->
         }
     }
     Ok(())
+}
+
+/// Own services among these records that lead to a removed peer end: a database that was lost may have held them, and they
+/// come back when the removal is known here already.
+pub(super) fn delete_services_to_removed<L: Ledger>(
+    ledger: &L,
+    author: &Author,
+    records: &[Record],
+) -> Result<(), L::Error> {
+    let own = records.iter().filter(|r| r.key.kind == kind::SERVICE && r.key.owner == author.peer_id);
+    let targets: BTreeSet<PeerId> = own.filter_map(read_service).map(|s| s.body.target_peer_id).collect();
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let revocations = ledger.revocations()?;
+    let mut removed = targets.into_iter().filter(|target| revocations.standing(*target, None) == Standing::Revoked);
+    removed.try_for_each(|target| delete_services_to(ledger, author, target))
 }
 
 /// Why a peer is not trusted, for a peer that calls as if it were: the revocations of it, and of those that have

@@ -38,13 +38,9 @@ impl Node {
     /// Exactly one of several concurrent calls wins; the others are ALREADY_BOOTSTRAPPED.
     pub async fn bootstrap(&self, request: BootstrapRequest) -> Result<Bootstrapped, Refused> {
         let _turn = self.inner.membership_turn.lock().await;
-        if self.store().read(|v| v.cluster())?.is_some() {
-            return Err(already_bootstrapped());
-        }
+        let license = Arc::new(self.check_bootstrap(&request)?);
         let now = self.env().clock.unix();
-        let license = Arc::new(LicenseDocument::from_value(&request.license)?);
         let clock = EffectiveClock::start(now, self.env().clock.mono());
-        check_admission(&license, self.trust_roots(), None, &clock)?;
 
         let identity = self.identity_or_mint(now)?;
         let mut rng = self.fork_rng();
@@ -80,6 +76,17 @@ impl Node {
         self.begin_membership(identity, licensed);
         tracing::info!(peer = %answer.peer_id, cluster = %answer.cluster_id, license = %answer.license_id, "bootstrapped");
         Ok(answer)
+    }
+
+    /// Whether a bootstrap could succeed now: the license that it would go by.
+    pub fn check_bootstrap(&self, request: &BootstrapRequest) -> Result<LicenseDocument, Refused> {
+        if self.store().read(|v| v.cluster())?.is_some() {
+            return Err(already_bootstrapped());
+        }
+        let license = LicenseDocument::from_value(&request.license)?;
+        let clock = EffectiveClock::start(self.env().clock.unix(), self.env().clock.mono());
+        check_admission(&license, self.trust_roots(), None, &clock)?;
+        Ok(license)
     }
 
     fn identity_or_mint(&self, now: UnixTime) -> Result<Arc<Identity>, Refused> {

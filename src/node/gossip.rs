@@ -10,13 +10,14 @@ use crate::{
     wire::{
         gossip::{Op, Reply, Request},
         handshake::{ErrorBody, decode},
-        record::Record,
+        record::{Record, RevocationBody, kind},
         request::{OnBehalf, REVOCATIONS},
     },
 };
+use bytes::Bytes;
 use serde_json::json;
 use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
@@ -28,6 +29,8 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 const SYNC_POLL: Duration = Duration::from_millis(20);
 /// Handshakes of the agent's own accord at one time; others wait their turn.
 const JOINS_AT_ONCE_MAX: usize = 16;
+/// Of a call that got no answer.
+pub const MAYBE_DONE_HINT: &str = "the request may have been carried out; look before you repeat it";
 /// Pause after the store refused what the machine decided.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -71,10 +74,12 @@ impl Node {
         Ok(reply.encode())
     }
 
-    /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent.
+    /// A peer-signed call to a trusted peer, endpoints in order; a fallback is tried only while nothing was sent. Without an
+    /// answer `details.sent` says whether the peer may have acted upon it.
     pub async fn call_peer(&self, peer: PeerId, call: &Call, who: Option<&OnBehalf>) -> Result<PeerAnswer, Refused> {
         if !self.store().read(|v| v.peer(peer))?.is_some_and(|p| p.trusted) {
-            return Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted")));
+            let refused = Refused::new(Code::PeerUnreachable, format!("peer {peer} is not trusted"));
+            return Err(refused.with_details(json!({ "sent": false })));
         }
         self.call_member(peer, call, who).await
     }
@@ -86,7 +91,7 @@ impl Node {
             Some(row) => row.all_endpoints(),
             None => self.endpoint_reached(peer).into_iter().collect(),
         };
-        let mut reason = "no endpoint is known".to_owned();
+        let (mut reason, mut sent) = ("no endpoint is known".to_owned(), false);
         for endpoint in self.in_preferred_order(peer, endpoints) {
             match self.client().call_signed(&identity, peer, &endpoint, call, who).await {
                 Ok(answer) => {
@@ -94,12 +99,34 @@ impl Node {
                     return Ok(answer);
                 }
                 Err(e) => {
-                    let sent = e.may_have_been_sent();
+                    sent = e.may_have_been_sent();
                     reason = format!("{endpoint}: {e}");
                     if sent {
                         break;
                     }
                 }
+            }
+        }
+        let refused = Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}"))
+            .with_details(json!({ "sent": sent }));
+        Err(if sent { refused.with_hint(MAYBE_DONE_HINT) } else { refused })
+    }
+
+    /// As [`Self::call_peer`], for an answer that does not end.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        call: &Call,
+        who: &OnBehalf,
+    ) -> Result<(PeerAnswer, mpsc::Receiver<Bytes>), Refused> {
+        let identity = self.identity().ok_or_else(not_bootstrapped)?;
+        let row = self.store().read(|v| v.peer(peer))?.filter(|p| p.trusted);
+        let endpoints = row.map(|row| row.all_endpoints()).unwrap_or_default();
+        let mut reason = "it is not trusted, or no endpoint is known".to_owned();
+        for endpoint in self.in_preferred_order(peer, endpoints) {
+            match self.client().open_signed(&identity, peer, &endpoint, call, Some(who)).await {
+                Ok(opened) => return Ok(opened),
+                Err(e) => reason = format!("{endpoint}: {e}"),
             }
         }
         Err(Refused::new(Code::PeerUnreachable, format!("peer {peer} cannot be reached: {reason}")))
@@ -171,7 +198,8 @@ impl Node {
                     () = tokio::time::sleep(COMMIT_RETRY) => continue,
                 }
             }
-            for (peer, endpoints) in self.attempts().take_due(JOINS_AT_ONCE_MAX.saturating_sub(joins.len())) {
+            let room = JOINS_AT_ONCE_MAX.saturating_sub(joins.len());
+            for (peer, endpoints) in self.attempts().take_due(room, clock.mono()) {
                 let node = self.clone();
                 joins.spawn(async move { node.join_once(peer, endpoints).await });
             }
@@ -350,7 +378,9 @@ impl Node {
     async fn take_unauthorized(&self, peer: PeerId, body: &[u8]) {
         let details = decode::<ErrorBody>(body).ok().and_then(|body| body.details);
         let records = details.and_then(|d| serde_json::from_value::<Vec<Record>>(d.get(REVOCATIONS)?.clone()).ok());
-        match self.was_removed(records.unwrap_or_default()).await {
+        // Without them it is the request that is refused, for its clock or its signature, and not the peer.
+        let Some(records) = records else { return };
+        match self.was_removed(records).await {
             Ok(true) => {}
             Ok(false) => self.renew_trust(peer),
             Err(e) => tracing::error!(%peer, error = %e, "what the peer says of this one was not stored"),
@@ -384,7 +414,10 @@ impl Node {
             Event::Merge(records) => self.merge(records).await?,
             Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
             Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
-            Event::PeerStatus { peer, status, .. } => tracing::info!(%peer, ?status, "peer status"),
+            Event::PeerStatus { peer, status, .. } => {
+                tracing::info!(%peer, ?status, "peer status");
+                self.look_for_events();
+            }
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
             Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
             Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
@@ -401,7 +434,18 @@ impl Node {
 
     async fn merge(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        self.store().write(move |tx| membership::merge_records(tx, &identity, &records)).await
+        let revokes_client = |r: &Record| {
+            r.key.kind == kind::REVOCATION && r.body_as::<RevocationBody>().is_ok_and(|body| body.client_id.is_some())
+        };
+        self.store()
+            .write(move |tx| {
+                membership::merge_records(tx, &identity, &records)?;
+                if records.iter().any(revokes_client) {
+                    membership::retire_revoked_credentials(tx, &identity)?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {

@@ -21,11 +21,13 @@ pub struct ClusterInit {
 
 impl Node {
     /// What is there; with `force` a new cluster of this agent alone, which healthy peers would undo: they trust it still,
-    /// and merge again with whoever they trust.
-    pub async fn init_cluster(&self, force: bool) -> Result<ClusterInit, Refused> {
+    /// and merge again with whoever they trust. A dry run names the cluster that there is.
+    pub async fn init_cluster(&self, force: bool, dry_run: bool) -> Result<ClusterInit, Refused> {
         let identity = self.identity().ok_or_else(super::gossip::not_bootstrapped)?;
         if force {
             self.refuse_while_peers_are_healthy(identity.peer_id)?;
+        }
+        if force && !dry_run {
             let (now, author) = (self.env().clock.unix(), identity.clone());
             let id = ClusterId::mint(now, &mut self.fork_rng());
             self.store()

@@ -87,7 +87,10 @@ impl Node {
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
         let outcome = self.handshake(target, None).await;
-        self.attempts().handle_end(peer, outcome.is_err(), self.env().clock.mono());
+        // The peer may have begun one as well, which succeeded.
+        let is_trusted = self.store().read(|v| v.peer(peer)).is_ok_and(|row| row.is_some_and(|row| row.trusted));
+        self.attempts().handle_end(peer, outcome.is_err() && !is_trusted, self.env().clock.mono());
+        self.look_for_events();
         self.inner.gossip_wake.notify_one();
     }
 
@@ -248,7 +251,7 @@ impl Node {
         self.store().read(|v| membership::side(v, self.own(member)))?.ok_or_else(not_bootstrapped)
     }
 
-    fn own_endpoint_among(&self, endpoints: &[Endpoint]) -> Result<Option<Endpoint>, Refused> {
+    pub(super) fn own_endpoint_among(&self, endpoints: &[Endpoint]) -> Result<Option<Endpoint>, Refused> {
         let own = self.side(&self.member()?)?.local.endpoints;
         Ok(endpoints.iter().find(|e| own.contains(e)).cloned())
     }
@@ -294,11 +297,11 @@ async fn call_back(client: &PeerClient, pending: &PendingReverse) -> ReverseAnsw
     last
 }
 
-fn decode_identity(body: &[u8]) -> Result<PeerIdentity, DialFailure> {
+pub(super) fn decode_identity(body: &[u8]) -> Result<PeerIdentity, DialFailure> {
     decode(body).map_err(|_| DialFailure::Failed)
 }
 
-fn dial_failure(e: CallError) -> DialFailure {
+pub(super) fn dial_failure(e: CallError) -> DialFailure {
     match e {
         CallError::Refused => DialFailure::Refused,
         CallError::Timeout | CallError::NoAnswer => DialFailure::Timeout,

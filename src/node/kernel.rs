@@ -45,6 +45,7 @@ impl Node {
         let settings = Settings { mask, clear_on_stop: config.on_stop == OnStop::Clear, ..Settings::default() };
         let reconcile = Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings);
         *self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()) = Some(reconcile.status());
+        self.look_for_events();
         let forwarding = reconcile.forwarding();
         let mut running = None;
         let engines = async {
@@ -95,6 +96,7 @@ impl Node {
             state.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
             local.send_if_modified(|known| known.replace(identity.peer_id) != Some(identity.peer_id));
             if let Ok(engines) = started {
+                *self.inner.traffic.lock().unwrap_or_else(|p| p.into_inner()) = Some(engines.traffic());
                 return engines;
             }
             tokio::time::sleep(pause).await;

@@ -261,6 +261,7 @@ impl Node {
             revision.borrow_and_update();
             self.refresh_lock()?;
             self.retire_lock_records().await?;
+            self.look_for_events();
             let now = clock.mono();
             let due = self.lock().as_mut().and_then(|machine| {
                 machine.handle_timeout(now);

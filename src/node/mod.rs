@@ -1,11 +1,15 @@
 //! The drivers: they read clocks, move bytes and feed the machines. [`Node::start`] and [`Node::run`] are the same for
 //! the daemon and the simulator.
 
+mod applied;
 mod bootstrap;
 mod collection;
 mod config;
+mod confirm;
 pub mod daemon;
 mod data_dir;
+mod events;
+mod examine;
 mod gossip;
 mod identity;
 mod init;
@@ -13,6 +17,7 @@ mod join;
 mod kernel;
 mod licensing;
 mod lock;
+mod observe;
 mod peer_client;
 mod recovery;
 mod removal;
@@ -21,8 +26,11 @@ mod view;
 
 pub use bootstrap::{BootstrapRequest, Bootstrapped};
 pub use config::{Config, ConfigError, LogFormat, OnStop};
+pub use confirm::CONFIRM_MAX;
 pub use data_dir::DataDirError;
-pub use gossip::SyncOutcome;
+pub use events::{EVENT_TYPES, EVENTS_KEPT_MAX, Event, EventLog, News};
+pub use examine::Examined;
+pub use gossip::{MAYBE_DONE_HINT, SyncOutcome};
 #[cfg(test)]
 pub(crate) use identity::mint as mint_identity;
 pub use identity::{Identity, IdentityError};
@@ -35,7 +43,7 @@ pub use run::RunError;
 pub use view::{ClusterView, PeerHealth};
 
 use crate::{
-    env::Env,
+    env::{Env, Traffic},
     gossip::Gossip,
     handshake::Responder,
     license::{Entitlement, LicenseDocument, LicenseError, TrustRoots},
@@ -54,6 +62,9 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+
+/// Characters of the instance id that tell one start from another.
+const START_ID_CHARS: usize = 8;
 
 /// A running node, as its API and its drivers share it. Clones are handles to one node.
 #[derive(Clone)]
@@ -80,6 +91,10 @@ struct Inner {
     gossip: Mutex<Option<Gossip>>,
     gossip_wake: Notify,
     lock: Mutex<Option<Lock>>,
+    /// What the data planes carried, while they run.
+    traffic: Mutex<Option<crate::env::ReadTraffic>>,
+    events: EventLog,
+    events_wake: Notify,
     reconcile_wake: Notify,
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
@@ -137,6 +152,9 @@ impl Node {
                 gossip: Mutex::new(None),
                 gossip_wake: Notify::new(),
                 lock: Mutex::new(None),
+                traffic: Mutex::new(None),
+                events: EventLog::default(),
+                events_wake: Notify::new(),
                 reconcile_wake: Notify::new(),
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
@@ -209,6 +227,19 @@ impl Node {
     pub fn trust_roots(&self) -> &TrustRoots {
         &self.inner.trust_roots
     }
+    /// What happened since the start of this agent.
+    pub fn events(&self) -> &EventLog {
+        &self.inner.events
+    }
+    /// What the data planes carried of each service since they started.
+    pub fn traffic(&self) -> Traffic {
+        let read = self.inner.traffic.lock().unwrap_or_else(|p| p.into_inner()).clone();
+        read.map(|read| read()).unwrap_or_default()
+    }
+    /// Tells this start of the agent from others.
+    pub fn start_id(&self) -> &str {
+        &self.inner.instance[..START_ID_CHARS]
+    }
     /// None before bootstrap.
     pub fn identity(&self) -> Option<Arc<Identity>> {
         self.inner.identity.borrow().clone()
@@ -216,6 +247,10 @@ impl Node {
     /// None before bootstrap.
     pub fn entitlement(&self) -> Option<Arc<Entitlement>> {
         self.inner.entitlement.borrow().clone()
+    }
+    /// Changes with license, state and clock.
+    pub fn entitlement_watch(&self) -> watch::Receiver<Option<Arc<Entitlement>>> {
+        self.inner.entitlement.subscribe()
     }
     /// A random stream for one purpose, the same at each call.
     pub fn rng(&self, label: &str) -> Rng {

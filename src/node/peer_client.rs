@@ -13,15 +13,19 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request,
+    body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use std::{io, sync::Mutex, time::Duration};
+use tokio::sync::mpsc;
 
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer read from a peer: a gossip message.
 pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Pieces of a stream that wait to be passed on.
+const STREAM_CHUNKS_MAX: usize = 16;
 /// Largest answer read from whoever an address leads to, before anything is proven (security.md row 17).
 const UNPROVEN_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
@@ -125,6 +129,61 @@ impl PeerClient {
         call: &Call,
         on_behalf: Option<&OnBehalf>,
     ) -> Result<PeerAnswer, CallError> {
+        let headers = self.signature(author, target, call, on_behalf);
+        let answer = self.exchange(endpoint, call, headers, ANSWER_MAX_BYTES).await?;
+        if is_of(&answer.headers, target) { Ok(answer) } else { Err(CallError::OtherPeer) }
+    }
+
+    /// The same for an answer that does not end: its head, and its body as it comes.
+    pub async fn open_signed(
+        &self,
+        author: &Author,
+        target: PeerId,
+        endpoint: &Endpoint,
+        call: &Call,
+        on_behalf: Option<&OnBehalf>,
+    ) -> Result<(PeerAnswer, mpsc::Receiver<Bytes>), CallError> {
+        let headers = self.signature(author, target, call, on_behalf);
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.env.net.connect(endpoint));
+        let stream = connect.await.map_err(|_| CallError::Timeout)?.map_err(connect_error)?;
+        let opening = async {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(protocol)?;
+            let request = request_of(endpoint, call, headers)?;
+            let mut connection = Box::pin(connection);
+            let sent_at = self.env.clock.mono();
+            let response = tokio::select! {
+                biased;
+                response = sender.send_request(request) => response.map_err(protocol)?,
+                ended = &mut connection => {
+                    let why = ended.err().map_or("it ended".to_owned(), |e| e.to_string());
+                    return Err(CallError::Protocol(why));
+                }
+            };
+            let round_trip = self.env.clock.mono() - sent_at;
+            let (head, body) = response.into_parts();
+            if !is_of(&head.headers, target) {
+                return Err(CallError::OtherPeer);
+            }
+            let (chunks, received) = mpsc::channel(STREAM_CHUNKS_MAX);
+            tokio::spawn(async move {
+                let _open = sender;
+                pass_on(body, connection, chunks).await;
+            });
+            let (status, headers) = (head.status.as_u16(), head.headers);
+            let head = PeerAnswer { status, headers, body: Bytes::new(), endpoint: endpoint.clone(), round_trip };
+            Ok((head, received))
+        };
+        tokio::time::timeout(call.answer_timeout, opening).await.map_err(|_| CallError::NoAnswer)?
+    }
+
+    fn signature(
+        &self,
+        author: &Author,
+        target: PeerId,
+        call: &Call,
+        on_behalf: Option<&OnBehalf>,
+    ) -> Vec<(&'static str, String)> {
         let nonce = mint_nonce(&mut self.nonces.lock().unwrap_or_else(|p| p.into_inner()));
         let signed = SignedRequest {
             method: call.method.as_str(),
@@ -136,9 +195,7 @@ impl PeerClient {
             target,
             on_behalf,
         };
-        let answer = self.exchange(endpoint, call, signed.headers(&author.key), ANSWER_MAX_BYTES).await?;
-        let answered_by = answer.headers.get(HEADER_PEER).and_then(|id| id.to_str().ok()?.parse().ok());
-        if answered_by == Some(target) { Ok(answer) } else { Err(CallError::OtherPeer) }
+        signed.headers(&author.key)
     }
 
     async fn exchange(
@@ -153,18 +210,7 @@ impl PeerClient {
         let answer = async {
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(protocol)?;
-            let mut request = Request::builder()
-                .method(&call.method)
-                .uri(&call.path)
-                .header(header::HOST, endpoint.to_string())
-                .header(header::CONTENT_TYPE, "application/json");
-            for (name, value) in headers {
-                request = request.header(name, value);
-            }
-            for (name, value) in &call.passed_on {
-                request = request.header(name, value);
-            }
-            let request = request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))?;
+            let request = request_of(endpoint, call, headers)?;
             let clock = &self.env.clock;
             let exchange = async {
                 let sent_at = clock.mono();
@@ -191,6 +237,50 @@ impl PeerClient {
             }
         };
         tokio::time::timeout(call.answer_timeout, answer).await.map_err(|_| CallError::NoAnswer)?
+    }
+}
+
+fn is_of(headers: &HeaderMap, target: PeerId) -> bool {
+    headers.get(HEADER_PEER).and_then(|id| id.to_str().ok()?.parse().ok()) == Some(target)
+}
+
+fn request_of(
+    endpoint: &Endpoint,
+    call: &Call,
+    headers: Vec<(&'static str, String)>,
+) -> Result<Request<Full<Bytes>>, CallError> {
+    let mut request = Request::builder()
+        .method(&call.method)
+        .uri(&call.path)
+        .header(header::HOST, endpoint.to_string())
+        .header(header::CONTENT_TYPE, "application/json");
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    for (name, value) in &call.passed_on {
+        request = request.header(name, value);
+    }
+    request.body(Full::new(call.body.clone())).map_err(|e| CallError::Protocol(e.to_string()))
+}
+
+/// Passes a body on as it comes, until it ends or nobody listens.
+async fn pass_on(mut body: Incoming, connection: impl Future<Output = hyper::Result<()>>, chunks: mpsc::Sender<Bytes>) {
+    let passing = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Ok(bytes) = frame.into_data()
+                && chunks.send(bytes).await.is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = passing => {}
+        () = chunks.closed() => {}
+        ended = connection => if let Err(e) = ended {
+            tracing::debug!(error = %e, "a stream of another agent ended");
+        },
     }
 }
 

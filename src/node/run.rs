@@ -1,10 +1,11 @@
 //! The life of a node: API and reconcilers from the start, everything else once it is a member of a cluster.
 
-use super::{Node, RecoveryToken};
+use super::{Node, RecoveryToken, events::News};
 use crate::{
     api::{Api, ServeError},
     store::StoreError,
 };
+use serde_json::json;
 use std::{net::SocketAddr, time::Duration};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -33,9 +34,11 @@ impl Node {
         let addr = self.config().api_bind;
         let listener = self.env().net.listen(addr).await.map_err(|source| RunError::Bind { addr, source })?;
         tracing::info!(%addr, version = crate::model::VERSION, "agent started");
+        self.tell(News::new("agent.started", json!({"version": crate::model::VERSION})));
 
         let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
-        let ending = stop.child_token();
+        // Of its own, so that listeners hear of the stop before their streams end.
+        let ending = CancellationToken::new();
         let mut api = Api::new(self.clone());
         if let Some(token) = recovery {
             api = api.with_recovery(token);
@@ -53,6 +56,7 @@ impl Node {
             () = self.inner.departed.cancelled() => None,
             ended = drivers.join_next() => ended,
         };
+        self.tell(News::new("agent.stopping", json!({"version": crate::model::VERSION})));
         ending.cancel();
         let outcome = first.map_or(Ok(()), |ended| ended?);
         let all_ended = async { while drivers.join_next().await.is_some() {} };
@@ -65,6 +69,7 @@ impl Node {
 
     async fn live_as_member(self, stop: CancellationToken) -> Result<(), RunError> {
         let mut identity = self.inner.identity.subscribe();
+        let is_new = identity.borrow().is_none();
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
@@ -75,6 +80,10 @@ impl Node {
         drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_events(is_new, until).await?) });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move { Ok(node.drive_confirm(until).await?) });
         let (node, until) = (self.clone(), stop.clone());
         drivers.spawn(async move {
             node.drive_license(until).await;

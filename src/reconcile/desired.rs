@@ -300,7 +300,7 @@ fn forwarded(desired: &Desired, service: &Service, marks: &Marks) -> ForwardedSe
     }
 }
 
-fn capture(route: &CompiledRoute, marks: &Marks) -> Option<Capture> {
+pub(super) fn capture(route: &CompiledRoute, marks: &Marks) -> Option<Capture> {
     Some(Capture {
         service: route.service,
         route: route.route,

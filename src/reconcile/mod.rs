@@ -9,6 +9,7 @@
 //! because their order matters: an engine knows a service before packets reach it, and until no packet reaches it.
 
 mod desired;
+mod explain;
 mod firewall;
 mod report;
 mod run;
@@ -19,6 +20,7 @@ mod tproxy;
 mod tests;
 
 pub use desired::{Change, Compiled, Desired, Marks, Source, StoreSource, compile};
+pub use explain::{Candidate, Explanation, Flow, Outcome, Plane, Reason, explain};
 pub use firewall::{FirewallStep, plan};
 pub use run::{Pace, Reconcile, Settings};
 pub use status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status};

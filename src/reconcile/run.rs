@@ -321,7 +321,11 @@ impl<S: Source> Reconcile<S> {
         let at = self.clock.unix();
         let took_ms = u64::try_from(self.clock.mono().saturating_since(started).as_millis()).unwrap_or(u64::MAX);
         let (mask, marks) = (self.settings.mask, &self.marks);
+        let applied = self.firewall.applied();
         self.status.send_modify(|status| {
+            if let Some(applied) = applied.filter(|applied| **applied != *status.ruleset) {
+                status.ruleset = Arc::new(applied.clone());
+            }
             count(&mut status.firewall, firewall, at, took_ms);
             count(&mut status.tproxy, tproxy, at, took_ms);
             let Some(compiled) = compiled else { return };

@@ -1,8 +1,11 @@
 //! How the reconcilers are doing, as data: for `/readyz`, conditions of services, metrics.
 
-use crate::model::{ServiceId, UnixTime};
+use crate::{
+    kernel::Ruleset,
+    model::{ServiceId, UnixTime},
+};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// In the order in which they start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -85,6 +88,8 @@ pub struct Status {
     pub fwmarks: BTreeMap<ServiceId, u32>,
     /// Store revision of the last pass that succeeded in every reconciler.
     pub applied_revision: u64,
+    /// What the tables do now.
+    pub ruleset: Arc<Ruleset>,
 }
 
 impl Status {

@@ -32,10 +32,7 @@ impl CompiledRoute {
     }
 
     pub fn matches(&self, source: IpAddr, dest: IpAddr, interface: Option<&str>) -> bool {
-        let inside = |net: &Option<IpNet>, ip: IpAddr| net.is_none_or(|n| n.contains(&ip));
-        let family = self.source.or(self.dest).is_none_or(|n| n.addr().is_ipv4() == dest.is_ipv4());
-        let entered = self.interface.as_deref().is_none_or(|i| Some(i) == interface);
-        family && entered && inside(&self.source, source) && inside(&self.dest, dest)
+        self.mismatch(source, dest, interface).is_none()
     }
 
     /// Smaller is more preferred (dataplane.md §6, numbered as there).

@@ -2,19 +2,16 @@
 
 use super::{StoreError, View};
 use crate::{
+    membership,
     model::{ClientId, PeerId},
-    wire::record::{CredentialBody, RevocationBody, kind},
+    wire::record::{CredentialBody, kind},
 };
 
 impl View<'_> {
     /// Live credentials with the peer that issued each, ordered by client id.
     pub fn credentials(&self) -> Result<Vec<(PeerId, CredentialBody)>, StoreError> {
         let trusted = self.trusted_peers()?;
-        let revoked: Vec<ClientId> = self
-            .records_of(kind::REVOCATION)?
-            .iter()
-            .filter_map(|r| r.body_as::<RevocationBody>().ok()?.client_id)
-            .collect();
+        let revoked = membership::revoked_clients(self)?;
         let live = self.records_of(kind::CREDENTIAL)?.into_iter().filter(|r| !r.deleted).filter_map(|r| {
             let body: CredentialBody = r.body_as().ok()?;
             let issued_by_a_member = trusted.iter().any(|p| p.peer_id == r.key.owner);

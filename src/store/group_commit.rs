@@ -5,7 +5,7 @@
 
 use super::{StoreError, Tx, View};
 use crate::planted::{Bug, planted};
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, DropBehavior, TransactionBehavior};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 
 /// Writes in one commit; more wait for the next, so that the first are not kept waiting.
 const BATCH_MAX_WRITES: usize = 256;
+/// The planted bug holds back one commit in so many, so that what reads after it writes mostly works.
+const HELD_ONE_IN: u64 = 4;
 
 /// Tells a submitter how the commit went.
 type Tell = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
@@ -79,6 +81,12 @@ impl GroupCommit {
         changed
     }
 
+    /// Commits what the planted bug left open; whether that changed anything.
+    pub fn commit_open(&self) -> bool {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        commit_open(&connection).unwrap_or(false)
+    }
+
     fn queue(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,11 +114,21 @@ fn run(connection: &mut Connection, batch: Vec<Job>) -> bool {
     outcome.unwrap_or(false)
 }
 
+/// Commits what the planted bug acknowledged and left open; whether there was any.
+fn commit_open(connection: &Connection) -> rusqlite::Result<bool> {
+    let is_open = planted(Bug::AckBeforeCommit) && !connection.is_autocommit();
+    if is_open {
+        connection.execute_batch("COMMIT")?;
+    }
+    Ok(is_open)
+}
+
 fn commit(
     connection: &mut Connection,
     jobs: &mut impl Iterator<Item = Job>,
     tells: &mut Vec<Tell>,
 ) -> rusqlite::Result<bool> {
+    let was_open = commit_open(connection)?;
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut changed = false;
     loop {
@@ -126,9 +144,11 @@ fn commit(
             savepoint.commit()?;
         }
     }
-    if planted(Bug::AckBeforeCommit) {
+    if planted(Bug::AckBeforeCommit) && tells.len() == 1 && transaction.total_changes() % HELD_ONE_IN == 0 {
         tells.drain(..).for_each(|tell| tell(Ok(())));
+        transaction.set_drop_behavior(DropBehavior::Ignore);
+        return Ok(false);
     }
     transaction.commit()?;
-    Ok(changed)
+    Ok(changed || was_open)
 }

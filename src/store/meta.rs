@@ -1,7 +1,10 @@
 //! Facts of this host: cluster, license, counters.
 
 use super::{StoreError, Tx, View};
-use crate::{membership::ClusterFacts, model::PeerId};
+use crate::{
+    membership::{ClusterFacts, PendingConfirm},
+    model::PeerId,
+};
 use rusqlite::OptionalExtension;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -16,6 +19,7 @@ const LEAVING: &str = "leaving";
 const LINEAGE: &str = "lineage";
 const CATCHING_UP: &str = "catching_up";
 const CONTESTED: &str = "contested";
+const PENDING_CONFIRM: &str = "pending_confirm";
 
 impl View<'_> {
     fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
@@ -74,6 +78,11 @@ impl View<'_> {
     /// Peers refuse this copy of the identity because another one lives (cluster.md §7): it writes no record.
     pub fn is_contested(&self) -> Result<bool, StoreError> {
         Ok(self.meta(CONTESTED)?.unwrap_or(false))
+    }
+
+    /// What is undone unless it is confirmed (compose.md §5).
+    pub fn pending_confirm(&self) -> Result<Option<PendingConfirm>, StoreError> {
+        Ok(self.meta::<Option<PendingConfirm>>(PENDING_CONFIRM)?.flatten())
     }
 
     /// The highest version this peer has given to a record of its own.
@@ -139,6 +148,10 @@ impl Tx<'_> {
         }
         self.connection.execute("DELETE FROM meta WHERE key NOT IN (?1, ?2)", [OWN_VERSION, START_COUNTER])?;
         Ok(())
+    }
+
+    pub fn set_pending_confirm(&self, pending: Option<&PendingConfirm>) -> Result<(), StoreError> {
+        self.set_meta(PENDING_CONFIRM, &pending)
     }
 
     pub fn set_contested(&self, contested: bool) -> Result<(), StoreError> {

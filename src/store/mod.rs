@@ -17,6 +17,7 @@ pub use crate::membership::{Author, ClusterFacts, PeerRow, Put};
 use crate::{
     membership::IdentityConflict,
     model::{Code, Refused},
+    planted::{Bug, planted},
 };
 use group_commit::GroupCommit;
 use rusqlite::Connection;
@@ -24,8 +25,12 @@ use std::{
     ops::Deref,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use tokio::sync::watch;
+
+/// How late the planted bug commits.
+const COMMIT_LATE: Duration = Duration::from_millis(150);
 
 /// Counts commits of this process; starts at 0 with each open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -152,7 +157,21 @@ impl Store {
         if self.inner.writer.commit_submitted() {
             self.inner.revision.send_modify(|r| r.0 += 1);
         }
+        if planted(Bug::AckBeforeCommit) {
+            self.commit_late();
+        }
         told.await.expect("a write that panicked has no result")
+    }
+
+    /// The planted bug: what was acknowledged already comes to the disk a while later.
+    fn commit_late(&self) {
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(COMMIT_LATE).await;
+            if inner.writer.commit_open() {
+                inner.revision.send_modify(|r| r.0 += 1);
+            }
+        });
     }
 
     /// Runs `f` on the last committed state.

@@ -1,5 +1,6 @@
 //! Bytes and messages: signing, canonical JSON, signed records, and the messages between peers. Versioned and bounded.
 
+pub mod applied;
 pub mod canonical;
 pub mod gossip;
 pub mod handshake;

@@ -199,6 +199,11 @@ pub struct CredentialBody {
     pub description: String,
     pub license_id: LicenseId,
     pub created_at: UnixTime,
+    /// The client that asked for the last rotation; absent also for the recovery token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_by: Option<ClientId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_at: Option<UnixTime>,
 }
 
 /// Body of a `revocation` record; its id is the subject id.

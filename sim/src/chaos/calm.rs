@@ -25,6 +25,8 @@ pub(super) struct Inspection {
     pub peer_ids: BTreeMap<String, String>,
     pub memory: Rc<RefCell<Memory>>,
     pub license: Value,
+    /// What it lists after its loss says nothing of what its owner wrote before.
+    pub loser: String,
 }
 
 /// What the hosts say at one moment.
@@ -93,14 +95,11 @@ impl Inspection {
             seen.status.insert(host.clone(), self.op.get(host, "/v1/cluster/status").await.body);
             let peers = self.op.get(host, "/v1/peers").await.body["peers"].as_array().cloned().unwrap_or_default();
             seen.peers.insert(host.clone(), peers);
-            let mut services = BTreeMap::new();
-            let list = self.op.get(host, "/v1/services").await.body["services"].as_array().cloned().unwrap_or_default();
-            for service in list {
-                let path = format!("/v1/services/{}", service["id"].as_str().unwrap_or_default());
-                let whole = self.op.get(host, &path).await.body;
-                services.insert(whole["name"].as_str().unwrap_or_default().to_owned(), whole);
+            let services = services_at(&self.op, host).await;
+            if let Some(services) = services.as_ref().filter(|_| *host != self.loser) {
+                self.memory.borrow_mut().seen_at(host, services);
             }
-            seen.services.insert(host.clone(), services);
+            seen.services.insert(host.clone(), services.unwrap_or_default());
         }
         seen
     }
@@ -158,9 +157,12 @@ impl Inspection {
             }
         }
         for host in self.peer_ids.keys().filter(|h| self.memory.borrow().is_member(h) == Some(false)) {
-            let others = seen.peers[host].len().saturating_sub(1);
-            if others > 0 {
-                wrong.push(format!("R3 removed {host} still lists {others} others"));
+            // Who is listed without trust is no member (cluster.md §4): one that had not heard of the removal yet may have
+            // called, was taken in, and has refused since.
+            let is_trusted = |p: &&Value| p["status"] == "healthy" || p["status"] == "unhealthy";
+            let trusted = seen.peers[host].iter().filter(is_trusted).count();
+            if trusted > 1 {
+                wrong.push(format!("R3 removed {host} still trusts {} others", trusted - 1));
             }
         }
     }
@@ -213,6 +215,20 @@ impl Inspection {
     }
 }
 
-fn destinations(service: &Value) -> impl Iterator<Item = &str> {
+/// What a host lists, by name, each with its routes; `None` if it did not answer every question.
+pub(super) async fn services_at(op: &Operator, host: &str) -> Option<BTreeMap<String, Value>> {
+    let mut services = BTreeMap::new();
+    let list = op.get(host, "/v1/services").await;
+    for service in list.body["services"].as_array().filter(|_| list.status == 200)? {
+        let whole = op.get(host, &format!("/v1/services/{}", service["id"].as_str()?)).await;
+        if whole.status != 200 {
+            return None;
+        }
+        services.insert(whole.body["name"].as_str()?.to_owned(), whole.body);
+    }
+    Some(services)
+}
+
+pub(super) fn destinations(service: &Value) -> impl Iterator<Item = &str> {
     service["routes"].as_array().into_iter().flatten().filter_map(|r| r["dest_cidr"].as_str())
 }

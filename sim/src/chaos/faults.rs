@@ -2,9 +2,11 @@
 
 use crate::StreamFault;
 use arctic::{kernel::Fault as KernelFault, model::Rng};
-use std::{fmt, time::Duration};
+use std::{fmt, iter, time::Duration};
 
 const MINUTE_MS: i64 = 60_000;
+/// A write over the slowest healthy links has ended by then.
+const WRITE_MAX_MS: u64 = 250;
 const YEAR_MS: i64 = 365 * 24 * 60 * MINUTE_MS;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +31,11 @@ pub enum Fault {
         other: String,
     },
     Crash(String),
-    CrashInWrite(String),
+    /// So long after the operator began a write at the host.
+    CrashInWrite {
+        host: String,
+        after: Duration,
+    },
     /// The data directory as it was at the begin comes back at the end.
     OldCopy(String),
     /// The database is gone; `peer.key` stays.
@@ -82,6 +88,10 @@ pub const KNOBS: [&str; 25] = [
 ];
 
 impl Fault {
+    fn loses_data(&self) -> bool {
+        matches!(self, Self::OldCopy(_) | Self::Wipe(_))
+    }
+
     /// Its knob.
     pub fn name(&self) -> &'static str {
         match self {
@@ -91,7 +101,7 @@ impl Fault {
             Self::Slow { .. } => "slow link",
             Self::Clog { .. } => "clog",
             Self::Crash(_) => "crash",
-            Self::CrashInWrite(_) => "crash during write",
+            Self::CrashInWrite { .. } => "crash during write",
             Self::OldCopy(_) => "old copy",
             Self::Wipe(_) => "wiped database",
             Self::Clock { ahead_ms, .. } => match *ahead_ms {
@@ -134,13 +144,14 @@ impl fmt::Display for Planned {
 /// What the faults of one seed may touch.
 pub(super) struct Ground<'a> {
     pub hosts: &'a [String],
-    /// May lose data: not the one that leaves, and one at most, so that somebody still has what it lost.
+    /// May lose data, once: not the one that leaves, and one at most, so that somebody still has what it lost.
     pub loser: &'a str,
     pub lasts: Duration,
 }
 
-/// Each seed draws how likely each kind is, some not at all; then the list, in order of time.
-pub(super) fn draw(ground: &Ground<'_>, rng: &mut Rng) -> Vec<Planned> {
+/// Each seed draws how likely each kind is, some not at all; then the list, in order of time. One fault more is of the
+/// knob whose turn it is, so that few seeds in a row turn every knob.
+pub(super) fn draw(seed: u64, ground: &Ground<'_>, rng: &mut Rng) -> Vec<Planned> {
     let kinds: Vec<(u64, Kind)> = Kind::ALL.iter().map(|&kind| (weight(rng), kind)).collect();
     let total = kinds.iter().map(|(weight, _)| weight).sum::<u64>().max(1);
     let count = 4 + rng.below(12);
@@ -155,7 +166,11 @@ pub(super) fn draw(ground: &Ground<'_>, rng: &mut Rng) -> Vec<Planned> {
             drawn.map(|(_, kind)| plan(*kind, ground, rng))
         })
         .collect();
-    list.extend(data_loss(ground, rng));
+    let in_turn = KNOBS[(seed % KNOBS.len() as u64) as usize];
+    list.extend(iter::repeat_with(|| any(ground, rng)).find(|p| p.fault.name() == in_turn));
+    if !list.iter().any(|p| p.fault.loses_data()) && rng.below(3) == 0 {
+        list.push(data_loss(ground, rng));
+    }
     list.sort_by_key(|p| p.at);
     list
 }
@@ -210,7 +225,7 @@ fn plan(kind: Kind, ground: &Ground<'_>, rng: &mut Rng) -> Planned {
         Kind::Slow => Fault::Slow { one, other, latency: Duration::from_millis(100 + rng.below(1_900)) },
         Kind::Clog => Fault::Clog { one, other },
         Kind::Crash => Fault::Crash(one),
-        Kind::CrashInWrite => Fault::CrashInWrite(one),
+        Kind::CrashInWrite => Fault::CrashInWrite { host: one, after: Duration::from_millis(rng.below(WRITE_MAX_MS)) },
         Kind::Clock => Fault::Clock { host: one, ahead_ms: clock(rng) },
         Kind::Streams => Fault::Streams { host: one, fault: stream_fault(rng), count: 1 + rng.below(20) as usize },
         Kind::Kernel => Fault::Kernel { host: one, fault: kernel_fault(rng) },
@@ -223,16 +238,19 @@ fn plan(kind: Kind, ground: &Ground<'_>, rng: &mut Rng) -> Planned {
     Planned { at, lasts, fault }
 }
 
-fn data_loss(ground: &Ground<'_>, rng: &mut Rng) -> Option<Planned> {
+fn any(ground: &Ground<'_>, rng: &mut Rng) -> Planned {
+    match Kind::ALL.get(rng.below(Kind::ALL.len() as u64 + 1) as usize) {
+        Some(kind) => plan(*kind, ground, rng),
+        None => data_loss(ground, rng),
+    }
+}
+
+fn data_loss(ground: &Ground<'_>, rng: &mut Rng) -> Planned {
     let host = ground.loser.to_owned();
-    let fault = match rng.below(4) {
-        0 => Fault::OldCopy(host),
-        1 => Fault::Wipe(host),
-        _ => return None,
-    };
+    let fault = if rng.below(2) == 0 { Fault::OldCopy(host) } else { Fault::Wipe(host) };
     let third = ground.lasts.as_millis() as u64 / 3;
     let at = Duration::from_millis(third / 2 + rng.below(third));
-    Some(Planned { at, lasts: Duration::from_millis(2_000 + rng.below(third)), fault })
+    Planned { at, lasts: Duration::from_millis(2_000 + rng.below(third)), fault }
 }
 
 fn pair(hosts: &[String], rng: &mut Rng) -> (String, String) {
@@ -269,5 +287,24 @@ fn kernel_fault(rng: &mut Rng) -> KernelFault {
         4 => KernelFault::ForeignEdit,
         5 => KernelFault::LostNotification,
         _ => KernelFault::Vanished,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn as_many_seeds_as_there_are_knobs_turn_every_knob_and_none_loses_data_twice() {
+        let hosts = ["n1", "n2", "n3"].map(str::to_owned);
+        let ground = Ground { hosts: &hosts, loser: "n2", lasts: Duration::from_secs(120) };
+        let lists: Vec<_> = (7..7 + KNOBS.len() as u64)
+            .map(|seed| draw(seed, &ground, &mut Rng::from_seed([seed as u8; 32])))
+            .collect();
+        let drawn: BTreeSet<&str> = lists.iter().flatten().map(|p| p.fault.name()).collect();
+        assert_eq!(drawn, BTreeSet::from(KNOBS));
+        assert!(lists.iter().all(|list| list.iter().filter(|p| p.fault.loses_data()).count() <= 1));
+        assert!(lists.iter().all(|list| list.is_sorted_by_key(|p| p.at)));
     }
 }

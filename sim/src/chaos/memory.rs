@@ -1,12 +1,20 @@
 //! What the operator was told, and so what may and must be there at the end.
 
+use super::calm::destinations;
+use arctic::wire::record::{RecordKey, kind};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the acknowledgements say of one object. `Maybe` stays: a call without an answer may take effect at any later time.
+/// What the acknowledgements say of one object. A call without an answer may take effect at any later time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
     Must,
     MustNot,
+    /// Its addition had no answer: once it was seen it stays.
+    Adding,
+    /// Its deletion had no answer: once it was gone it stays away.
+    Deleting,
+    /// Nobody can know: it was lost with the only database that held it, or both of the above.
     Maybe,
 }
 
@@ -40,10 +48,14 @@ pub(super) struct ServiceMemory {
 pub(super) struct Memory {
     /// By name.
     pub services: BTreeMap<String, ServiceMemory>,
-    /// The host that the operator removed, and how that ended; `Maybe` also after a re-admission.
+    /// The host that the operator removed and perhaps took back, and whether it is a member.
     pub removed: Option<(String, Presence)>,
+    /// What began or ended at that host, as it was before.
+    taken_along: BTreeMap<String, Presence>,
     /// The host that a write is on its way to.
     pub in_flight: Option<String>,
+    /// How often a host lost what it wrote last.
+    pub losses: u32,
     /// Hosts that lost their database and wait for a bootstrap.
     pub to_bootstrap: BTreeSet<String>,
     /// Hosts that fell back in time and have not caught up yet: nobody writes to them.
@@ -59,15 +71,25 @@ impl Presence {
         match ending {
             Ending::Acknowledged => Self::Must,
             Ending::Refused => Self::MustNot,
-            Ending::Unknown => Self::Maybe,
+            Ending::Unknown => Self::Adding,
         }
     }
 
     fn after_deletion(self, ending: Ending) -> Self {
         match (ending, self) {
-            (Ending::Refused, before) => before,
-            (Ending::Unknown, _) | (_, Self::Maybe) => Self::Maybe,
+            (Ending::Refused, before) | (_, before @ Self::MustNot) => before,
+            (_, Self::Adding | Self::Maybe) => Self::Maybe,
+            (Ending::Unknown, _) => Self::Deleting,
             (Ending::Acknowledged, _) => Self::MustNot,
+        }
+    }
+
+    /// After its owner showed whether it is there.
+    fn after_look(self, present: bool) -> Self {
+        match (self, present) {
+            (Self::Adding, true) => Self::Must,
+            (Self::Deleting, false) => Self::MustNot,
+            (before, _) => before,
         }
     }
 
@@ -118,22 +140,60 @@ impl Memory {
         let presence = Presence::Must.after_deletion(ending);
         if ending != Ending::Refused {
             self.removed = Some((host.to_owned(), presence));
+            let involved = self.services.iter().filter(|(_, s)| s.source == host || s.target == host);
+            self.taken_along = involved.map(|(name, s)| (name.clone(), s.presence)).collect();
             self.involving(host, |s| s.presence = s.presence.after_deletion(ending));
         }
     }
 
-    /// Its services were voided, unless it never heard of its removal.
+    /// It brings along what begins at it. What others had leading to it is deleted, if its owner heard of the removal before
+    /// it heard of the re-admission (cluster.md §8).
     pub fn peer_readmitted(&mut self, host: &str, ending: Ending) {
         self.count(ending);
-        if ending != Ending::Refused {
-            self.removed = Some((host.to_owned(), Presence::Maybe));
-            self.involving(host, |s| s.presence = Presence::Maybe);
+        let Some((_, member)) = self.removed.as_mut().filter(|(removed, _)| removed == host) else { return };
+        *member = match (ending, *member) {
+            (Ending::Refused, _) => return,
+            (Ending::Acknowledged, Presence::MustNot) => Presence::Must,
+            (Ending::Unknown, Presence::MustNot) => Presence::Adding,
+            // The removal may still be on its way.
+            _ => Presence::Maybe,
+        };
+        let member = *member;
+        for (name, before) in std::mem::take(&mut self.taken_along) {
+            self.change(&name, |s| {
+                s.presence = match (before, member) {
+                    (Presence::MustNot, _) => before,
+                    (Presence::Must | Presence::Deleting, _) if s.target == host => Presence::Deleting,
+                    (_, Presence::Must) if s.source == host => before,
+                    (Presence::Must, Presence::Adding) => Presence::Adding,
+                    _ => Presence::Maybe,
+                }
+            });
+        }
+    }
+
+    /// What its owner lists, each service by name. A removed one lists what only it holds.
+    pub fn seen_at(&mut self, owner: &str, listed: &BTreeMap<String, Value>) {
+        if self.is_member(owner) != Some(true) {
+            return;
+        }
+        for (name, service) in self.services.iter_mut().filter(|(_, service)| service.source == owner) {
+            let found = listed.get(name);
+            service.presence = service.presence.after_look(found.is_some());
+            let Some(found) = found else { continue };
+            let dests: BTreeSet<&str> = destinations(found).collect();
+            for (dest, route) in &mut service.routes {
+                route.presence = route.presence.after_look(dests.contains(dest.as_str()));
+            }
         }
     }
 
     /// Nobody but the host had what it lost: either state will do.
-    pub fn lost(&mut self, service_id: &str) {
-        let of_id = |s: &&mut ServiceMemory| s.id.as_deref() == Some(service_id);
+    pub fn lost(&mut self, record: &RecordKey) {
+        if let Some((_, presence)) = self.removed.as_mut().filter(|_| is_about_membership(&record.kind)) {
+            *presence = Presence::Maybe;
+        }
+        let of_id = |s: &&mut ServiceMemory| s.id.as_ref() == Some(&record.id);
         for service in self.services.values_mut().filter(of_id) {
             service.presence = Presence::Maybe;
             service.routes.values_mut().for_each(|r| r.presence = Presence::Maybe);
@@ -146,7 +206,7 @@ impl Memory {
             Some((removed, presence)) if removed == host => match presence {
                 Presence::MustNot => Some(false),
                 Presence::Must => Some(true),
-                Presence::Maybe => None,
+                Presence::Adding | Presence::Deleting | Presence::Maybe => None,
             },
             _ => Some(true),
         }
@@ -164,5 +224,58 @@ impl Memory {
 
     fn count(&mut self, ending: Ending) {
         self.acknowledged += u64::from(ending == Ending::Acknowledged);
+    }
+}
+
+fn is_about_membership(record_kind: &str) -> bool {
+    matches!(record_kind, kind::REVOCATION | kind::READMISSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> Memory {
+        let mut memory = Memory::default();
+        for (name, source, target) in [("from", "n3", "n1"), ("to", "n1", "n3"), ("gone", "n3", "n2")] {
+            memory.created(name.into(), source.into(), target.into(), None, Ending::Acknowledged);
+        }
+        memory.deleted("gone", Ending::Acknowledged);
+        memory
+    }
+
+    fn presences(memory: &Memory) -> [Presence; 3] {
+        ["from", "gone", "to"].map(|name| memory.services[name].presence)
+    }
+
+    #[test]
+    fn a_removal_takes_all_that_involves_the_host_and_a_readmission_gives_back_what_begins_at_it() {
+        use Presence::{Deleting, Must, MustNot};
+        let mut memory = memory();
+        memory.peer_removed("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
+        memory.peer_readmitted("n3", Ending::Refused);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([MustNot; 3], Some(false)));
+        memory.peer_readmitted("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Must, MustNot, Deleting], Some(true)));
+        memory.seen_at("n1", &BTreeMap::new());
+        assert_eq!(presences(&memory), [Must, MustNot, MustNot]);
+    }
+
+    #[test]
+    fn without_an_answer_nobody_knows_until_the_owner_shows_it() {
+        use Presence::{Adding, Deleting, Maybe, Must, MustNot};
+        let mut memory = memory();
+        memory.peer_removed("n3", Ending::Unknown);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Deleting, MustNot, Deleting], None));
+        memory.peer_readmitted("n3", Ending::Acknowledged);
+        assert_eq!((presences(&memory), memory.is_member("n3")), ([Maybe, MustNot, Deleting], None));
+        memory.seen_at("n1", &BTreeMap::new());
+        assert_eq!(presences(&memory), [Maybe, MustNot, MustNot]);
+        memory.created("new".into(), "n1".into(), "n2".into(), None, Ending::Unknown);
+        memory.seen_at("n2", &BTreeMap::from([("new".to_owned(), Value::Null)]));
+        assert_eq!(memory.services["new"].presence, Adding, "only its owner knows");
+        memory.seen_at("n1", &BTreeMap::from([("new".to_owned(), Value::Null)]));
+        assert_eq!(memory.services["new"].presence, Must);
     }
 }

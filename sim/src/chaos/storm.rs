@@ -50,6 +50,8 @@ struct Active {
     until: Duration,
     /// A copy of the data directory, by file.
     copy: BTreeMap<&'static str, Vec<u8>>,
+    /// Since when the write is on its way that a crash waited for.
+    met_at: Option<Duration>,
 }
 
 impl Storm {
@@ -80,7 +82,7 @@ impl Storm {
         while let Some(planned) = self.waiting.pop_if(|p| self.begun + p.at <= now) {
             self.begin(cluster, planned, now);
         }
-        self.meet_a_write(cluster);
+        self.meet_a_write(cluster, now);
         let (ended, active) = std::mem::take(&mut self.active).into_iter().partition(|a| a.until <= now);
         self.active = active;
         for fault in ended {
@@ -110,7 +112,7 @@ impl Storm {
 
     fn begin(&mut self, cluster: &mut Cluster, planned: Planned, now: Duration) {
         crate::record(format_args!("fault {planned}"));
-        let mut active = Active { until: now + planned.lasts, planned, copy: BTreeMap::new() };
+        let mut active = Active { until: now + planned.lasts, planned, copy: BTreeMap::new(), met_at: None };
         match &active.planned.fault {
             Fault::Crash(host) => {
                 if !self.crash(cluster, host) {
@@ -140,10 +142,10 @@ impl Storm {
             | Fault::OneWay { .. }
             | Fault::Isolate(_)
             | Fault::Clog { .. }
-            | Fault::CrashInWrite(_) => {}
+            | Fault::CrashInWrite { .. } => {}
         }
         // These are counted when they show.
-        if !matches!(active.planned.fault, Fault::CrashInWrite(_) | Fault::OldCopy(_) | Fault::Streams { .. }) {
+        if !matches!(active.planned.fault, Fault::CrashInWrite { .. } | Fault::OldCopy(_) | Fault::Streams { .. }) {
             *self.fired.entry(active.planned.fault.name()).or_default() += 1;
         }
         self.active.push(active);
@@ -153,8 +155,7 @@ impl Storm {
     fn end(&mut self, cluster: &mut Cluster, mut ended: Active) {
         crate::record(format_args!("end of {:?}", ended.planned.fault));
         match &ended.planned.fault {
-            Fault::Crash(host) | Fault::Wipe(host) => self.restart(cluster, host),
-            Fault::CrashInWrite(host) => self.restart(cluster, host),
+            Fault::Crash(host) | Fault::Wipe(host) | Fault::CrashInWrite { host, .. } => self.restart(cluster, host),
             Fault::OldCopy(host) if !ended.copy.is_empty() && self.crash(cluster, host) => {
                 let copy = std::mem::take(&mut ended.copy);
                 let kept = records_in(&copy);
@@ -172,13 +173,24 @@ impl Storm {
         self.set_flows(cluster);
     }
 
-    /// A crash that waited for a write to be on its way.
-    fn meet_a_write(&mut self, cluster: &mut Cluster) {
-        let Some(called) = self.memory.borrow().in_flight.clone() else { return };
-        let armed = |a: &Active| a.planned.fault == Fault::CrashInWrite(called.clone());
-        if self.active.iter().any(armed) && self.crash(cluster, &called) {
-            *self.fired.entry("crash during write").or_default() += 1;
-            self.set_flows(cluster);
+    /// Crashes that waited for a write to be on its way.
+    fn meet_a_write(&mut self, cluster: &mut Cluster, now: Duration) {
+        let called = self.memory.borrow().in_flight.clone();
+        let mut due = Vec::new();
+        for active in &mut self.active {
+            let Fault::CrashInWrite { host, after } = &active.planned.fault else { continue };
+            if active.met_at.is_none() && called.as_ref() == Some(host) {
+                active.met_at = Some(now);
+            }
+            if active.met_at.is_some_and(|met_at| now >= met_at + *after) {
+                due.push(host.clone());
+            }
+        }
+        for host in due {
+            if self.crash(cluster, &host) {
+                *self.fired.entry("crash during write").or_default() += 1;
+                self.set_flows(cluster);
+            }
         }
     }
 
@@ -248,9 +260,10 @@ impl Storm {
     fn forget_what_nobody_else_has(&mut self, cluster: &Cluster, host: &str, kept: &[Record]) {
         let others = self.hosts.iter().filter(|h| *h != host && Some(*h) != self.leaver.as_ref());
         let held: Vec<Record> = others.flat_map(|other| records_of(cluster.host(other).data_dir())).collect();
+        self.memory.borrow_mut().losses += 1;
         let elsewhere = |r: &Record| held.iter().chain(kept).any(|h| h.key == r.key && h.version >= r.version);
         for record in records_of(cluster.host(host).data_dir()).iter().filter(|r| !elsewhere(r)) {
-            self.memory.borrow_mut().lost(&record.key.id);
+            self.memory.borrow_mut().lost(&record.key);
         }
     }
 }

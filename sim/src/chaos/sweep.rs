@@ -9,6 +9,9 @@ use std::{
     time::Duration,
 };
 
+/// A knob that so many seeds never turn is dead.
+const KNOBS_FROM_SEEDS: u64 = 50;
+
 /// What a sweep found.
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
@@ -39,13 +42,15 @@ impl Summary {
     pub fn never_fired(&self) -> Vec<&'static str> {
         KNOBS.into_iter().filter(|knob| self.fired.get(knob).is_none_or(|times| *times == 0)).collect()
     }
+
+    /// No invariant was violated, and no knob is dead.
+    pub fn is_green(&self) -> bool {
+        self.failed.is_empty() && (self.seeds < KNOBS_FROM_SEEDS || self.never_fired().is_empty())
+    }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for outcome in &self.failed {
-            writeln!(f, "{outcome}\n")?;
-        }
         for (knob, times) in &self.fired {
             writeln!(f, "fired       {times:>6} {knob}")?;
         }
@@ -103,4 +108,31 @@ pub fn idle(nodes: usize, lasts: Duration) -> Duration {
     super::join_all(&mut cluster, &license);
     cluster.act(|_| async move { tokio::time::sleep(lasts).await });
     cluster.elapsed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn swept(seeds: u64, dead: Option<&str>) -> Summary {
+        let fired: BTreeMap<_, _> = KNOBS.into_iter().map(|knob| (knob, u64::from(dead != Some(knob)))).collect();
+        let mut summary = Summary::default();
+        (0..seeds).for_each(|seed| summary.add(Outcome { seed, fired: fired.clone(), ..Outcome::default() }));
+        summary
+    }
+
+    #[test]
+    fn a_sweep_of_many_seeds_is_red_while_one_knob_never_turned() {
+        assert!(swept(KNOBS_FROM_SEEDS, None).is_green());
+        assert!(swept(KNOBS_FROM_SEEDS - 1, Some("old copy")).is_green(), "too few to say");
+        let dead = swept(KNOBS_FROM_SEEDS, Some("old copy"));
+        assert_eq!((dead.is_green(), dead.never_fired()), (false, vec!["old copy"]));
+    }
+
+    #[test]
+    fn a_violated_invariant_makes_a_sweep_red() {
+        let mut summary = swept(1, None);
+        summary.add(Outcome { violated: vec!["D1".into()], ..Outcome::default() });
+        assert!(!summary.is_green() && summary.failed.len() == 1);
+    }
 }

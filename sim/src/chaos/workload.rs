@@ -1,6 +1,9 @@
 //! An operator at work while things fail.
 
-use super::memory::{Ending, Memory, Presence};
+use super::{
+    calm::services_at,
+    memory::{Ending, Memory, Presence},
+};
 use crate::{Answer, Operator};
 use arctic::model::Rng;
 use hyper::Method;
@@ -20,6 +23,8 @@ pub(super) struct Workload {
     pub memory: Rc<RefCell<Memory>>,
     /// Removed and perhaps taken back in the course of the run.
     pub leaver: Option<String>,
+    /// May lose its database.
+    pub loser: String,
     pub ends_at: Duration,
 }
 
@@ -75,13 +80,18 @@ impl Workload {
     }
 
     async fn send(&self, host: &str, method: Method, path: &str, body: Option<Value>) -> (Ending, Answer) {
+        let losses = self.memory.borrow().losses;
         self.memory.borrow_mut().in_flight = Some(host.to_owned());
         let answer = match (method, body) {
             (Method::POST, Some(body)) => self.op.post(host, path, body).await,
             _ => self.op.delete(host, path).await,
         };
         self.memory.borrow_mut().in_flight = None;
-        let ending = ending_of(&answer);
+        let mut ending = ending_of(&answer);
+        if ending == Ending::Acknowledged && losses != self.memory.borrow().losses {
+            // What was written on the way may have been lost before its acknowledgement came.
+            ending = Ending::Unknown;
+        }
         crate::record(format_args!("operator {host}{path} {} {ending:?}", answer.status));
         (ending, answer)
     }
@@ -146,12 +156,17 @@ impl Workload {
         self.memory.borrow_mut().deleted(&name, ending);
     }
 
-    /// No wall clock alone suspends a license (L3).
+    /// What was seen at its owner is true for good. No wall clock alone suspends a license (L3).
     async fn look(&mut self) {
         let Some(called) = self.called() else { return };
         let answer = self.op.get(&called, "/v1/cluster/status").await;
         if answer.body["license_state"] == "suspended" {
             self.memory.borrow_mut().seen.push(format!("L3 {called} is suspended"));
+        }
+        if called != self.loser
+            && let Some(services) = services_at(&self.op, &called).await
+        {
+            self.memory.borrow_mut().seen_at(&called, &services);
         }
     }
 
@@ -201,12 +216,17 @@ pub(super) fn endpoint_of(host: &str) -> Value {
     json!({"endpoints": [format!("{host}:8080")]})
 }
 
-/// An owner that could not be reached may have been reached all the same: the answer was lost.
+/// An owner that was asked and gave no answer may have acted all the same, and so may the other side of a handshake.
 fn ending_of(answer: &Answer) -> Ending {
+    let may_be_done = match answer.body["code"].as_str() {
+        Some("PEER_UNREACHABLE") => answer.body["details"]["sent"] != false,
+        Some("HANDSHAKE_FAILED") => true,
+        _ => false,
+    };
     match answer.status {
         200..300 => Ending::Acknowledged,
         0 | 500.. => Ending::Unknown,
-        _ if answer.body["code"] == "PEER_UNREACHABLE" || answer.body["code"] == "HANDSHAKE_FAILED" => Ending::Unknown,
+        _ if may_be_done => Ending::Unknown,
         _ => Ending::Refused,
     }
 }

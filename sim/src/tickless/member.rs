@@ -323,7 +323,7 @@ impl World {
         let (mut unauthorized, mut is_contested_there) = (None, false);
         let reply = match outcome {
             Outcome::Answered(answer) => {
-                unauthorized = (answer.status() == 401).then(|| answer.revocations());
+                unauthorized = answer.revocations().filter(|_| answer.status() == 401);
                 is_contested_there = answer.has_code(Code::IdentityConflict);
                 if let Some(text) = answer.refusal_text() {
                     self.nodes[n].last_refusal = Some(text);
@@ -383,11 +383,14 @@ impl World {
     }
 
     fn start_due_handshakes(&mut self, n: usize) {
-        let Some(process) = self.nodes[n].process.as_mut() else { return };
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        let Some(process) = node.process.as_mut() else { return };
+        let mono = node.clock.mono(now);
         let running = process.handshakes.values().filter(|h| matches!(h.why, Why::Join(_))).count();
         let room = JOINS_AT_ONCE_MAX.saturating_sub(running);
         let Some(member) = process.member.as_mut() else { return };
-        for (peer, endpoints) in member.attempts.take_due(room) {
+        for (peer, endpoints) in member.attempts.take_due(room, mono) {
             let target =
                 Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: handshake::Purpose::Join };
             self.begin_handshake(n, target, Why::Join(peer));
@@ -450,8 +453,11 @@ impl World {
             }
         };
         let mono = self.nodes[n].clock.mono(now);
-        if let (Why::Join(peer), Some(member)) = (&ended.why, self.nodes[n].member_mut()) {
-            member.attempts.handle_end(*peer, failed, mono);
+        if let Why::Join(peer) = &ended.why
+            && let is_trusted = self.nodes[n].disk.trusted_key(*peer).is_some()
+            && let Some(member) = self.nodes[n].member_mut()
+        {
+            member.attempts.handle_end(*peer, failed && !is_trusted, mono);
         }
         if let Why::Add(work) = ended.why {
             self.work_done(n, &work, !failed);
@@ -508,6 +514,10 @@ impl World {
         match stored {
             Ok(brought) => {
                 self.witness_accept(n, peer, readmitted, by_operator);
+                let mono = self.nodes[n].clock.mono(now);
+                if let Some(member) = self.nodes[n].member_mut() {
+                    member.attempts.handle_trusted(peer, mono);
+                }
                 self.trust_changed(n, &brought);
                 Ok(())
             }

@@ -239,8 +239,8 @@ impl Answer {
         }
     }
 
-    /// The records by which a refusal says that the caller was removed.
-    pub fn revocations(&self) -> Vec<Record> {
+    /// The records by which a refusal says that the caller is not trusted.
+    pub fn revocations(&self) -> Option<Vec<Record>> {
         let parsed;
         let body = match self {
             Answer::Refused { body, .. } => Some(body),
@@ -251,7 +251,7 @@ impl Answer {
             _ => None,
         };
         let list = body.and_then(|b| b.details.as_ref()?.get(REVOCATIONS).cloned());
-        list.and_then(|list| serde_json::from_value(list).ok()).unwrap_or_default()
+        list.and_then(|list| serde_json::from_value(list).ok())
     }
 
     pub fn to_identity(&self) -> Option<Identity> {

@@ -232,9 +232,7 @@ impl World {
         }
         let Some(key) = node.disk.trusted_key(auth.sender) else {
             let grounds = membership::grounds(&node.disk, auth.sender).unwrap_or_default();
-            let refused = unauthorized("not trusted");
-            let is_removed = !grounds.is_empty();
-            return Err(if is_removed { refused.with_details(json!({ REVOCATIONS: grounds })) } else { refused });
+            return Err(unauthorized("not trusted").with_details(json!({ REVOCATIONS: grounds })));
         };
         if !checks {
             return Ok(auth.sender);

@@ -1,5 +1,6 @@
 //! An agent on loopback: the production node and API, an in-memory kernel, a clock that the test moves.
 
+use super::conformance;
 use crate::{
     api::{Api, token},
     env::{BoxFuture, Clock, EngineSetup, Engines, Env, InterceptPorts, Net, RunningEngines, SystemClock},
@@ -213,7 +214,8 @@ pub(super) struct LiveAgent {
     pub(super) caller: Caller,
     pub(super) node: Node,
     stop: CancellationToken,
-    _dir: TempDir,
+    dir: Arc<TempDir>,
+    seed: u8,
 }
 
 impl LiveAgent {
@@ -230,7 +232,7 @@ impl LiveAgent {
     }
 
     async fn with(seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Arc::new(tempfile::tempdir().unwrap());
         let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = free.local_addr().unwrap();
         drop(free);
@@ -252,7 +254,27 @@ impl LiveAgent {
             ApiAccess::Public => drop(caller.bootstrap(license).await),
             ApiAccess::Internal => drop(caller.post("/v1/bootstrap", json!({ "license": license })).await.expect(201)),
         }
-        Self { caller, node, stop, _dir: dir }
+        Self { caller, node, stop, dir, seed }
+    }
+
+    /// The same host after a stop of so long and a start.
+    pub(super) async fn restarted_after(self, pause: Duration) -> Self {
+        let (addr, token, dir, seed) = (self.caller.addr, self.caller.token.clone(), self.dir.clone(), self.seed);
+        drop(self);
+        while TcpStream::connect(addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(pause).await;
+        let node = start_node(Arc::new(SystemClock::new()), dir.path(), seed, |c| {
+            c.api_bind = addr;
+            c.advertise_endpoints = vec![addr.to_string().parse().unwrap()];
+        })
+        .await;
+        let stop = CancellationToken::new();
+        tokio::spawn(node.clone().run(Some(RecoveryToken::of(RECOVERY)), stop.clone()));
+        let caller = Caller { addr, token };
+        caller.wait_until_listening().await;
+        Self { caller, node, stop, dir, seed }
     }
 }
 
@@ -304,14 +326,19 @@ impl Caller {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let driver = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", self.addr.to_string());
+        let mut request = Request::builder().method(method.clone()).uri(path).header("host", self.addr.to_string());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
-        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        // A stream of events does not end.
+        let streams = parts.headers.get("content-type").is_some_and(|v| v == "text/event-stream");
+        let bytes = if streams { Bytes::new() } else { body.collect().await.unwrap().to_bytes() };
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
         driver.abort();
+        let media = parts.headers.get("content-type").map_or("", |v| v.to_str().unwrap());
+        conformance::check(&method, path, parts.status.as_u16(), media, &text);
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
         Reply { status: parts.status.as_u16(), headers: parts.headers, text, body }
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 /// A row of the allow-lists, as far as requests have one.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Allowed {
+pub(super) enum Allowed {
     Always,
     /// And in suspended for the recovery token.
     UntilSuspended,
@@ -52,6 +52,7 @@ const fn with_body(row: Row, body: &'static str) -> Row {
 }
 
 const LOCK: &str = "/v1/cluster/lock";
+const CONFIRM: &str = "/v1/cluster/pending-confirm";
 const LICENSE: &str = "/v1/license";
 const SERVICES: &str = "/v1/services";
 const ROUTES: &str = "/v1/services/{sid}/routes";
@@ -61,6 +62,8 @@ const ROWS: &[Row] = &[
     row("GET", "/livez", Always, [200; 3]),
     Row { query: "?exclude=license,firewall,tproxy", ..row("GET", "/readyz", Always, [200; 3]) },
     row("GET", "/v1/cluster/identity", Always, [200; 3]),
+    row("GET", "/metrics", UntilSuspended, [200; 3]),
+    row("GET", "/v1/openapi.json", UntilSuspended, [200; 3]),
     with_body(row("POST", "/v1/bootstrap", UntilReadOnly, [400; 3]), "{}"),
     row("POST", "/v1/oauth/token", Always, [400; 3]),
     row("GET", "/.well-known/openid-configuration", UntilSuspended, [200; 3]),
@@ -71,6 +74,10 @@ const ROWS: &[Row] = &[
     row("POST", "/v1/gossip/reconcile", PeersUntilSuspended, [401; 3]),
     row("POST", "/v1/gossip/push", PeersUntilSuspended, [401; 3]),
     row("POST", "/v1/gossip/lock", PeersUntilSuspended, [401; 3]),
+    row("POST", "/v1/gossip/applied", PeersUntilSuspended, [401; 3]),
+    with_body(row("PUT", "/v1/peers/{id}", UntilReadOnlyForAll, [401, 404, 404]), "{}"),
+    with_body(row("PUT", "/v1/services/{sid}", UntilReadOnlyForAll, [401, 404, 404]), "{}"),
+    with_body(row("PUT", "/v1/services/{sid}/routes/{rid}", UntilReadOnlyForAll, [401, 404, 404]), "{}"),
     Row { query: "?harmless", ..row("DELETE", "/v1/peers/self", Always, [401, 400, 400]) },
     row("GET", "/v1/peers", UntilSuspended, [401, 200, 200]),
     with_body(row("POST", "/v1/peers", UntilReadOnlyForAll, [401, 400, 400]), "{}"),
@@ -83,12 +90,23 @@ const ROWS: &[Row] = &[
     row("GET", ROUTES, UntilSuspended, [401, 404, 404]),
     with_body(row("POST", ROUTES, UntilReadOnlyForAll, [401, 400, 400]), "{}"),
     row("DELETE", "/v1/services/{sid}/routes/{rid}", UntilReadOnly, [401, 404, 404]),
+    with_body(row("POST", "/v1/routes/explain", UntilSuspended, [401, 400, 400]), "{}"),
     row("GET", "/v1/cluster/status", UntilSuspended, [401, 200, 200]),
     row("POST", "/v1/cluster/sync", UntilSuspended, [401, 200, 200]),
     with_body(row("POST", "/v1/cluster/init", UntilReadOnly, [401, 200, 200]), "{}"),
     row("GET", LOCK, UntilSuspended, [401, 200, 200]),
     with_body(row("POST", LOCK, UntilSuspended, [401, 400, 400]), "{}"),
     row("DELETE", LOCK, UntilSuspended, [401, 200, 200]),
+    row("GET", CONFIRM, UntilSuspended, [401, 200, 200]),
+    with_body(row("POST", CONFIRM, UntilReadOnly, [401, 400, 400]), "{}"),
+    row("DELETE", CONFIRM, UntilSuspended, [401, 200, 200]),
+    Row { query: "?limit=x", ..row("GET", "/v1/events", UntilSuspended, [401, 400, 400]) },
+    row("GET", "/v1/audit", UntilSuspended, [401, 200, 200]),
+    row("GET", "/v1/credentials", UntilSuspended, [401, 200, 200]),
+    Row { query: "?dry_run=true", ..with_body(row("POST", "/v1/credentials", UntilReadOnly, [401, 201, 201]), "{}") },
+    row("DELETE", "/v1/credentials/{cid}", UntilReadOnly, [401, 404, 404]),
+    row("GET", "/v1/cluster/credentials", UntilSuspended, [401, 200, 200]),
+    Row { query: "?dry_run=true", ..row("POST", "/v1/cluster/credentials/rotate", UntilReadOnly, [401, 200, 200]) },
     row("GET", LICENSE, Always, [401, 200, 200]),
     with_body(row("PUT", LICENSE, Always, [401, 400, 400]), "{}"),
 ];
@@ -103,8 +121,7 @@ enum Who {
 const EVERYONE: [Who; 3] = [Who::Anonymous, Who::Admin, Who::Recovery];
 
 impl Allowed {
-    fn permits(self, state: State, who: Who) -> bool {
-        let recovery = who == Who::Recovery;
+    pub(super) fn permits(self, state: State, recovery: bool) -> bool {
         match self {
             Always => true,
             UntilSuspended => state < State::Suspended || recovery,
@@ -160,11 +177,17 @@ impl Row {
     }
 }
 
-fn moments() -> [(i32, State); 5] {
+/// The row of an endpoint.
+pub(super) fn allowed(method: &Method, path: &str) -> Allowed {
+    let row = ROWS.iter().find(|r| r.method == method.as_str() && r.path == path);
+    row.unwrap_or_else(|| panic!("{method} {path} has no row")).allowed
+}
+
+pub(super) fn moments() -> [(i32, State); 5] {
     [(-31, State::Valid), (-1, State::Warning), (1, State::GracePeriod), (15, State::ReadOnly), (45, State::Suspended)]
 }
 
-async fn agent_in(days: i32, state: State) -> Agent {
+pub(super) async fn agent_in(days: i32, state: State) -> Agent {
     let agent = Agent::bootstrapped().await;
     let agent = agent.later(u32::try_from(365 + days).unwrap() * super::agent::DAY).await;
     assert_eq!(agent.node.entitlement().unwrap().state, state);
@@ -203,7 +226,7 @@ async fn the_allow_lists_hold_for_every_endpoint_in_every_state_and_for_every_ca
             for who in EVERYONE {
                 let what = format!("{} {} in {state} for {who:?}", row.method, row.path);
                 let reply = row.ask(&agent, who).await;
-                if row.allowed.permits(state, who) {
+                if row.allowed.permits(state, who == Who::Recovery) {
                     row.assert_permitted(&reply, &license, who, &what);
                 } else {
                     row.assert_refused(&reply, &license, &what);

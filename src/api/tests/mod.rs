@@ -2,12 +2,20 @@
 
 mod access;
 mod agent;
+mod confirming;
+mod conformance;
+mod credentials;
+mod explaining;
+mod hostile;
 mod joining;
 mod leaving;
 mod license_table;
 mod license_update;
 mod locking;
+mod matrix;
 mod objects;
 mod peers_only;
 mod proxying;
 mod starting;
+mod updates;
+mod watching;

@@ -11,7 +11,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 /// Another peer in the books of `agent`.
-async fn know_peer(agent: &Agent, seed: u8, trusted: bool) -> PeerId {
+pub(super) async fn know_peer(agent: &Agent, seed: u8, trusted: bool) -> PeerId {
     let now = agent.clock.unix();
     let id = PeerId::mint(now, &mut Rng::from_seed([seed; 32]));
     let endpoint = format!("tokyo-{seed}").parse().unwrap();
@@ -75,7 +75,7 @@ async fn peers_add_refuses_bad_input_and_itself() {
     assert_eq!(add(json!({"endpoints": ["a"], "name": "peer_a"})).await.refusal(), (400, "INVALID_REQUEST"));
 }
 
-async fn service(agent: &Agent, body: Value) -> Reply {
+pub(super) async fn service(agent: &Agent, body: Value) -> Reply {
     agent.caller.post("/v1/services", body).await
 }
 

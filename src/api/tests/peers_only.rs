@@ -219,6 +219,7 @@ async fn writes_for_another_source_go_to_that_peer() {
     until(|| std::net::TcpStream::connect(b_addr).is_err()).await;
     let refused = a.caller.delete(&format!("/v1/services/{id}")).await;
     assert_eq!(refused.refusal(), (422, "PEER_UNREACHABLE"));
+    assert_eq!(refused.body["details"]["sent"], false, "nothing has changed: {}", refused.text);
     a.caller.get(&format!("/v1/services/{id}")).await.expect(200);
 }
 

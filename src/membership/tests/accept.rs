@@ -30,6 +30,40 @@ fn two_handshakes_at_once_do_not_pass_the_node_limit() {
 }
 
 #[test]
+fn peers_taken_in_at_the_same_moment_become_members_everywhere_and_nobody_after_them() {
+    let mut world = World::of(5);
+    (0..5).for_each(|n| world.relicense(n, 3));
+    world.add(0, 1).unwrap();
+    // Each of the two members has room for one more, and takes in another one.
+    world.add(0, 2).unwrap();
+    world.add(1, 3).unwrap();
+    world.gossip();
+    for (n, m) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)] {
+        let (one, other) = (&world.agents[n], &world.agents[m]);
+        assert!(one.trusts(other) && other.trusts(one), "n{n} and n{m}");
+    }
+    assert_eq!(world.add(0, 4), Err(Reason::NodeLimitExceeded));
+    assert_eq!(world.add(4, 3), Err(Reason::NodeLimitExceeded));
+}
+
+#[test]
+fn a_word_that_is_not_half_over_is_not_given_again() {
+    let world = World::of(2);
+    world.add(0, 1).unwrap();
+    let [zero, one] = &world.agents[..] else { unreachable!() };
+    let versions = |agent: &Agent| agent.ledger.own_version().unwrap();
+    let before = (versions(zero), versions(one));
+    let renewal = world.prove(0, 1, Purpose::Join).unwrap();
+    one.accept(renewal.answered, true).unwrap();
+    zero.accept(renewal.initiated.clone(), false).unwrap();
+    assert_eq!((versions(zero), versions(one)), before);
+    let late = NOW.plus(crate::handshake::VOUCHER_LIFETIME / 2);
+    let acceptance = Acceptance { accepted: renewal.initiated, local_name: None, we_answered: false, now: late };
+    accept(&zero.ledger, zero.own(), &acceptance).unwrap();
+    assert_eq!(versions(zero), before.0 + 1);
+}
+
+#[test]
 fn a_license_that_shrank_keeps_its_members_and_takes_no_other() {
     let mut world = World::of(4);
     world.add(0, 1).unwrap();

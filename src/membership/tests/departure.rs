@@ -101,3 +101,30 @@ fn a_departed_peer_returns_only_by_an_operator_and_writes_above_all_it_wrote_bef
     merge_records(&one.ledger, &one.author, &[again.revocation]).unwrap();
     assert_eq!(one.ledger.revocations().unwrap().standing(zero.id(), None), Standing::Left);
 }
+
+#[test]
+fn an_own_service_that_comes_back_after_its_target_was_removed_is_deleted() {
+    let world = World::of(3);
+    world.add(0, 1).unwrap();
+    world.add(0, 2).unwrap();
+    world.gossip();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    let (to_removed, to_other) = (service(one, two), service(one, zero));
+    let lost = one.ledger.all_records();
+    for id in [to_removed, to_other] {
+        let key = lost.iter().find(|r| r.key.id == id.to_string()).unwrap().key.clone();
+        one.ledger.forget_record(&key).unwrap();
+    }
+    let revocation = remove_peer(&zero.ledger, &zero.author, two.id(), NOW).unwrap().unwrap();
+    merge_records(&one.ledger, &one.author, std::slice::from_ref(&revocation)).unwrap();
+    assert!(peer_was_revoked(&one.ledger, &one.author, two.id(), &[]).unwrap());
+    let mut come_back = lost;
+    come_back.retain(|r| r.key.kind == kind::SERVICE && r.key.owner == one.id());
+    merge_records(&one.ledger, &one.author, &come_back).unwrap();
+    let listed = || one.ledger.services().unwrap().iter().map(|s| s.id).collect::<Vec<_>>();
+    assert_eq!(listed(), [to_other]);
+    let tombstone = one.ledger.records_of(kind::SERVICE).unwrap().into_iter().find(|r| r.deleted).unwrap();
+    assert!(come_back.iter().all(|record| record.version < tombstone.version), "it wins everywhere");
+    republish(&one.ledger, &one.author, &come_back).unwrap();
+    assert_eq!(listed(), [to_other]);
+}

@@ -4,6 +4,7 @@
 mod accept;
 mod departure;
 mod merge;
+mod removal;
 
 use super::*;
 use crate::{
@@ -225,9 +226,10 @@ impl World {
                         .records_of(kind::VOUCHER)
                         .unwrap()
                         .iter()
-                        .any(|r| r.key.id == other.id().to_string());
+                        .any(|r| !r.deleted && r.key.id == other.id().to_string());
                     if n != m && vouched && !agent.trusts(other) {
-                        let Proven { initiated, answered } = self.prove(n, m, Purpose::Join).unwrap();
+                        // The other one may not have heard yet who vouches for this one.
+                        let Ok(Proven { initiated, answered }) = self.prove(n, m, Purpose::Join) else { continue };
                         other.accept(answered, true).unwrap();
                         agent.accept(initiated, false).unwrap();
                     }

@@ -150,8 +150,10 @@ impl World {
 
     /// Lets the world come to rest: within the bound all Q invariants hold, and they go on holding.
     pub fn come_to_rest(&mut self, bound: Duration) {
-        // A peer that lost its database is not handshaken again at once.
-        let bound = if self.witness.wiped.is_empty() { bound } else { bound + RENEWAL_PAUSE_MAX };
+        // After a lost database handshakes are renewed in pauses, and a copy with an older start counter is believed after
+        // as much silence.
+        let is_delayed = !self.witness.wiped.is_empty() || !self.witness.clones.is_empty();
+        let bound = if is_delayed { bound + RENEWAL_PAUSE_MAX } else { bound };
         let end = self.now + bound;
         // Looked at between events, but not between all of them.
         while self.failure.is_none() && self.unquiet().is_some() && self.now < end {

@@ -1,0 +1,63 @@
+//! A service as it is answered.
+
+use super::{super::admission::Request, names::interface_name};
+use crate::{
+    license::Entitlement,
+    model::{PeerId, Refused, Service},
+    reconcile::Status,
+};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What else the answer about a service is made from.
+pub(super) struct Surroundings {
+    /// Names of trusted peers.
+    names: BTreeMap<PeerId, String>,
+    entitlement: Arc<Entitlement>,
+    reconciled: Status,
+}
+
+impl Surroundings {
+    pub(super) fn of(r: &Request) -> Result<Self, Refused> {
+        let peers = r.node().store().read(|v| v.trusted_peers())?;
+        Ok(Self {
+            names: peers.into_iter().map(|p| (p.peer_id, p.display_name())).collect(),
+            entitlement: r.entitlement()?,
+            reconciled: r.node().reconcile_status(),
+        })
+    }
+
+    pub(super) fn show(&self, service: &Service) -> Value {
+        let Self { names, entitlement, reconciled } = self;
+        let body = &service.body;
+        let ends_trusted = names.contains_key(&body.source_peer_id) && names.contains_key(&body.target_peer_id);
+        let licensed = entitlement.data_plane_runs() && entitlement.document.features().missing_for(body).is_none();
+        let active = ends_trusted && licensed;
+        let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
+        json!({
+            "id": service.id,
+            "name": body.name,
+            "source_peer_id": body.source_peer_id,
+            "source_peer_name": names.get(&body.source_peer_id),
+            "target_peer_id": body.target_peer_id,
+            "target_peer_name": names.get(&body.target_peer_id),
+            "state": if active { "active" } else { "inactive" },
+            "transport_type": body.transport_type,
+            "effective_transport": body.transport_type,
+            "requires_interface": body.requires_interface,
+            "desired_ipv4_cidr": body.desired_ipv4_cidr,
+            "desired_ipv6_cidr": body.desired_ipv6_cidr,
+            "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
+            "fully_transparent": body.fully_transparent,
+            "interface_name": body.requires_interface.then(|| interface_name(service.id)),
+            "interface_mac": null,
+            "interface_ipv4_cidr": null,
+            "interface_ipv6_cidr": null,
+            "fwmark": reconciled.fwmarks.get(&service.id),
+            "conditions": conditions,
+            "version": service.version,
+            "created_at": body.created_at,
+            "updated_at": body.updated_at,
+        })
+    }
+}
