@@ -87,8 +87,8 @@ fn services_and_routes_change_field_by_field() {
         "--wait",
     ];
     assert_eq!(operator.ok(&route).unwrap(), "Route added successfully: ID=1, Priority=100\n");
-    operator.ok(&["routes", "add", "--service", &id, "--dest-cidr", SERVER_NET]).unwrap();
-    operator.ok(&["routes", "add", "--service", &id, "--source-cidr", "10.71.1.0/24"]).unwrap();
+    operator.ok(&["routes", "add", "--service", &id, "--dest-cidr", SERVER_NET, "--wait"]).unwrap();
+    operator.ok(&["routes", "add", "--service", &id, "--source-cidr", "10.71.1.0/24", "--wait"]).unwrap();
     let explain =
         |src: &str, dst: &str| object(operator, &["routes", "explain", "--src", src, "--dst", dst, "--dport", "80"]);
     for (src, dst) in [("10.9.9.9", "192.168.100.7"), ("172.31.0.1", "10.71.2.2"), ("10.71.1.2", "8.8.8.8")] {

@@ -15,7 +15,7 @@ use crate::{
         errors::{CliError, Exit},
         output,
         peers::{ADD_PATIENCE, fold_newcomer},
-        session::{Session, list_of},
+        session::Session,
     },
     compose::{Contact, Live, Need, Peer, Step, Work},
     env::{Clock, SystemClock},
@@ -378,7 +378,10 @@ impl<'a> Run<'a> {
         let clock = SystemClock::new();
         let started = clock.mono();
         loop {
-            let rows = list_of(self.session.call(self.at(Call::get("/v1/peers"), viewer)).await?, "peers");
+            let rows = match Some(viewer) == self.seat {
+                true => self.session.peers().await?,
+                false => survey::peers_at(&self.session, viewer).await?,
+            };
             let missing = wanted.iter().find(|(peer, id)| {
                 !self.unmet.contains(&Need::Peer(peer.name.clone())) && !row_of(&rows, *id).is_some_and(is_member)
             });

@@ -12,16 +12,19 @@ use crate::{
         tokens::TokenCache,
     },
     compose::{ClusterFile, Contact, Live, LivePeer, LiveRoute, LiveService, Peer, View},
-    env::SystemClock,
+    env::{Clock, SystemClock},
     model::{Endpoint, PeerId, Secret},
 };
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, future::poll_fn, path::Path, task::Poll};
+use std::{collections::BTreeMap, future::poll_fn, path::Path, task::Poll, time::Duration};
 
 /// Over a long path one call after the other would take minutes.
 const CALLS_AT_ONCE: usize = 16;
+/// A credential reaches a new member by then, if it does at all.
+const KNOWN_WITHIN: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 pub struct Survey {
     pub session: Session,
@@ -224,8 +227,8 @@ pub async fn live_state(
         if live.peer(viewer).is_none_or(|p| p.views.contains_key(&viewer)) {
             continue;
         }
-        match session.call(Call::get("/v1/peers").at(viewer)).await {
-            Ok(answer) => add_view(&mut live, viewer, &list_of(answer, "peers"))?,
+        match peers_at(session, viewer).await {
+            Ok(rows) => add_view(&mut live, viewer, &rows)?,
             Err(e) if e.exit == Exit::Unreachable && ignore_unreachable => {
                 *contact = Contact::Unreachable;
                 away.push((peer.name.clone(), e.text));
@@ -234,6 +237,21 @@ pub async fn live_state(
         }
     }
     Ok(live)
+}
+
+/// The peers as another member sees them. One that joined a moment ago may not know our credential yet.
+pub async fn peers_at(session: &Session, viewer: PeerId) -> Result<Vec<Value>, CliError> {
+    let clock = SystemClock::new();
+    let started = clock.mono();
+    loop {
+        match session.call(Call::get("/v1/peers").at(viewer)).await {
+            Err(e) if e.code == "UNAUTHORIZED" && clock.mono() - started < KNOWN_WITHIN => {
+                session.log.debug(&format!("peer {viewer} does not know the credential yet: {}", e.text));
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            answer => return answer.map(|answer| list_of(answer, "peers")),
+        }
+    }
 }
 
 /// Asks every member that can be reached how it sees the others; what differs is worth a warning.
