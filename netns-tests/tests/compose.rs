@@ -270,7 +270,7 @@ fn a_peer_that_does_not_answer_stops_an_apply_before_it_begins() {
     assert_eq!((without.exit, trio.services()[0].2), (6, 2), "{without:?}");
 }
 
-// accepts: 000-04
+// accepts: 000-04, 000-18
 #[test]
 fn a_peer_bootstrapped_elsewhere_is_added_and_gets_name_and_qos_of_the_file_on_every_member() {
     if !require(&PRODUCT) {
@@ -285,6 +285,10 @@ fn a_peer_bootstrapped_elsewhere_is_added_and_gets_name_and_qos_of_the_file_on_e
         .unwrap();
     let file = trio.file("cluster.yaml", &service("o2t", "oslo", "tokyo", &["10.91.0.0/16"]));
     let text = fs::read_to_string(&file).unwrap().replace("name: tokyo, ", "name: tokyo, qos_enabled: false, ");
+    let text = text.replace(
+        &format!("\"{}:8080\"", ThreeSites::OSLO),
+        &format!("\"{}:8080\", \"oslo.example:8081\"", ThreeSites::OSLO),
+    );
     fs::write(&file, text).unwrap();
     trio.apply(&file);
     trio.is_done(&file);
@@ -299,6 +303,38 @@ fn a_peer_bootstrapped_elsewhere_is_added_and_gets_name_and_qos_of_the_file_on_e
             "{address}"
         );
         assert_eq!(peers.len(), 3);
+        let oslo = peers.iter().find(|p| p["name"] == "oslo").unwrap();
+        let endpoints = serde_json::json!([format!("{}:8080", ThreeSites::OSLO), "oslo.example:8081"]);
+        assert_eq!(oslo["endpoints"], endpoints, "as {address} knows them");
+    }
+}
+
+// accepts: 000-11
+#[test]
+fn any_member_adds_a_peer() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let trio = Trio::start("any");
+    let file = trio.file("cluster.yaml", &service("l2t", "london", "tokyo", &["10.91.0.0/16"]));
+    let text = fs::read_to_string(&file).unwrap();
+    let two: String = text.lines().filter(|l| !l.contains("name: oslo")).map(|l| format!("{l}\n")).collect();
+    fs::write(&file, two).unwrap();
+    trio.apply(&file);
+    let license = trio.directory.join("license.json");
+    let url = |address: IpAddr| format!("http://{address}:8080");
+    let bootstrap = ["bootstrap", "--url", &url(ThreeSites::OSLO), "--license-file", license.to_str().unwrap()];
+    trio.operator.ok(&bootstrap).unwrap();
+    let add = ["peers", "add", &format!("{}:8080", ThreeSites::OSLO), "--url", &url(ThreeSites::TOKYO)];
+    trio.operator.ok(&add).unwrap();
+    let deadline = Instant::now() + FORGOTTEN_WITHIN;
+    let healthy = || {
+        let peers: Vec<Value> = trio.operator.json(&["peers", "list", "--url", &url(ThreeSites::LONDON)]).unwrap();
+        peers.iter().filter(|p| p["status"] == "healthy").count()
+    };
+    while healthy() < 3 {
+        assert!(Instant::now() < deadline, "london does not know oslo");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

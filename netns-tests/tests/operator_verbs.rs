@@ -152,6 +152,7 @@ fn services_and_routes_change_field_by_field() {
     assert_eq!((ids.len(), object(operator, &["services", "list"])), (2, json!([])));
 }
 
+// accepts: 000-09
 #[test]
 fn credentials_live_and_die_at_once_and_a_rotated_secret_reaches_the_config() {
     if !require(&PRODUCT) {
@@ -163,6 +164,14 @@ fn credentials_live_and_die_at_once_and_a_rotated_secret_reaches_the_config() {
     let listed = object(operator, &["credentials", "list"]);
     assert!(listed.as_array().unwrap().iter().any(|c| c["client_id"] == made["client_id"]), "{listed}");
     assert!(!listed.to_string().contains(made["client_secret"].as_str().unwrap()));
+    for path in ["/v1/credentials", "/v1/cluster/credentials"] {
+        let shown = object(operator, &["api", "GET", path]).to_string();
+        assert!(!shown.contains("client_secret") && !shown.contains("sec_"), "{path}: {shown}");
+    }
+    let license = sites.lab.scratch().join("license.json");
+    let url = format!("http://{LONDON_WAN}:{API_PORT}");
+    let again = operator.run(&["bootstrap", "--url", &url, "--license-file", license.to_str().unwrap()]).unwrap();
+    assert_eq!((again.exit, first_error(&again)), (1, "Error: agent is already bootstrapped"));
     let watcher = Cli::new(&sites.london, &sites.lab.scratch().join("watcher")).unwrap();
     let config = watcher.environment()[1].1.join("arctic/config.yaml");
     let own = fs::read_to_string(operator.environment()[1].1.join("arctic/config.yaml")).unwrap();
@@ -270,4 +279,84 @@ fn a_peer_is_deleted_and_added_again_under_an_alias_and_every_step_can_be_watche
         assert_eq!(names(), [(json!("new-agent"), json!("tokyo"))]);
         operator.ok(&["peers", "update", "new-agent", "--name", "tokyo"]).unwrap();
     }
+}
+
+// accepts: 002-05, 002-06, 002-07, 002-08, 002-09, 002-13, 002-41
+#[test]
+fn a_service_is_created_by_flags_as_by_json() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let (cluster, _sites) = cluster("flags");
+    let operator = &cluster.operator;
+    let tokyo = object(operator, &["peers", "get", "tokyo"])["id"].clone();
+    let cases: [(&[&str], Value); 5] = [
+        (&["--requires-interface"], json!({"requires_interface": true})),
+        (
+            &["--requires-interface", "--desired-ipv4", "192.168.100.10/24"],
+            json!({"requires_interface": true, "desired_ipv4_cidr": "192.168.100.10/24"}),
+        ),
+        (&["--bandwidth-limit", "1000"], json!({"bandwidth_limit_mbps": 1000})),
+        (
+            &["--fully-transparent", "--requires-interface"],
+            json!({"fully_transparent": true, "requires_interface": true}),
+        ),
+        (&["--transport", "kcp"], json!({"transport_type": "kcp"})),
+    ];
+    for (flags, fields) in cases {
+        let by_flags = object(operator, &[&["services", "create", "--target-peer", "tokyo"], flags].concat());
+        let mut body = fields.clone();
+        body["target_peer_id"] = tokyo.clone();
+        let by_json = object(operator, &["api", "POST", "/v1/services", "--data", &body.to_string()]);
+        for (key, value) in fields.as_object().unwrap() {
+            assert_eq!((&by_flags[key], &by_json[key]), (value, value), "{flags:?}");
+        }
+        operator.ok(&["services", "delete", "--all", "--target-peer", "tokyo", "--yes"]).unwrap();
+    }
+    // 1 Gbit/s in other words; 0 is no limit.
+    let create =
+        |limit: &str| object(operator, &["services", "create", "--target-peer", "tokyo", "--bandwidth-limit", limit]);
+    assert_eq!(create("1G")["bandwidth_limit_mbps"], 1000);
+    let unlimited = create("0");
+    let listed = operator.ok(&["services", "list", "-o", "wide"]).unwrap();
+    assert!(listed.contains("1000Mbit") && listed.contains("unlimited"), "{listed}");
+
+    let id = unlimited["id"].as_str().unwrap();
+    let all = ["routes", "add", "--service", id, "--source-cidr", "10.0.0.0/8", "--dest-cidr", "0.0.0.0/0", "--wait"];
+    operator.ok(&all).unwrap();
+    let result = |src: &str, dst: &str| {
+        let answer = object(operator, &["routes", "explain", "--src", src, "--dst", dst, "--dport", "443"]);
+        answer["result"].as_str().unwrap().to_owned()
+    };
+    for dst in ["1.1.1.1", "192.168.7.7", "172.31.9.9"] {
+        assert_eq!(
+            (result("10.200.1.1", dst).as_str(), result("172.30.1.1", dst).as_str()),
+            ("captured", "not_captured")
+        );
+    }
+}
+
+// accepts: 001-21, 001-81, 002-62, 002-67
+#[test]
+fn a_sync_tells_the_others_at_once_and_a_deletion_gets_there_by_itself() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let (cluster, _sites) = cluster("sync");
+    let operator = &cluster.operator;
+    let there = format!("http://{TOKYO_WAN}:{API_PORT}");
+    let listed = || object(operator, &["services", "list", "--url", &there]).as_array().unwrap().len();
+    let peers = || {
+        let peers: Vec<Value> = operator.json(&["peers", "list"]).unwrap();
+        peers.iter().map(|p| (p["id"].clone(), p["status"].clone())).collect::<Vec<_>>()
+    };
+    let before = peers();
+    let id = serve_through_tokyo(operator, &[SERVER_NET]).unwrap();
+    assert_eq!(operator.ok(&["cluster", "sync"]).unwrap(), "Cluster sync triggered\n");
+    assert_eq!(listed(), 1, "no heartbeat is waited for");
+    operator.ok(&["services", "delete", &id, "--yes"]).unwrap();
+    let deleted = Instant::now();
+    eventually("the deletion is known in tokyo", || listed() == 0);
+    assert!(deleted.elapsed() < Duration::from_secs(5), "{:?}", deleted.elapsed());
+    assert_eq!(peers(), before, "both peers are as they were");
 }
