@@ -250,7 +250,6 @@ async fn an_update_is_gossiped_and_a_lost_feature_makes_its_services_inactive() 
     shows("active", "APPLIED").await;
 }
 
-/// A handshake that failed is of no avail until something changes: a license is such a thing (cluster.md §4).
 // accepts: 001-49, 003-18
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bigger_license_lets_the_peer_in_that_was_one_too_many() {
@@ -263,12 +262,27 @@ async fn a_bigger_license_lets_the_peer_in_that_was_one_too_many() {
     };
     allow(2, 78).await;
     b.caller.post("/v1/peers", json!({"endpoints": [a.caller.addr.to_string()]})).await.expect(201);
-    b.caller.post("/v1/peers", json!({"endpoints": [c.caller.addr.to_string()]})).await.expect(201);
-    let status = || a.node.peer_health(c.id()).status;
-    until(|| status() == PeerStatus::Unreachable).await;
-    assert!(!a.node.store().read(|v| v.peer(c.id())).unwrap().unwrap().trusted);
+    let add = async || a.caller.post("/v1/peers", json!({"endpoints": [c.caller.addr.to_string()]})).await;
+    assert_eq!(add().await.expect(422)["error"], "handshake failed: node limit exceeded");
     allow(3, 79).await;
+    add().await.expect(201);
+    until(|| b.node.store().read(|v| v.peer(c.id())).unwrap().is_some_and(|p| p.trusted)).await;
+}
+
+/// Each agent judges by its own license whom it takes in, and whom another member took in it does not refuse (cluster.md §3).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_a_member_took_in_is_a_member_everywhere_also_over_the_limit() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    let c = LiveAgent::bootstrapped(3, 1).await;
+    let now = a.node.env().clock.unix();
+    let license_id = LicenseId::mint(now, &mut Rng::from_seed([78; 32]));
+    a.caller.put("/v1/license", license(Terms { license_id, max_nodes: 2, ..terms_at(now, 1) })).await.expect(200);
+    b.caller.post("/v1/peers", json!({"endpoints": [a.caller.addr.to_string()]})).await.expect(201);
+    b.caller.post("/v1/peers", json!({"endpoints": [c.caller.addr.to_string()]})).await.expect(201);
     until(|| a.node.store().read(|v| v.peer(c.id())).unwrap().is_some_and(|p| p.trusted)).await;
+    let license = a.caller.get("/v1/license").await.expect(200);
+    assert_eq!(license["nodes"], json!({"used": 3, "max": 2}));
+    assert!(license["warnings"].to_string().contains("nodes"), "{license}");
 }
 
 /// As `license update --all` does it (api.md §2).
