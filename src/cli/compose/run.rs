@@ -180,12 +180,11 @@ impl<'a> Run<'a> {
         Ok(std::mem::replace(&mut self.outcome, empty))
     }
 
-    /// Gives the lock back.
+    /// Gives the lock back, and tells all members so: the next write at any of them is free.
     pub async fn finish(mut self) -> (Session, Result<(), CliError>) {
-        let released = match self.lease.take() {
-            Some(lease) => lease.give_back(&self.session).await,
-            None => Ok(()),
-        };
+        let Some(lease) = self.lease.take() else { return (self.session, Ok(())) };
+        let released = lease.give_back(&self.session).await;
+        self.sync().await;
         (self.session, released)
     }
 
