@@ -128,21 +128,14 @@ impl Session {
         Ok(session)
     }
 
-    /// Calls this agent from now on, with what the operator gave, else the credential of the entry that lists it.
-    pub fn sit_at(&mut self, globals: &Globals, agents: Vec<Endpoint>) -> Result<(), CliError> {
-        self.cluster = match given(&globals.cluster) {
-            Some(wanted) => Some(self.config.find_cluster(wanted)?.to_owned()),
-            None => {
-                let listed = agents.iter().find_map(|agent| self.config.cluster_at(agent));
-                listed.or_else(|| self.config.choose_cluster(None).ok()).map(str::to_owned)
-            }
-        };
+    /// Calls this agent from now on, with what the operator gave, else the credential of the config entry `cluster`.
+    pub fn sit_at(&mut self, agents: Vec<Endpoint>, cluster: Option<String>) {
+        self.cluster = cluster;
         self.client.agents = agents;
         self.client.restart();
         if matches!(self.client.auth, Auth::Nobody | Auth::Credential { .. }) {
             self.client.auth = self.entry().map_or(Auth::Nobody, credential_of);
         }
-        Ok(())
     }
 
     /// Reads the config file again, of which `cluster` is the entry in use now.

@@ -116,7 +116,7 @@ impl Page {
             if i > 0 && role == Role::List(Table::Service) {
                 self.out.push('\n');
             }
-            let block = self.is_block(&entry.value, inner, indent + 1) && entry.value.anchor.is_none();
+            let block = self.is_item_block(entry, inner, indent + 1);
             if i >= begun {
                 self.above(indent, entry);
                 self.leading(indent, entry, inner, block);
@@ -132,6 +132,7 @@ impl Page {
                     self.out.push(' ');
                     self.list(indent + STEP, list, inner, 1);
                 }
+                _ if entry.value.anchor.is_none() => self.rest_of_line(entry, inner),
                 _ => self.value(indent, entry, inner, 1),
             }
         }
@@ -140,14 +141,16 @@ impl Page {
 
     /// The comments of what begins on the line of a dash go above that line.
     fn leading(&mut self, indent: usize, entry: &Entry, role: Role, block: bool) {
-        let (true, Some(collection)) = (block, entry.value.collection()) else { return };
-        self.comments(indent, entry.right.as_slice());
+        let (None, Some(collection)) = (&entry.value.anchor, entry.value.collection()) else { return };
+        if block {
+            self.comments(indent, entry.right.as_slice());
+        }
         let ordered = self.ordered(collection, role);
         let Some(first) = ordered.first() else { return };
         self.above(indent, first);
         if first.key.is_none() {
             let inner = role.of_item();
-            let block = self.is_block(&first.value, inner, indent + STEP + 1) && first.value.anchor.is_none();
+            let block = self.is_item_block(first, inner, indent + STEP + 1);
             self.leading(indent, first, inner, block);
         }
     }
@@ -157,6 +160,14 @@ impl Page {
         if entry.value.collection().is_some_and(|c| c.entries.is_empty()) {
             self.foot(indent, &entry.value);
         }
+    }
+
+    /// A value on the line of its dash.
+    fn rest_of_line(&mut self, entry: &Entry, role: Role) {
+        let text = self.one_line(&entry.value, role);
+        let gap = if text.is_empty() { "" } else { " " };
+        let right = entry.right.as_ref().map(|right| format!("  {right}")).unwrap_or_default();
+        let _ = writeln!(self.out, "{gap}{text}{right}");
     }
 
     /// What follows a key or a dash, up to and with the end of its line, and the lines below it.
@@ -189,8 +200,36 @@ impl Page {
         if collection.entries.is_empty() {
             return false;
         }
-        let on_one_line = role.fits_one_line(node) && !node.has_comments() && !has_anchors_inside(collection);
-        !on_one_line || before + 1 + self.one_line(node, role).chars().count() > WIDTH_MAX_CHARS
+        !self.may_be_one_line(node, collection, role, node.has_comments())
+            || before + 1 + self.one_line(node, role).chars().count() > WIDTH_MAX_CHARS
+    }
+
+    fn may_be_one_line(&self, node: &Node, collection: &Collection, role: Role, has_comments: bool) -> bool {
+        role.fits_one_line(node) && !has_comments && !collection.entries.iter().any(|e| e.value.has_anchors())
+    }
+
+    /// As [`Self::is_block`], for what begins on the line of a dash: its leading comments move above that line, so they
+    /// do not count. A value with an anchor begins on a line of its own.
+    fn is_item_block(&self, entry: &Entry, role: Role, before: usize) -> bool {
+        let node = &entry.value;
+        let Some(collection) = node.collection().filter(|c| !c.entries.is_empty()) else { return false };
+        if node.anchor.is_some() {
+            return false;
+        }
+        let has_comments = self.has_comments_but_leading(collection, role);
+        let width = before + 1 + self.one_line(node, role).chars().count();
+        !self.may_be_one_line(node, collection, role, has_comments) || width > WIDTH_MAX_CHARS
+    }
+
+    fn has_comments_but_leading(&self, collection: &Collection, role: Role) -> bool {
+        let counts = |(i, e): (usize, &&Entry)| {
+            let inner = match (i, e.key.is_none(), e.value.collection()) {
+                (0, true, Some(c)) => self.has_comments_but_leading(c, role.of_item()),
+                _ => e.value.has_comments(),
+            };
+            (i > 0 && !e.above.is_empty()) || e.right.is_some() || inner
+        };
+        !collection.foot.is_empty() || self.ordered(collection, role).iter().enumerate().any(counts)
     }
 
     fn one_line(&self, node: &Node, role: Role) -> String {
@@ -226,10 +265,6 @@ impl Page {
         }
         entries
     }
-}
-
-fn has_anchors_inside(collection: &Collection) -> bool {
-    collection.entries.iter().any(|e| e.value.has_anchors())
 }
 
 /// A scalar as it is written: plain where that reads back as the same, else in double quotes.

@@ -208,6 +208,7 @@ pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut 
     if consent == Consent::Ask {
         confirm("Apply these changes?", &what_goes(&job.plan))?;
     }
+    let interrupts = Interrupts::watch()?;
     let lease = match (seat, &live.cluster_id) {
         (Some(_), Some(cluster)) => Some(Lease::take(&session, cluster, &job.purpose).await?),
         _ => None,
@@ -216,7 +217,6 @@ pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut 
     if seat.is_some() {
         prepared = prepare(&session, &mut job, &mut live, &mut contacts, &mut away).await;
     }
-    let interrupts = Interrupts::watch()?;
     let mut run = Run::new(globals, session, &job, &live, &contacts, seat, lease, interrupts);
     let outcome = match prepared {
         Ok(spare) => run.all(steps(&job.file, &job.plan, spare)).await,

@@ -4,18 +4,18 @@ use super::{
     apply::Job,
     id_of,
     lease::Lease,
-    survey::{self, is_member, view_of},
+    survey::{self, Seat, is_member, view_of},
 };
 use crate::{
     cli::{
         args::Globals,
         bootstrap::{BootstrapRequest, entry_of, with_exact_text},
-        client::Call,
-        config::{Config, peer_entry},
+        client::{Auth, Call},
+        config::{ClusterEntry, Config, PeerEntry, peer_entry},
         errors::{CliError, Exit},
         output,
         peers::{ADD_PATIENCE, fold_newcomer},
-        session::{Session, list_of},
+        session::Session,
     },
     compose::{Contact, Live, Need, Peer, Step, Work},
     env::{Clock, SystemClock},
@@ -168,7 +168,7 @@ impl<'a> Run<'a> {
         }
         self.sync().await;
         if self.job.save_config {
-            self.save_config();
+            self.save_config().await;
         }
         if let (Some(within), false, true) = (self.job.confirm_within, self.outcome.done.is_empty(), armed) {
             let seconds = within.as_secs();
@@ -312,9 +312,9 @@ impl<'a> Run<'a> {
         }
         if first {
             self.seat = Some(id);
-            survey::sit(self.globals, &mut self.session, (peer, id), &self.job.reach)?;
-            let cluster = output::plain(&answer["cluster_id"]);
-            self.lease = Some(Lease::take(&self.session, &cluster, &self.job.purpose).await?);
+            let seat = Seat { peer, id, cluster_id: output::plain(&answer["cluster_id"]) };
+            survey::sit(self.globals, &mut self.session, &seat, &self.job.reach)?;
+            self.lease = Some(Lease::take(&self.session, &seat.cluster_id, &self.job.purpose).await?);
         }
         Ok(())
     }
@@ -378,7 +378,10 @@ impl<'a> Run<'a> {
         let clock = SystemClock::new();
         let started = clock.mono();
         loop {
-            let rows = list_of(self.session.call(self.at(Call::get("/v1/peers"), viewer)).await?, "peers");
+            let rows = match Some(viewer) == self.seat {
+                true => self.session.peers().await?,
+                false => survey::peers_at(&self.session, viewer).await?,
+            };
             let missing = wanted.iter().find(|(peer, id)| {
                 !self.unmet.contains(&Need::Peer(peer.name.clone())) && !row_of(&rows, *id).is_some_and(is_member)
             });
@@ -437,27 +440,20 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Lists the peers of the file in the entry of their cluster.
-    fn save_config(&self) {
-        let (Some(path), Some(cluster)) = (&self.session.config_path, &self.session.cluster) else { return };
-        let listed =
-            self.job.file.peers.iter().filter_map(|p| Some((p, self.peers.get(&p.name)?, p.endpoints.first()?)));
-        let mut entries = Vec::new();
-        for (peer, id, first) in listed.filter(|(p, ..)| !self.unmet.contains(&Need::Peer(p.name.clone()))) {
-            let mut entry = peer_entry(&id.to_string(), &peer.name, first);
-            entry.endpoints = peer.endpoints.iter().map(crate::cli::values::agent_url).collect();
-            entries.push(entry);
-        }
-        let known = |config: &Config| {
-            let peers = config.clusters.get(cluster).map(|c| c.peers.as_slice()).unwrap_or_default();
-            entries.iter().all(|e| peers.iter().any(|p| p.peer_id == e.peer_id && p.name == e.name))
-        };
-        if known(&self.session.config) {
+    /// Lists the peers of the file in the entry of their cluster, a new one for a credential that was given.
+    async fn save_config(&self) {
+        let Some(path) = &self.session.config_path else { return };
+        let Some(fresh) = self.entry_to_save().await else { return };
+        let known = self.session.config.clusters.get(&fresh.cluster_id).map(|c| c.peers.as_slice()).unwrap_or_default();
+        let lists = |e: &PeerEntry| known.iter().any(|p| p.peer_id == e.peer_id && p.name == e.name);
+        if fresh.peers.iter().all(lists) {
             return;
         }
         let saved = Config::update(path, |config| {
-            let Some(entry) = config.clusters.get_mut(cluster) else { return };
-            for new in &entries {
+            let key = fresh.cluster_id.clone();
+            config.current_cluster.get_or_insert_with(|| key.clone());
+            let entry = config.clusters.entry(key).or_insert_with(|| ClusterEntry { peers: vec![], ..fresh.clone() });
+            for new in &fresh.peers {
                 match entry.peers.iter_mut().find(|p| p.peer_id == new.peer_id) {
                     Some(old) => old.name.clone_from(&new.name),
                     None => entry.peers.push(new.clone()),
@@ -467,6 +463,29 @@ impl<'a> Run<'a> {
         if let Err(e) = saved {
             self.session.log.warn(&format!("the config file was not updated: {}", e.text));
         }
+    }
+
+    /// The entry as this run knows it; `cluster_id` is its key. None where no credential could be kept with it.
+    async fn entry_to_save(&self) -> Option<ClusterEntry> {
+        let mut entry = match (&self.session.cluster, &self.session.client.auth) {
+            (Some(key), _) => ClusterEntry { cluster_id: key.clone(), ..ClusterEntry::default() },
+            (None, Auth::Credential { client_id, client_secret }) => {
+                let identity = self.session.call(Call::get("/v1/cluster/identity").public()).await.ok()?;
+                let (client_id, client_secret) = (client_id.clone(), client_secret.reveal().to_owned());
+                let cluster_id = output::plain(&identity["cluster_id"]);
+                ClusterEntry { cluster_id, client_id, client_secret, ..ClusterEntry::default() }
+            }
+            _ => return None,
+        };
+        for peer in &self.job.file.peers {
+            let (Some(id), Some(first)) = (self.peers.get(&peer.name), peer.endpoints.first()) else { continue };
+            if !self.unmet.contains(&Need::Peer(peer.name.clone())) {
+                let mut listed = peer_entry(&id.to_string(), &peer.name, first);
+                listed.endpoints = peer.endpoints.iter().map(crate::cli::values::agent_url).collect();
+                entry.peers.push(listed);
+            }
+        }
+        Some(entry)
     }
 }
 

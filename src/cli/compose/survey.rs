@@ -5,20 +5,26 @@ use crate::{
     cli::{
         args::{Globals, ReachArgs},
         client::{Auth, Call, Client},
+        config::{ClusterEntry, Config},
         errors::{CliError, Exit},
         files, output,
         session::{Session, agent_address, given, list_of},
         tokens::TokenCache,
     },
     compose::{ClusterFile, Contact, Live, LivePeer, LiveRoute, LiveService, Peer, View},
-    env::SystemClock,
+    env::{Clock, SystemClock},
     model::{Endpoint, PeerId, Secret},
 };
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, path::Path};
-use tokio::task::{JoinSet, LocalSet};
+use std::{collections::BTreeMap, future::poll_fn, path::Path, task::Poll, time::Duration};
+
+/// Over a long path one call after the other would take minutes.
+const CALLS_AT_ONCE: usize = 16;
+/// A credential reaches a new member by then, if it does at all.
+const KNOWN_WITHIN: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 pub struct Survey {
     pub session: Session,
@@ -56,17 +62,17 @@ pub async fn survey(globals: &Globals, file: &ClusterFile, reach: &ReachArgs) ->
     if away.len() == file.peers.len() {
         return Err(CliError::new(Exit::Unreachable, "PEER_UNREACHABLE", "no listed peer answers"));
     }
-    let Some((seat, id)) = choose_seat(globals, &session, file, &contacts, &clusters, reach)? else {
+    let Some(seat) = choose_seat(globals, &session, file, &contacts, &clusters, reach)? else {
         return Ok(Survey { session, live: Live::default(), contacts, away, seat: None });
     };
-    sit(globals, &mut session, (seat, id), reach)?;
+    sit(globals, &mut session, &seat, reach)?;
     if matches!(session.client.auth, Auth::Nobody) {
-        let text = format!("no credential for the cluster of peer {} is known here", seat.name);
+        let text = format!("no credential for the cluster of peer {} is known here", seat.peer.name);
         let error = CliError::new(Exit::Denied, "UNAUTHORIZED", text);
         return Err(error.with_hint("--credentials-file FILE, --token or --recovery-token-file"));
     }
     let live = live_state(&session, &mut contacts, &mut away, file, reach.ignore_unreachable).await?;
-    Ok(Survey { session, live, contacts, away, seat: Some(id) })
+    Ok(Survey { session, live, contacts, away, seat: Some(seat.id) })
 }
 
 /// The first listed member with a known credential. Where none is known and the first peer of the file has no license
@@ -78,46 +84,54 @@ fn choose_seat<'f>(
     contacts: &[Contact],
     clusters: &[String],
     reach: &ReachArgs,
-) -> Result<Option<(&'f Peer, PeerId)>, CliError> {
+) -> Result<Option<Seat<'f>>, CliError> {
     let given_credentials = reach.credentials_file.as_deref().map(credentials_of).transpose()?.unwrap_or_default();
     let chosen = given(&globals.url).is_some() || given(&globals.cluster).is_some();
     let is_token = !matches!(session.client.auth, Auth::Nobody | Auth::Credential { .. });
-    let mut members =
-        file.peers.iter().zip(contacts).zip(clusters).filter_map(|((peer, contact), cluster)| match contact {
-            Contact::Bootstrapped(id) => Some((peer, *id, cluster)),
-            _ => None,
-        });
-    let known = |(peer, id, cluster): &(&Peer, PeerId, &String)| {
-        let id = id.to_string();
-        let lists =
-            |c: &crate::cli::config::ClusterEntry| c.cluster_id == **cluster || c.peers.iter().any(|p| p.peer_id == id);
-        let in_config = session.config.clusters.values().any(|c| !c.client_secret.is_empty() && lists(c));
-        chosen
-            || is_token
-            || in_config
-            || given_credentials.contains_key(&peer.name)
-            || given_credentials.contains_key(&id)
+    let all = file.peers.iter().zip(contacts).zip(clusters);
+    let members = all.filter_map(|((peer, contact), cluster)| match contact {
+        Contact::Bootstrapped(id) => Some(Seat { peer, id: *id, cluster_id: cluster.clone() }),
+        _ => None,
+    });
+    let mut members: Vec<Seat<'f>> = members.collect();
+    let is_known = |seat: &Seat<'_>| {
+        let given = [&seat.peer.name, &seat.id.to_string()].iter().any(|key| given_credentials.contains_key(*key));
+        chosen || is_token || given || seat.entry(&session.config).is_some()
     };
-    let without_credential = members.clone().next();
     let first_is_new = contacts.first() == Some(&Contact::Unbootstrapped);
-    let fallback = without_credential.filter(|_| !first_is_new);
-    Ok(members.find(known).or(fallback).map(|(peer, id, _)| (peer, id)))
+    let at = members.iter().position(is_known).or((!first_is_new && !members.is_empty()).then_some(0));
+    Ok(at.map(|at| members.swap_remove(at)))
+}
+
+/// The peer whose agent is called.
+pub struct Seat<'f> {
+    pub peer: &'f Peer,
+    pub id: PeerId,
+    pub cluster_id: String,
+}
+
+impl Seat<'_> {
+    /// The key of the config entry of its cluster.
+    fn entry(&self, config: &Config) -> Option<String> {
+        let id = self.id.to_string();
+        let is_it = |c: &ClusterEntry| c.cluster_id == self.cluster_id || c.peers.iter().any(|p| p.peer_id == id);
+        config.clusters.iter().find(|(_, c)| !c.client_secret.is_empty() && is_it(c)).map(|(key, _)| key.clone())
+    }
 }
 
 /// The agent of `seat` is called from now on, or that of `--url`.
-pub fn sit(
-    globals: &Globals,
-    session: &mut Session,
-    (seat, id): (&Peer, PeerId),
-    reach: &ReachArgs,
-) -> Result<(), CliError> {
+pub fn sit(globals: &Globals, session: &mut Session, seat: &Seat<'_>, reach: &ReachArgs) -> Result<(), CliError> {
     let agents = match given(&globals.url) {
         Some(url) => vec![agent_address(url)?],
-        None => seat.endpoints.clone(),
+        None => seat.peer.endpoints.clone(),
     };
-    session.sit_at(globals, agents)?;
+    let cluster = match given(&globals.cluster) {
+        Some(wanted) => Some(session.config.find_cluster(wanted)?.to_owned()),
+        None => seat.entry(&session.config),
+    };
+    session.sit_at(agents, cluster);
     if let Some(path) = &reach.credentials_file
-        && let Some(credential) = credential_for(credentials_of(path)?, seat, id)
+        && let Some(credential) = credential_for(credentials_of(path)?, seat)
         && matches!(session.client.auth, Auth::Nobody | Auth::Credential { .. })
     {
         session.client.auth = Auth::Credential {
@@ -129,8 +143,8 @@ pub fn sit(
 }
 
 /// By name in the file or by id.
-fn credential_for(mut all: BTreeMap<String, GivenCredential>, peer: &Peer, id: PeerId) -> Option<GivenCredential> {
-    all.remove(&peer.name).or_else(|| all.remove(&id.to_string()))
+fn credential_for(mut all: BTreeMap<String, GivenCredential>, seat: &Seat<'_>) -> Option<GivenCredential> {
+    all.remove(&seat.peer.name).or_else(|| all.remove(&seat.id.to_string()))
 }
 
 /// Holds a secret, hence no `Debug`.
@@ -159,24 +173,26 @@ type Answered = (Contact, String);
 
 /// One identity question to each peer, all at once.
 async fn ask_all(session: &Session, peers: &[Peer]) -> Vec<Result<Answered, CliError>> {
-    let local = LocalSet::new();
-    let mut answers: Vec<Result<Answered, CliError>> =
-        peers.iter().map(|_| Err(CliError::new(Exit::Unreachable, "PEER_UNREACHABLE", "not asked"))).collect();
-    local
-        .run_until(async {
-            let mut asking = JoinSet::new();
-            for (i, peer) in peers.iter().enumerate() {
-                let client = public_client(session, peer.endpoints.clone());
-                asking.spawn_local(async move { (i, who(&client).await) });
+    let clients: Vec<Client> = peers.iter().map(|peer| public_client(session, peer.endpoints.clone())).collect();
+    all_at_once(clients.iter().map(who).collect()).await
+}
+
+/// Waits for all of them; the outputs are in their order.
+async fn all_at_once<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut open: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
+    poll_fn(|context| {
+        let mut is_done = true;
+        for (future, output) in &mut open {
+            let Some(running) = future else { continue };
+            match running.as_mut().poll(context) {
+                Poll::Ready(value) => (*future, *output) = (None, Some(value)),
+                Poll::Pending => is_done = false,
             }
-            while let Some(done) = asking.join_next().await {
-                if let Ok((i, answer)) = done {
-                    answers[i] = answer;
-                }
-            }
-        })
-        .await;
-    answers
+        }
+        if is_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    open.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 /// A client that calls these agents without any credential.
@@ -211,8 +227,8 @@ pub async fn live_state(
         if live.peer(viewer).is_none_or(|p| p.views.contains_key(&viewer)) {
             continue;
         }
-        match session.call(Call::get("/v1/peers").at(viewer)).await {
-            Ok(answer) => add_view(&mut live, viewer, &list_of(answer, "peers"))?,
+        match peers_at(session, viewer).await {
+            Ok(rows) => add_view(&mut live, viewer, &rows)?,
             Err(e) if e.exit == Exit::Unreachable && ignore_unreachable => {
                 *contact = Contact::Unreachable;
                 away.push((peer.name.clone(), e.text));
@@ -221,6 +237,21 @@ pub async fn live_state(
         }
     }
     Ok(live)
+}
+
+/// The peers as another member sees them. One that joined a moment ago may not know our credential yet.
+pub async fn peers_at(session: &Session, viewer: PeerId) -> Result<Vec<Value>, CliError> {
+    let clock = SystemClock::new();
+    let started = clock.mono();
+    loop {
+        match session.call(Call::get("/v1/peers").at(viewer)).await {
+            Err(e) if e.code == "UNAUTHORIZED" && clock.mono() - started < KNOWN_WITHIN => {
+                session.log.debug(&format!("peer {viewer} does not know the credential yet: {}", e.text));
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            answer => return answer.map(|answer| list_of(answer, "peers")),
+        }
+    }
 }
 
 /// Asks every member that can be reached how it sees the others; what differs is worth a warning.
@@ -268,13 +299,16 @@ pub async fn of_session(session: &Session) -> Result<Live, CliError> {
     if let Some(own) = own {
         add_view(&mut live, id_of(&own["id"])?, &rows)?;
     }
-    for service in session.services().await? {
-        let path = format!("/v1/services/{}", output::plain(&service["id"]));
-        match session.call(Call::get(path)).await {
-            Ok(service) => live.services.push(service_of(&service)?),
-            // Deleted since the list was made.
-            Err(e) if e.code == "NOT_FOUND" => {}
-            Err(e) => return Err(e),
+    let services = session.services().await?;
+    for some in services.chunks(CALLS_AT_ONCE) {
+        let whole = |s: &Value| session.call(Call::get(format!("/v1/services/{}", output::plain(&s["id"]))));
+        for service in all_at_once(some.iter().map(whole).collect()).await {
+            match service {
+                Ok(service) => live.services.push(service_of(&service)?),
+                // Deleted since the list was made.
+                Err(e) if e.code == "NOT_FOUND" => {}
+                Err(e) => return Err(e),
+            }
         }
     }
     live.services.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));

@@ -1,6 +1,6 @@
 //! `compose fmt`: canonical, idempotent, and no comment is lost.
 
-use crate::compose::{format, parse};
+use crate::compose::{Rules, format, parse, read};
 use proptest::prelude::*;
 
 fn formatted(text: &str) -> String {
@@ -28,6 +28,9 @@ fn the_canonical_form_has_its_order_and_layout() {
 
 #[test]
 fn comments_stay_at_what_they_are_about() {
+    // A comment that moves above the dash is no reason for lines of their own.
+    let moved = "peers:\n  - odd: a\n    # c\n    name: b\n";
+    assert_eq!(formatted(moved), "peers:\n  # c\n  - { name: b, odd: a }\n");
     is_canonical(
         "version: v1\n\npeers:  # all of them\n  # first\n  - { name: a, endpoints: [a] }  # x\n  # end of peers\n# top\nservices: []\n",
     );
@@ -167,7 +170,7 @@ fn content_of(text: &str) -> serde_json::Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn formatting_is_idempotent_keeps_every_comment_and_changes_no_value(text in yaml_text()) {
@@ -175,6 +178,22 @@ proptest! {
         prop_assert_eq!(comments_of(&once), comments_of(&text), "{}\n---\n{}", text, once);
         prop_assert_eq!(content_of(&once), content_of(&text), "{}\n---\n{}", text, once);
         prop_assert_eq!(&formatted(&once), &once, "{}", text);
+    }
+
+    #[test]
+    fn whatever_a_file_says_each_finding_lies_inside_of_it(text in yaml_text()) {
+        let document = parse(&text).unwrap();
+        for rules in [Rules::Full, Rules::Backup] {
+            let found = match read(&document, rules, &|_| None) {
+                Ok((_, warnings)) => warnings,
+                Err(found) => found,
+            };
+            for one in found {
+                let line = text.lines().nth(one.place.line - 1);
+                prop_assert!(line.is_some_and(|l| one.place.column <= l.chars().count() + 1), "{one:?}\n{text}");
+                let _ = one.render("f", &text);
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 mod layout;
 mod plan;
 mod reading;
+mod schema;
 mod world;
