@@ -4,7 +4,10 @@
 //! and are heard of, all members end with the same. Each peer keeps the `cluster` record that its own bootstrap made, and
 //! adds to it the ids it goes by later: so whoever trusts a peer knows every id that may stand in a token of that peer.
 
-use super::{Author, Ledger, removal::delete_services_to_removed};
+use super::{
+    Author, Ledger,
+    removal::{delete_services_to_removed, forget_removed_strangers},
+};
 use crate::{
     model::{ClusterId, UnixTime},
     wire::record::{ClusterBody, Record, kind},
@@ -30,6 +33,7 @@ pub struct ClusterFacts {
 pub fn merge_records<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> Result<(), L::Error> {
     records.iter().try_for_each(|record| ledger.put_verified(record).map(drop))?;
     delete_services_to_removed(ledger, author, records)?;
+    forget_removed_strangers(ledger, records)?;
     let met: BTreeSet<ClusterId> = records.iter().filter_map(cluster_of).flat_map(ids).collect();
     take_ids(ledger, author, &met)
 }

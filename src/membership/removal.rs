@@ -152,6 +152,22 @@ fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) ->
     Ok(())
 }
 
+/// A peer that was met through a voucher and is not trusted is forgotten as well when its removal is heard of.
+pub(super) fn forget_removed_strangers<L: Ledger>(ledger: &L, records: &[Record]) -> Result<(), L::Error> {
+    let subjects: BTreeSet<&str> =
+        records.iter().filter(|r| r.key.kind == kind::REVOCATION).map(|r| r.key.id.as_str()).collect();
+    if subjects.is_empty() {
+        return Ok(());
+    }
+    let revocations = ledger.revocations()?;
+    for peer in subjects.into_iter().filter_map(|id| id.parse().ok()) {
+        if ledger.peer(peer)?.is_some_and(|row| !row.trusted && revocations.standing(peer, None) != Standing::Clear) {
+            ledger.forget_peer(peer)?;
+        }
+    }
+    Ok(())
+}
+
 /// Own services among these records that lead to a removed peer end: a database that was lost may have held them, and they
 /// come back when the removal is known here already.
 pub(super) fn delete_services_to_removed<L: Ledger>(

@@ -437,15 +437,17 @@ impl Node {
         let revokes_client = |r: &Record| {
             r.key.kind == kind::REVOCATION && r.body_as::<RevocationBody>().is_ok_and(|body| body.client_id.is_some())
         };
+        let revokes = records.iter().any(|r| r.key.kind == kind::REVOCATION);
         self.store()
             .write(move |tx| {
                 membership::merge_records(tx, &identity, &records)?;
                 if records.iter().any(revokes_client) {
                     membership::retire_revoked_credentials(tx, &identity)?;
                 }
-                Ok(())
+                Ok::<(), StoreError>(())
             })
-            .await
+            .await?;
+        if revokes { self.prune_attempts() } else { Ok(()) }
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {

@@ -105,7 +105,9 @@ impl World {
         match event {
             gossip::Event::Merge(records) => {
                 self.trace.line(now, format_args!("n{} merges {}", n + 1, records.len()));
-                self.write(n, |tx, own| Ok(membership::merge_records(tx, own.author, records)?))
+                self.write(n, |tx, own| Ok(membership::merge_records(tx, own.author, records)?))?;
+                self.prune_attempts(n);
+                Ok(())
             }
             gossip::Event::Revoked { peer, void } => {
                 let name = self.peer_name(*peer);

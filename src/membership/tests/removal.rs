@@ -64,3 +64,16 @@ fn grounds_count_only_from_peers_that_are_trusted_and_only_if_they_are_genuine()
     assert_eq!(take_grounds(&one.ledger, &one.author, &[of_stranger, forged, other_subject]).unwrap(), []);
     assert_eq!(one.ledger.all_records(), before);
 }
+
+#[test]
+fn a_peer_that_was_only_vouched_for_is_forgotten_when_its_removal_is_heard_of() {
+    let world = World::of(3);
+    world.add(0, 1).unwrap();
+    world.add(1, 2).unwrap();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    let met = PeerRow { trusted: false, ..PeerRow::trusted(two.id(), two.author.key.public(), Vec::new(), NOW) };
+    zero.ledger.put_peer(&met).unwrap();
+    let revocation = remove_peer(&one.ledger, &one.author, two.id(), NOW).unwrap().unwrap();
+    merge_records(&zero.ledger, &zero.author, &[revocation]).unwrap();
+    assert_eq!(zero.ledger.peer(two.id()).unwrap(), None);
+}
