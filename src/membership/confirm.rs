@@ -8,6 +8,9 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
+/// How many ids of routes a service skips that was deleted and comes back: nobody remembers which it gave before it went.
+const ROUTE_IDS_SKIPPED: u32 = 1000;
+
 /// What is undone at the deadline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingConfirm {
@@ -63,20 +66,27 @@ pub fn keep_services<L: LedgerView>(ledger: &L, author: &Author, named: &[String
 
 fn keep(services: &[Service], author: &Author, named: &str) -> Result<Kept, Refused> {
     let id: Option<ServiceId> = named.parse().ok();
-    let found = services.iter().find(|s| Some(s.id) == id || s.body.name.eq_ignore_ascii_case(named));
-    if let Some(foreign) = found.filter(|s| s.body.source_peer_id != author.peer_id) {
-        let text = format!("service `{}` is of another peer, which keeps its state itself", foreign.body.name);
-        return Err(Refused::new(Code::Conflict, text).with_hint("ask its source peer (X-Arctic-Target-Peer)"));
-    }
-    if found.is_none() && id.is_some() {
-        return Err(Refused::new(Code::NotFound, format!("service `{named}` not found")));
-    }
+    let own = |s: &&Service| s.body.source_peer_id == author.peer_id;
+    let found = match id {
+        Some(id) => {
+            let service = services.iter().find(|s| s.id == id);
+            let service =
+                service.ok_or_else(|| Refused::new(Code::NotFound, format!("service `{named}` not found")))?;
+            if !own(&service) {
+                let text = format!("service `{named}` is of another peer, which keeps its state itself");
+                return Err(Refused::new(Code::Conflict, text).with_hint("ask its source peer (X-Arctic-Target-Peer)"));
+            }
+            Some(service)
+        }
+        // One of this name at another owner may be about to move here.
+        None => services.iter().filter(own).find(|s| s.body.name.eq_ignore_ascii_case(named)),
+    };
     let was = found.map(|s| KeptService { id: s.id, body: s.body.clone() });
     Ok(Kept { named: named.to_owned(), was })
 }
 
 /// Puts back what was kept: services that were changed or deleted become what they were, those that were made since
-/// under a name that was free go. Ids of routes are not used twice, whatever happened.
+/// under a name that was given go, whether it was free or its service was replaced. Ids of routes are not used twice, whatever happened.
 pub fn restore_services<L: Ledger>(
     ledger: &L,
     author: &Author,
@@ -89,22 +99,145 @@ pub fn restore_services<L: Ledger>(
         if current.as_ref().is_some_and(|current| current.body == was.body) {
             continue;
         }
-        let used = current.map_or(0, |current| current.body.next_route_id);
+        let used = match current {
+            Some(current) => current.body.next_route_id,
+            None => was.body.next_route_id.saturating_add(ROUTE_IDS_SKIPPED),
+        };
         let next_route_id = was.body.next_route_id.max(used);
         let body = ServiceBody { next_route_id, updated_at: now, ..was.body.clone() };
         ledger.put_own(author, kind::SERVICE, &was.id.to_string(), &body)?;
         restored.put_back += 1;
     }
-    for free in pending.kept.iter().filter(|kept| kept.was.is_none()) {
-        let made_since = |s: &Service| {
-            s.body.source_peer_id == author.peer_id
-                && s.body.name.eq_ignore_ascii_case(&free.named)
-                && s.body.created_at >= pending.created_at
+    let took_a_name = |s: &Service| {
+        let has_name = |kept: &Kept| {
+            let own_name = kept.was.as_ref().map_or(&kept.named, |was| &was.body.name);
+            s.body.name.eq_ignore_ascii_case(own_name)
         };
-        for service in ledger.services()?.into_iter().filter(made_since) {
-            ledger.delete_own(author, kind::SERVICE, &service.id.to_string())?;
-            restored.deleted += 1;
-        }
+        s.body.source_peer_id == author.peer_id
+            && s.body.created_at >= pending.created_at
+            && pending.kept.iter().any(has_name)
+            && !pending.kept.iter().any(|kept| kept.was.as_ref().is_some_and(|was| was.id == s.id))
+    };
+    for service in ledger.services()?.into_iter().filter(took_a_name) {
+        ledger.delete_own(author, kind::SERVICE, &service.id.to_string())?;
+        restored.deleted += 1;
     }
     Ok(restored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        membership::{MemoryLedger, PeerRow},
+        model::{PeerId, Rng, Route, SigningKey},
+    };
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const BEFORE: UnixTime = UnixTime::from_secs(1_000);
+    const NOW: UnixTime = UnixTime::from_secs(2_000);
+    const LATER: UnixTime = UnixTime::from_secs(3_000);
+
+    fn owner() -> (MemoryLedger, Author, Rng) {
+        let mut rng = Rng::from_seed([1; 32]);
+        let author = Author { peer_id: PeerId::mint(BEFORE, &mut rng), key: SigningKey::from_seed([1; 32]) };
+        let ledger = MemoryLedger::default();
+        ledger.put_peer(&PeerRow::trusted(author.peer_id, author.key.public(), vec![], BEFORE)).unwrap();
+        (ledger, author, rng)
+    }
+
+    fn put(ledger: &MemoryLedger, author: &Author, id: ServiceId, body: &ServiceBody) {
+        ledger.put_own(author, kind::SERVICE, &id.to_string(), body).unwrap();
+    }
+
+    fn begin(ledger: &MemoryLedger, author: &Author, named: &[&str]) -> PendingConfirm {
+        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
+        let kept = keep_services(ledger, author, &named).unwrap();
+        PendingConfirm { id: "cfm_1".into(), client_id: None, created_at: NOW, deadline: LATER, kept }
+    }
+
+    /// By id, without what a restoration may move.
+    fn state(ledger: &MemoryLedger) -> BTreeMap<ServiceId, ServiceBody> {
+        let plain = |body: ServiceBody| ServiceBody { next_route_id: 0, updated_at: BEFORE, ..body };
+        ledger.services().unwrap().into_iter().map(|s| (s.id, plain(s.body))).collect()
+    }
+
+    proptest! {
+        /// Whatever was done to the named services, they become what they were, and a second time changes nothing.
+        #[test]
+        fn what_was_named_comes_back_whatever_was_done_to_it(seed in any::<[u8; 32]>()) {
+            let (ledger, author, _) = owner();
+            let mut rng = Rng::from_seed(seed);
+            let names = ["a", "b", "c"];
+            for name in names.iter().take(rng.below(4) as usize) {
+                let id = ServiceId::mint(BEFORE, &mut rng);
+                put(&ledger, &author, id, &ServiceBody::plain(name, author.peer_id, author.peer_id, BEFORE));
+            }
+            let before = state(&ledger);
+            let pending = begin(&ledger, &author, &names);
+            for _ in 0..rng.below(8) {
+                let services = ledger.services().unwrap();
+                let at = rng.below(4) as usize;
+                match (services.get(at), rng.below(4)) {
+                    (None, _) => {
+                        let name = names[rng.below(3) as usize];
+                        let body = ServiceBody::plain(name, author.peer_id, author.peer_id, NOW);
+                        if !services.iter().any(|s| s.body.name == name) {
+                            put(&ledger, &author, ServiceId::mint(NOW, &mut rng), &body);
+                        }
+                    }
+                    (Some(s), 0) => drop(ledger.delete_own(&author, kind::SERVICE, &s.id.to_string()).unwrap()),
+                    (Some(s), 1) => {
+                        let name = names[rng.below(3) as usize];
+                        if !services.iter().any(|s| s.body.name == name) {
+                            put(&ledger, &author, s.id, &ServiceBody { name: name.into(), ..s.body.clone() });
+                        }
+                    }
+                    (Some(s), _) => {
+                        let mut body = s.body.clone();
+                        let id = body.next_route_id;
+                        let dest_cidr = format!("10.{id}.0.0/16").parse().ok();
+                        let priority = 100;
+                        body.routes.push(Route { id, source_cidr: None, dest_cidr, priority, version: 1, created_at: NOW });
+                        body.next_route_id += 1;
+                        put(&ledger, &author, s.id, &body);
+                    }
+                }
+            }
+            let used: BTreeMap<_, _> =
+                ledger.services().unwrap().into_iter().map(|s| (s.id, s.body.next_route_id)).collect();
+            restore_services(&ledger, &author, &pending, LATER).unwrap();
+            prop_assert_eq!(&state(&ledger), &before);
+            for service in ledger.services().unwrap() {
+                let highest = used.get(&service.id).copied().unwrap_or(0);
+                prop_assert!(service.body.next_route_id >= highest, "no id of a route is used twice");
+            }
+            restore_services(&ledger, &author, &pending, LATER).unwrap();
+            prop_assert_eq!(state(&ledger), before);
+        }
+    }
+
+    #[test]
+    fn the_first_state_counts_and_others_are_left_alone() {
+        let (ledger, author, mut rng) = owner();
+        let (a, other) = (ServiceId::mint(BEFORE, &mut rng), ServiceId::mint(BEFORE, &mut rng));
+        let plain = |name: &str, at| ServiceBody::plain(name, author.peer_id, author.peer_id, at);
+        put(&ledger, &author, a, &plain("a", BEFORE));
+        put(&ledger, &author, other, &plain("other", BEFORE));
+        let mut pending = begin(&ledger, &author, &["A", "fresh"]);
+        put(&ledger, &author, a, &ServiceBody { bandwidth_limit_mbps: 5, ..plain("a", BEFORE) });
+        pending.add(begin(&ledger, &author, &[&a.to_string(), "other"]).kept);
+        assert_eq!(pending.kept.len(), 3, "one state of each service, the first");
+        put(&ledger, &author, other, &plain("fresh", BEFORE));
+        put(&ledger, &author, ServiceId::mint(NOW, &mut rng), &plain("unnamed", NOW));
+        restore_services(&ledger, &author, &pending, LATER).unwrap();
+        let names: Vec<(String, u32)> =
+            ledger.services().unwrap().into_iter().map(|s| (s.body.name, s.body.bandwidth_limit_mbps)).collect();
+        let mut names = names;
+        names.sort();
+        assert_eq!(names, [("a".into(), 0), ("other".into(), 0), ("unnamed".into(), 0)]);
+        let unknown = "svc_01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
+        assert_eq!(keep_services(&ledger, &author, &[unknown]).unwrap_err().code, Code::NotFound);
+    }
 }

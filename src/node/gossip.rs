@@ -18,7 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 use std::{collections::BTreeMap, sync::MutexGuard, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// After this long on a fallback endpoint the first one is tried again (cluster.md §6).
 const RETURN_TO_FIRST: Duration = Duration::from_secs(300);
@@ -206,7 +206,7 @@ impl Node {
             let (transmits, deadline) = self.poll_gossip();
             for transmit in transmits {
                 let node = self.clone();
-                calls.spawn(async move { node.transmit(transmit).await });
+                calls.spawn(async move { node.transmit_to_end(transmit).await });
             }
             let wait = deadline.map_or(IDLE_WAIT, |due| due - clock.mono());
             tokio::select! {
@@ -338,6 +338,16 @@ impl Node {
         let Some(machine) = gossip.as_mut() else { return (Vec::new(), None) };
         let transmits = std::iter::from_fn(|| machine.poll_transmit()).collect();
         (transmits, machine.poll_timeout().map(|(due, _)| due))
+    }
+
+    /// The outcome of a call, also where it ends by a defect of ours: the machine waits for one.
+    async fn transmit_to_end(&self, transmit: Transmit) -> (PeerId, Result<Reply, CallFailed>) {
+        let (node, to, op) = (self.clone(), transmit.to, transmit.request.op());
+        let call = AbortOnDropHandle::new(tokio::spawn(async move { node.transmit(transmit).await }));
+        call.await.unwrap_or_else(|e| {
+            tracing::error!(peer = %to, op = op.name(), error = %e, "gossip call ended early");
+            (to, Err(CallFailed { op }))
+        })
     }
 
     async fn transmit(&self, Transmit { to, request }: Transmit) -> (PeerId, Result<Reply, CallFailed>) {

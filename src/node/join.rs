@@ -19,6 +19,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, MutexGuard, atomic::Ordering},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// An operator's wish to join another agent to the cluster.
 #[derive(Debug, Clone)]
@@ -86,7 +87,10 @@ impl Node {
     /// A handshake of the agent's own accord with a peer whose key is held from a voucher.
     pub(super) async fn join_once(&self, peer: PeerId, endpoints: Vec<Endpoint>) {
         let target = Target { endpoints, pinned_key: None, expected_peer: Some(peer), purpose: Purpose::Join };
-        let outcome = self.handshake(target, None).await;
+        let node = self.clone();
+        // Its end is noted also where it ends by a defect of ours: otherwise it would run for ever.
+        let handshake = AbortOnDropHandle::new(tokio::spawn(async move { node.handshake(target, None).await }));
+        let outcome = handshake.await.map_err(Refused::internal).and_then(|ended| ended);
         // The peer may have begun one as well, which succeeded.
         let is_trusted = self.store().read(|v| v.peer(peer)).is_ok_and(|row| row.is_some_and(|row| row.trusted));
         self.attempts().handle_end(peer, outcome.is_err() && !is_trusted, self.env().clock.mono());

@@ -128,9 +128,9 @@ pub fn answered(world: &mut World, caller: ReplyTo, answer: Answer) {
     if let Some(pending) = take_pending(world, caller) {
         let percent = world.nodes[caller.node].panic_percent;
         if percent > 0 && world.rng.below(100) < percent {
-            // The task that waited is gone; the machine finds out by itself.
             sometimes!("the task of a call dies with its answer");
-            return world.fire(Kind::Panic);
+            world.fire(Kind::Panic);
+            return world.conclude(caller.node, pending, Outcome::Unanswered);
         }
         if let Purpose::Gossip { to, .. } = pending.purpose {
             remember_reached(world, caller.node, to, &pending.current);

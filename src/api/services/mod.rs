@@ -69,6 +69,10 @@ pub(super) async fn create(r: Request) -> Outcome {
         if source != author.peer_id {
             let target = r.node().store().read(|v| trusted(v, &wish.target, "target"))?.peer_id;
             let (answer, written) = forward::to_owner_of(&r, source).await?;
+            let answer = match &written {
+                Some(made) => answer.about(&made.id),
+                None => answer,
+            };
             return forwarded(&r, answer, wait, (source, target), written).await;
         }
     }
