@@ -7,7 +7,7 @@ use super::{
 use crate::{
     env::Clock,
     license::{ClockSnapshot, Features, LicenseDocument, State, Terms},
-    model::{LicenseId, PeerStatus, Rng, SigningKey},
+    model::{LicenseId, Rng, SigningKey},
     store::{PeerRow, StoreError},
 };
 use hyper::Method;
