@@ -19,7 +19,6 @@ pub const ALL: &[&str] = &[
     "a damaged request fails its signature",
     "a foreign customer is refused",
     "a handshake fails on a signature",
-    "a handshake session is over before its use",
     "a healthy core comes to rest beside a faulty node",
     "a license is in its grace period",
     "a license is read-only",

@@ -488,7 +488,6 @@ impl World {
             Reason::Revoked => sometimes!("a revoked peer is refused"),
             Reason::AlreadyExists => sometimes!("a trusted peer is not added again"),
             Reason::InvalidSignature => sometimes!("a handshake fails on a signature"),
-            Reason::SessionExpired => sometimes!("a handshake session is over before its use"),
             Reason::UnexpectedPeer => sometimes!("another peer answers at an endpoint"),
             Reason::NotBootstrapped => sometimes!("an agent without a cluster is no peer"),
             Reason::Busy => sometimes!("a responder is busy"),
