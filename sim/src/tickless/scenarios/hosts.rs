@@ -51,7 +51,6 @@ pub fn bad_disk_degrades(casting: Casting) -> World {
     let bad = stage.rng.below(4) as usize;
     let others: Vec<usize> = (0..4).filter(|n| *n != bad).collect();
     let Some(carried) = stage.serve(bad, others[0]) else { return stage.world };
-    let Some(of_other) = stage.serve(others[0], bad) else { return stage.world };
     stage.rest();
     let tables = stage.world.nodes[bad].applied.clone();
     for (full, eio) in [(100, 0), (0, 100), (50, 50)] {
@@ -73,6 +72,7 @@ pub fn bad_disk_degrades(casting: Casting) -> World {
         stage.demand("D1", listed, || "a bad disk lost what it had".to_owned());
     }
     stage.world.nodes[bad].disk_fault = Default::default();
+    let Some(of_other) = stage.serve(others[0], bad) else { return stage.world };
     stage.rest();
 
     // A flipped page costs the database; the identity stays, and the peers have the rest.
