@@ -166,38 +166,59 @@ fn a_peer_of_another_customer_is_refused_and_nothing_changes() {
     });
 }
 
+/// n1 has taken in n2 and n3, between which there is no path.
+fn three_of_which_two_cannot_meet(seed: u64) -> Cluster {
+    let mut cluster = Cluster::new(&Options::new(seed, 3));
+    let license = cluster.license(1, 10);
+    cluster.partition(&["n2"], &["n3"]);
+    cluster.act(|op| async move {
+        for host in ["n1", "n2", "n3"] {
+            op.bootstrap(host, &license).await;
+        }
+        for host in ["n2", "n3"] {
+            op.post("n1", "/v1/peers", json!({"endpoints": [format!("{host}:8080")]})).await.expect(201);
+        }
+        for host in ["n2", "n3"] {
+            op.eventually(host, "/v1/peers?status=unreachable", CONVERGENCE, |a| peer_count(&a.body) == 1).await;
+        }
+    });
+    cluster
+}
+
 // accepts: 001-38, 001-59
 #[test]
 fn a_restart_lets_failed_handshakes_run_anew() {
     twin_run("a_restart_lets_failed_handshakes_run_anew", SEEDS, |seed| {
-        let mut cluster = Cluster::new(&Options::new(seed, 3));
-        let license = cluster.license(1, 10);
-        cluster.partition(&["n2"], &["n3"]);
+        let mut cluster = three_of_which_two_cannot_meet(seed);
         cluster.act(|op| async move {
-            for host in ["n1", "n2", "n3"] {
-                op.bootstrap(host, &license).await;
-            }
-            for host in ["n2", "n3"] {
-                op.post("n1", "/v1/peers", json!({"endpoints": [format!("{host}:8080")]})).await.expect(201);
-            }
-            for host in ["n2", "n3"] {
-                op.eventually(host, "/v1/peers?status=unreachable", CONVERGENCE, |a| peer_count(&a.body) == 1).await;
+            for _ in 0..CONVERGENCE.as_secs() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                for host in ["n2", "n3"] {
+                    let peers = op.get(host, "/v1/peers?status=unreachable").await.expect(200);
+                    assert_eq!(peer_count(&peers), 1, "nothing has changed");
+                }
             }
         });
         cluster.heal(&["n2"], &["n3"]);
-        cluster.act(|op| async move {
-            tokio::time::sleep(CONVERGENCE).await;
-            for host in ["n2", "n3"] {
-                let peers = op.get(host, "/v1/peers?status=unreachable").await.expect(200);
-                assert_eq!(peer_count(&peers), 1, "nothing that the agents know of has changed");
-            }
-        });
         for host in ["n2", "n3"] {
             cluster.crash(host);
             cluster.restart(host);
         }
         cluster.act(|op| async move {
             for host in ["n1", "n2", "n3"] {
+                op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
+            }
+        });
+    });
+}
+
+#[test]
+fn members_that_could_not_meet_do_so_by_themselves_once_there_is_a_path() {
+    twin_run("members_that_could_not_meet_do_so_by_themselves_once_there_is_a_path", SEEDS, |seed| {
+        let mut cluster = three_of_which_two_cannot_meet(seed);
+        cluster.heal(&["n2"], &["n3"]);
+        cluster.act(|op| async move {
+            for host in ["n2", "n3"] {
                 op.eventually(host, "/v1/peers", CONVERGENCE, everyone_is_healthy).await;
             }
         });

@@ -15,11 +15,13 @@ struct Course {
     attempt: Attempt,
     /// From the end of the attempt until what that peer does is worth another one.
     pause: Duration,
+    /// Nothing has changed since the last one failed.
+    is_repetition: bool,
 }
 
 impl Course {
     fn new(attempt: Attempt) -> Self {
-        Self { attempt, pause: RENEWAL_PAUSE }
+        Self { attempt, pause: RENEWAL_PAUSE, is_repetition: false }
     }
 
     /// Makes another attempt due if the pause since the last one is over.
@@ -32,6 +34,7 @@ impl Course {
         self.pause =
             if rested >= 2 * RENEWAL_PAUSE_MAX { RENEWAL_PAUSE } else { (2 * self.pause).min(RENEWAL_PAUSE_MAX) };
         self.attempt = Attempt::Due(endpoints);
+        self.is_repetition = false;
         true
     }
 
@@ -39,7 +42,7 @@ impl Course {
     fn try_again(&mut self, now: Mono) {
         if let Attempt::Ended { failed: true, called, .. } = &self.attempt {
             let called = called.clone();
-            self.renew(called, now);
+            self.is_repetition = self.renew(called, now);
         }
     }
 }
@@ -126,11 +129,10 @@ impl Attempts {
 
     /// The own license changed: what it refused may succeed now. Says whether a handshake is due.
     pub fn handle_license_change(&mut self) -> bool {
-        let attempts = self.by_peer.values_mut().map(|course| &mut course.attempt);
-        let failed = attempts.filter(|a| a.has_failed());
-        failed.fold(false, |_, attempt| {
-            if let Attempt::Ended { called, .. } = attempt {
-                *attempt = Attempt::Due(std::mem::take(called));
+        let failed = self.by_peer.values_mut().filter(|course| course.attempt.has_failed());
+        failed.fold(false, |_, course| {
+            if let Attempt::Ended { called, .. } = &mut course.attempt {
+                *course = Course::new(Attempt::Due(std::mem::take(called)));
             }
             true
         })
@@ -173,10 +175,11 @@ impl Attempts {
 
     /// Where the handshake with a peer that is not trusted stands.
     pub fn status(&self, peer: PeerId) -> PeerStatus {
-        match self.by_peer.get(&peer).map(|course| &course.attempt) {
-            None | Some(Attempt::Ended { failed: false, .. }) => PeerStatus::Discovered,
-            Some(Attempt::Due(_) | Attempt::Running { .. }) => PeerStatus::Handshaking,
-            Some(Attempt::Ended { failed: true, .. }) => PeerStatus::Unreachable,
+        let Some(course) = self.by_peer.get(&peer) else { return PeerStatus::Discovered };
+        match course.attempt {
+            Attempt::Ended { failed: false, .. } => PeerStatus::Discovered,
+            Attempt::Due(_) | Attempt::Running { .. } if !course.is_repetition => PeerStatus::Handshaking,
+            _ => PeerStatus::Unreachable,
         }
     }
 }
@@ -249,7 +252,9 @@ mod tests {
             attempts.take_due(1, NOW);
             attempts.handle_end(peer, failed, NOW);
             assert_eq!(attempts.take_due(1, NOW), []);
+            let status = attempts.status(peer);
             assert_eq!(attempts.take_due(1, NOW + RENEWAL_PAUSE).len(), usize::from(failed));
+            assert_eq!(attempts.status(peer), status, "nothing has changed");
         }
     }
 
