@@ -526,9 +526,9 @@ impl Network {
         self.digests().windows(2).all(|pair| pair[0] == pair[1])
     }
 
-    /// The index and the committed records never part.
+    /// The index and the committed records never part, but for what a reset has in doubt.
     pub fn assert_stores_match(&self) {
-        for n in &self.nodes {
+        for n in self.nodes.iter().filter(|n| n.catching_up.is_empty()) {
             let records = n.store.values().cloned().collect();
             let rebuilt =
                 Gossip::new(n.who.local(), facts(), records, &n.trusted, Rng::from_seed([0; 32]), Mono::default());
