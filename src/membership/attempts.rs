@@ -4,8 +4,8 @@ use super::PeerRow;
 use crate::model::{Endpoint, Mono, PeerId, PeerStatus};
 use std::{collections::BTreeMap, time::Duration};
 
-/// After a handshake of its own accord the agent lets so long pass before it begins another one because of what that
-/// peer does, twice as long after each, up to [`RENEWAL_PAUSE_MAX`]: a 401 may have other reasons than a lost database,
+/// After a handshake of its own accord the agent lets so long pass before it begins another one because that one failed
+/// or because of what that peer does, twice as long after each, up to [`RENEWAL_PAUSE_MAX`]: a 401 may have other reasons than a lost database,
 /// and two that refuse each other must not go on for ever.
 pub const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
 pub const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(300);
@@ -13,7 +13,7 @@ pub const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Course {
     attempt: Attempt,
-    /// From the end of the attempt until what that peer does is worth another one.
+    /// From the end of the attempt until another one is worth it, if it failed or that peer shows itself.
     pause: Duration,
     /// Nothing has changed since the last one failed.
     is_repetition: bool,
@@ -61,7 +61,7 @@ enum Attempt {
         called: Vec<Endpoint>,
         then: Option<Vec<Endpoint>>,
     },
-    /// Done, or of no avail until something changes.
+    /// Done, or of no avail until something changes or the pause is over.
     Ended {
         called: Vec<Endpoint>,
         failed: bool,
