@@ -47,6 +47,7 @@ pub enum Operation {
     RemoveTables,
     AddPolicy(PolicyItem),
     DeletePolicy(PolicyItem),
+    SetForwarding(bool),
 }
 
 #[derive(Default)]
@@ -54,6 +55,7 @@ struct State {
     tables: Option<Vec<Table>>,
     alive: bool,
     policy: BTreeSet<PolicyItem>,
+    forwards: bool,
     faults: VecDeque<Fault>,
     operations: Vec<Operation>,
     host: HostFacts,
@@ -260,6 +262,15 @@ impl Kernel for FakeKernel {
             }
             refused.map_or(Ok(change), Err)
         })
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let mut state = self.state();
+        let changed = std::mem::replace(&mut state.forwards, on) != on;
+        if changed {
+            state.operations.push(Operation::SetForwarding(on));
+        }
+        Box::pin(async move { Ok(changed) })
     }
 
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {

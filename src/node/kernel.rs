@@ -2,7 +2,7 @@
 
 use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
-    env::{EngineSetup, InterceptPorts, RunningEngines},
+    env::{EngineSetup, InterceptPorts, RunningEngines, TunnelState},
     kernel::{Intercept, MarkMask, PolicyRouting},
     model::{PeerId, with_causes},
     reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
@@ -43,14 +43,24 @@ impl Node {
         let (state, engine_state) = watch::channel(EngineState::Off);
         let source = StoreSource::new(self.store().clone(), member, self.inner.entitlement.subscribe(), resolved);
         let settings = Settings { mask, clear_on_stop: config.on_stop == OnStop::Clear, ..Settings::default() };
-        let reconcile = Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings);
+        let (tunnel, tunnel_state) = watch::channel(TunnelState::Off);
+        let reconcile =
+            Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings).with_tunnel(tunnel_state);
         *self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()) = Some(reconcile.status());
         self.look_for_events();
         let forwarding = reconcile.forwarding();
         let mut running = None;
         let engines = async {
-            running = Some(self.start_engines(mask, forwarding, &state, &local).await);
-            std::future::pending::<()>().await;
+            let started = self.start_engines(mask, forwarding, &state, &local).await;
+            let mut heard = started.tunnel();
+            running = Some(started);
+            loop {
+                let now = heard.borrow_and_update().clone();
+                tunnel.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+                if heard.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
         };
         tokio::select! {
             biased;
@@ -62,7 +72,8 @@ impl Node {
             // Nothing of a cluster that this host has left stays behind.
             let tables = env.kernel.remove_tables().await;
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
-            if let Err(e) = tables.and(policy.map(drop)) {
+            let forwarding = env.kernel.set_forwarding(false).await;
+            if let Err(e) = tables.and(policy.map(drop)).and(forwarding.map(drop)) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }

@@ -3,12 +3,13 @@
 use super::{
     desired::{Change, Compiled, Desired, Marks, Skipped, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
+    iptun::{self, IpTunnel, TunnelChange},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
     tproxy::{Engine, EngineState, Published},
 };
 use crate::{
-    env::Clock,
+    env::{Clock, TunnelState},
     kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
     model::{Mono, UnixTime},
     routing::Forwarding,
@@ -74,6 +75,8 @@ pub struct Reconcile<S> {
     marks: Marks,
     firewall: Firewall,
     engine: Engine,
+    tunnel: IpTunnel,
+    tunnel_state: watch::Receiver<TunnelState>,
     status: watch::Sender<Status>,
     reports: Reports,
     failures_in_a_row: u32,
@@ -84,6 +87,14 @@ pub struct Reconcile<S> {
 struct Reports {
     firewall: Report,
     tproxy: Report,
+    iptun: Report,
+}
+
+/// How a pass went for each reconciler.
+struct Outcomes<'a> {
+    firewall: &'a Result<(), String>,
+    tproxy: &'a Result<(), String>,
+    iptun: &'a Result<(), String>,
 }
 
 enum Wake {
@@ -105,11 +116,22 @@ impl<S: Source> Reconcile<S> {
             marks: Marks::default(),
             firewall: Firewall::default(),
             engine: Engine::default(),
+            tunnel: IpTunnel::default(),
+            tunnel_state: watch::Sender::default().subscribe(),
             status: watch::Sender::default(),
-            reports: Reports { firewall: Report::new(Reconciler::Firewall), tproxy: Report::new(Reconciler::Tproxy) },
+            reports: Reports {
+                firewall: Report::new(Reconciler::Firewall),
+                tproxy: Report::new(Reconciler::Tproxy),
+                iptun: Report::new(Reconciler::Iptun),
+            },
             failures_in_a_row: 0,
             settled: None,
         }
+    }
+
+    /// With an IP tunnel; there is none otherwise.
+    pub fn with_tunnel(self, tunnel_state: watch::Receiver<TunnelState>) -> Self {
+        Self { tunnel_state, ..self }
     }
 
     /// What the engines read. Start them with it, and tell `run` where they listen.
@@ -124,6 +146,7 @@ impl<S: Source> Reconcile<S> {
     /// Runs until `stop`; then the kernel state is removed or left, as set. Not cancel-safe otherwise.
     pub async fn run(mut self, mut engines: watch::Receiver<EngineState>, stop: CancellationToken) {
         self.reports.tproxy.info("started");
+        self.reports.iptun.info("started");
         self.reports.firewall.info(&format!("started, marks {}", self.settings.mask));
         let mut hints = self.kernel.changes();
         let mut seen = *hints.borrow_and_update();
@@ -178,6 +201,7 @@ impl<S: Source> Reconcile<S> {
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
             () = change_of(engines) => Wake::Engines,
+            () = change_of(&mut self.tunnel_state) => Wake::Engines,
             change = self.source.changed() => Wake::Changed(change),
             () = change_of(hints) => Wake::Hint,
         }
@@ -239,7 +263,8 @@ impl<S: Source> Reconcile<S> {
             Ok(desired) => desired,
             Err(e) => {
                 let reason = format!("reading the store: {e}");
-                self.finish(started, None, &Err(reason.clone()), &Err(reason), intact);
+                let failed = Err(reason);
+                self.finish(started, None, Outcomes { firewall: &failed, tproxy: &failed, iptun: &failed }, intact);
                 return false;
             }
         };
@@ -247,6 +272,9 @@ impl<S: Source> Reconcile<S> {
         if let EngineState::Failed(reason) = engines {
             without_engines(&mut compiled, reason);
         }
+        let tunnel_state = self.tunnel_state.borrow_and_update().clone();
+        iptun::complete(&mut compiled, &desired, &tunnel_state);
+        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref()).await;
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -266,7 +294,10 @@ impl<S: Source> Reconcile<S> {
         let changed = before.as_ref() != self.firewall.applied() || !done.policy.is_empty();
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
         let outcome = outcome.map_err(|e| e.to_string());
-        self.finish(started, Some(&compiled), &outcome, &engines.outcome(), intact);
+        self.report_tunnel(&compiled, &tunnel, started);
+        let (tproxy, iptun) = (engines.outcome(), tunnel.map(drop).and(iptun::outcome(&tunnel_state)));
+        let outcomes = Outcomes { firewall: &outcome, tproxy: &tproxy, iptun: &iptun };
+        self.finish(started, Some(&compiled), outcomes, intact);
         self.settled = outcome.is_ok().then_some(desired);
         outcome.is_ok()
     }
@@ -307,17 +338,32 @@ impl<S: Source> Reconcile<S> {
         self.reports.tproxy.skipped(skipped_by(compiled, Reconciler::Tproxy));
     }
 
+    fn report_tunnel(&mut self, compiled: &Compiled, change: &Result<TunnelChange, String>, started: Mono) {
+        let report = &mut self.reports.iptun;
+        report.skipped(skipped_by(compiled, Reconciler::Iptun));
+        let Ok(change @ (TunnelChange::Applied | TunnelChange::Repaired)) = change else { return };
+        if *change == TunnelChange::Repaired {
+            report.event("drift.repaired", "the device of the tunnel was gone");
+            self.status.send_modify(|s| s.iptun.drift_repairs += 1);
+        }
+        let took = self.clock.mono().saturating_since(started).as_millis();
+        let (services, peers) = (compiled.forwarding.services.len(), compiled.forwarding.peers.len());
+        let revision = compiled.forwarding.revision;
+        let way = match &compiled.ruleset.tunnel {
+            Some(tunnel) => format!("by {}", tunnel.device),
+            None => "without a device".to_owned(),
+        };
+        report.info(&format!(
+            "applied tunnel config: {services} services, {peers} peers, {way}, in {took} ms, revision {revision}"
+        ));
+    }
+
     /// Publishes how the pass went.
-    fn finish(
-        &mut self,
-        started: Mono,
-        compiled: Option<&Compiled>,
-        firewall: &Result<(), String>,
-        tproxy: &Result<(), String>,
-        intact: bool,
-    ) {
+    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: Outcomes<'_>, intact: bool) {
+        let Outcomes { firewall, tproxy, iptun } = outcomes;
         note(&mut self.reports.firewall, firewall);
         note(&mut self.reports.tproxy, tproxy);
+        note(&mut self.reports.iptun, iptun);
         let at = self.clock.unix();
         let took_ms = u64::try_from(self.clock.mono().saturating_since(started).as_millis()).unwrap_or(u64::MAX);
         let (mask, marks) = (self.settings.mask, &self.marks);
@@ -328,6 +374,7 @@ impl<S: Source> Reconcile<S> {
             }
             count(&mut status.firewall, firewall, at, took_ms);
             count(&mut status.tproxy, tproxy, at, took_ms);
+            count(&mut status.iptun, iptun, at, took_ms);
             let Some(compiled) = compiled else { return };
             set_conditions(status, compiled, firewall, intact, at);
             status.fwmarks =
@@ -346,6 +393,12 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }
@@ -395,8 +448,10 @@ fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<()
         let applied = |by, message| made(by, ConditionStatus::Applied, "APPLIED", message);
         let tproxy = skipped(Reconciler::Tproxy);
         status.set_condition(id, tproxy.unwrap_or_else(|| applied(Reconciler::Tproxy, "the engine carries it")));
+        let tunnelled = compiled.ruleset.tunnel.is_some() && compiled.forwarding.services.contains_key(&id);
         match skipped(Reconciler::Iptun) {
             Some(tunnel) => status.set_condition(id, tunnel),
+            None if tunnelled => status.set_condition(id, applied(Reconciler::Iptun, "the IP tunnel carries the rest")),
             None => status.drop_condition(id, Reconciler::Iptun),
         }
         if !compiled.outgoing.contains(&id) {

@@ -82,6 +82,7 @@ impl ReconcilerStatus {
 pub struct Status {
     pub firewall: ReconcilerStatus,
     pub tproxy: ReconcilerStatus,
+    pub iptun: ReconcilerStatus,
     /// Services of which the local peer is source or target.
     pub conditions: BTreeMap<ServiceId, Vec<Condition>>,
     /// Packet marks of outgoing services, shifted into the mask.
