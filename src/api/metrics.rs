@@ -162,7 +162,8 @@ fn services(page: &mut Page, r: &Request) -> Result<(), Refused> {
 
 fn reconcilers(page: &mut Page, node: &Node) {
     let status = node.reconcile_status();
-    let all: [(&str, &ReconcilerStatus); 3] = [
+    let all: [(&str, &ReconcilerStatus); 4] = [
+        (Reconciler::Network.name(), &status.network),
         (Reconciler::Firewall.name(), &status.firewall),
         (Reconciler::Tproxy.name(), &status.tproxy),
         (Reconciler::Iptun.name(), &status.iptun),
