@@ -6,14 +6,13 @@
 // Real time is the subject here.
 #![allow(clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use netns_tests::agent::{Agent, AgentSettings, Cli};
-use netns_tests::lab::{Host, Lab};
-use netns_tests::topology::{API_PORT, ThreeSites, at};
+use netns_tests::api::Client;
+use netns_tests::lab::Lab;
+use netns_tests::topology::{API_PORT, ThreeSites};
 use netns_tests::vendor::{Grant, Vendor};
 use serde_json::{Value, json};
 
@@ -25,57 +24,6 @@ const CLI_SAMPLES: usize = 40;
 const LIST_GOAL: Duration = Duration::from_millis(50);
 const CLI_GOAL: Duration = Duration::from_millis(150);
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
-
-/// One connection that stays open, as a program keeps it.
-struct Client {
-    stream: BufReader<TcpStream>,
-    host: String,
-    token: String,
-}
-
-impl Client {
-    fn open(host: &Host, address: IpAddr, token: &str) -> Result<Client> {
-        let stream = host.run(|| TcpStream::connect(at(address, API_PORT)))?;
-        stream.set_nodelay(true)?;
-        let host = format!("{address}:{API_PORT}");
-        Ok(Client { stream: BufReader::new(stream), host, token: token.to_owned() })
-    }
-
-    fn call(&mut self, method: &str, path: &str, body: &str, kind: &str) -> Result<(u16, Vec<u8>)> {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: {kind}\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            self.host,
-            self.token,
-            body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes())?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line)?;
-        let status =
-            line.split(' ').nth(1).and_then(|s| s.parse().ok()).with_context(|| format!("answered {line:?}"))?;
-        let mut length = 0;
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            match line.trim_end().to_ascii_lowercase().split_once(": ") {
-                Some(("content-length", value)) => length = value.parse()?,
-                Some(_) => {}
-                None => break,
-            }
-        }
-        let mut answer = vec![0; length];
-        self.stream.read_exact(&mut answer)?;
-        Ok((status, answer))
-    }
-
-    fn json(&mut self, method: &str, path: &str, body: &Value) -> Result<Value> {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let (status, answer) = self.call(method, path, &body, "application/json")?;
-        ensure!((200..300).contains(&status), "{method} {path}: {status} {}", String::from_utf8_lossy(&answer));
-        Ok(if answer.is_empty() { Value::Null } else { serde_json::from_slice(&answer)? })
-    }
-}
 
 struct World {
     _agents: Vec<Agent>,
@@ -102,21 +50,7 @@ fn world() -> Result<World> {
             operator.ok(&["peers", "add", &format!("{address}:{API_PORT}"), "--name", host.name()])?;
         }
     }
-    let config = std::fs::read_to_string(operator.environment()[1].1.join("arctic/config.yaml"))?;
-    let value = |key: &str| {
-        let line = config.lines().find_map(|line| line.trim().strip_prefix(key));
-        line.map(|value| value.trim_start_matches(':').trim().to_owned()).context("a credential in the config file")
-    };
-    let form = format!(
-        "grant_type=client_credentials&client_id={}&client_secret={}",
-        value("client_id")?,
-        value("client_secret")?
-    );
-    let mut client = Client::open(&sites.london, ThreeSites::LONDON, "")?;
-    let (status, answer) = client.call("POST", "/v1/oauth/token", &form, "application/x-www-form-urlencoded")?;
-    ensure!(status == 200, "no token: {}", String::from_utf8_lossy(&answer));
-    let token: Value = serde_json::from_slice(&answer)?;
-    client.token = token["access_token"].as_str().context("a token")?.to_owned();
+    let client = Client::log_in(&sites.london, ThreeSites::LONDON, &operator)?;
     let tokyo: Value = operator.json(&["peers", "get", "tokyo"])?;
     let tokyo = tokyo["id"].as_str().context("an id")?.to_owned();
     Ok(World { _agents: agents, operator, client, tokyo, sites })
