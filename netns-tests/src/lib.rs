@@ -9,6 +9,7 @@
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
+//! | `api`      | one connection to an agent's API                                                            |
 //! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `lines`    | command lines of the documents and of `--help`                                             |
@@ -24,6 +25,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod agent;
+pub mod api;
 pub mod bulk;
 pub mod cluster;
 pub mod content;
