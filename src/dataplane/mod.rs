@@ -8,6 +8,7 @@
 
 mod counters;
 mod exit;
+mod kcp;
 mod limits;
 mod pool;
 mod relay;
