@@ -176,6 +176,11 @@ impl Endpoint {
         distrusted.into_iter().for_each(|index| self.forget_pending(index));
     }
 
+    /// The own session to a peer, which may not be established.
+    pub fn handle(&self, key: &StaticKey) -> Option<Handle> {
+        self.by_peer.get(&(*key, true)).copied()
+    }
+
     /// The session to a peer, begun now if there is none. The addresses are tried in order.
     pub fn connect(&mut self, now: Mono, key: StaticKey, addresses: &[SocketAddr]) -> Option<Handle> {
         let peer = *self.trusted.get(&key)?;
@@ -231,9 +236,9 @@ impl Endpoint {
         self.sessions.get(&handle).is_some_and(|held| held.session.is_some() && !held.leaving)
     }
 
-    /// The peer at the other end, under the key it proved.
-    pub fn peer(&self, handle: Handle) -> Option<(PeerId, StaticKey)> {
-        self.sessions.get(&handle).map(|held| (held.peer, held.key))
+    /// The peer that proved its key in the session.
+    pub fn peer(&self, handle: Handle) -> Option<PeerId> {
+        self.sessions.get(&handle).map(|held| held.peer)
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {

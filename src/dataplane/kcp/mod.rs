@@ -10,6 +10,7 @@
 //! each conversation pays 24 bytes a segment and an acknowledgement. Here a packet's number is its nonce, one
 //! acknowledgement covers all flows, and a flow waits only for its own bytes.
 
+mod driver;
 mod endpoint;
 mod fec;
 mod flow;
@@ -20,8 +21,12 @@ mod ranges;
 mod replay;
 mod sent;
 mod session;
+mod stream;
 #[cfg(test)]
 mod tests;
+
+pub(super) use driver::{Kcp, OpenError};
+pub(super) use stream::KcpStream;
 
 use std::time::Duration;
 

@@ -173,6 +173,9 @@ impl Session {
         let Some(flow) = self.flows.get_mut(&id).filter(|flow| !flow.reset) else {
             return Outcome::Reset { untouched: false };
         };
+        if flow.sending.is_ended() {
+            return Outcome::Moved(0);
+        }
         let room = max.saturating_sub(flow.sending.unsent());
         if room == 0 {
             flow.writer_waits = true;
@@ -182,11 +185,6 @@ impl Session {
         flow.sending.write(&data[..taken]);
         self.queue(id);
         Outcome::Moved(taken)
-    }
-
-    /// Whether a write would be taken.
-    pub fn may_write(&mut self, id: FlowId) -> Outcome {
-        self.write(id, &[])
     }
 
     pub fn end(&mut self, id: FlowId, end: End) -> Outcome {
