@@ -41,6 +41,11 @@ pub enum TunnelState {
 
 /// Starts the data planes of one host.
 pub trait Engines: Send + Sync + 'static {
+    /// Keeps the port of the IP tunnel open until the engines start, so that a path probe finds it open from the start
+    /// of the agent (dataplane.md §3). What it gives is dropped just before `start`.
+    fn reserve(&self, _ports: DataPorts, _own_mark: u32) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(()))
+    }
     fn start(
         &self,
         setup: EngineSetup,
