@@ -117,8 +117,8 @@ impl Carrier {
                 ready = device.readable() => ready.map_err(TunnelError::DeviceGone)?,
             }
             // Whichever woke us, both have their turn, so that neither starves the other.
-            self.from_socket(core, socket, device)?;
-            self.from_device(core, device)?;
+            self.read_socket(core, socket, device)?;
+            self.read_device(core, device)?;
             self.count(core);
             self.send(core, socket).await;
         }
@@ -139,7 +139,7 @@ impl Carrier {
         self.sessions.greet(others, &mut self.out);
     }
 
-    fn from_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
+    fn read_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
         let now = Instant::now();
         for _ in 0..DEVICE_BATCH_PACKETS {
             let len = match device.try_read(&mut self.packet) {
@@ -147,15 +147,15 @@ impl Carrier {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(TunnelError::DeviceGone(e)),
             };
-            match self.gate.from_device(&mut self.packet[..len], now) {
-                Ok(passed) => self.to_peer(core, device, &passed),
+            match self.gate.take_from_device(&mut self.packet[..len], now) {
+                Ok(passed) => self.hand_to_peer(core, device, &passed),
                 Err(stop) => stopped(core, stop),
             }
         }
         Ok(())
     }
 
-    fn to_peer(&mut self, core: &Core, device: &Tun, passed: &Passed) {
+    fn hand_to_peer(&mut self, core: &Core, device: &Tun, passed: &Passed) {
         if let Some(error) = self.error_about(passed) {
             // Its sender will send smaller ones; the kernel knows the way back to it.
             if let Err(e) = device.write(&error) {
@@ -180,7 +180,7 @@ impl Carrier {
         too_big(packet, &Header { dest: passed.was_for, ..header }, mtu)
     }
 
-    fn from_socket(&mut self, core: &Core, socket: &Datagrams, device: &Tun) -> Result<(), TunnelError> {
+    fn read_socket(&mut self, core: &Core, socket: &Datagrams, device: &Tun) -> Result<(), TunnelError> {
         let mut packets: Vec<(PeerId, BytesMut)> = vec![];
         let (sessions, out) = (&mut self.sessions, &mut self.out);
         let received =
@@ -195,7 +195,7 @@ impl Carrier {
         }
         let now = Instant::now();
         for (peer, mut packet) in packets {
-            match self.gate.from_peer(peer, &mut packet, now) {
+            match self.gate.take_from_peer(peer, &mut packet, now) {
                 Ok(passed) => match device.write(&packet[..passed.len]) {
                     Ok(()) => self.note(&passed),
                     // The kernel says no to one packet, or the device is gone, which the next read tells.

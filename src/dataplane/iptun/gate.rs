@@ -185,7 +185,7 @@ impl Gate {
     }
 
     /// A packet that the kernel gave to the device.
-    pub fn from_device(&mut self, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_device(&mut self, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.dest.is_multicast() || header.source.is_unspecified() || is_link_local(header.source) {
             return Err(Stop::Ignored);
@@ -248,7 +248,7 @@ impl Gate {
     }
 
     /// A packet that a peer sent.
-    pub fn from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.protocol == TCP {
             return Err(TunnelRefusal::Tcp.into());

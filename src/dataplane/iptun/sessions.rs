@@ -78,12 +78,10 @@ impl Session {
         self.unanswered = 0;
     }
 
-    /// A second initiation without an answer goes to the next address.
+    /// A second initiation without an answer goes to an address from the list, a third to the next one.
     fn initiating(&mut self) {
-        if self.unanswered > 0 && !self.addresses.is_empty() {
-            if self.heard.take().is_none() {
-                self.trying = (self.trying + 1) % self.addresses.len();
-            }
+        if self.unanswered > 0 && !self.addresses.is_empty() && self.heard.take().is_none() {
+            self.trying = (self.trying + 1) % self.addresses.len();
         }
         self.unanswered = self.unanswered.saturating_add(1);
     }
@@ -225,13 +223,9 @@ impl Sessions {
         let Some(peer) = self.sender(&message) else { return Received::Refused };
         let Some(session) = self.peers.get_mut(&peer) else { return Received::Refused };
         let initiation = matches!(message, WgKind::HandshakeInit(_));
-        let cookie = matches!(message, WgKind::CookieReply(_));
         let had_session = session.tunn.has_active_session();
         match session.tunn.handle_incoming_packet(message) {
-            TunnResult::Done => {
-                debug_assert!(cookie);
-                Received::Handled
-            }
+            TunnResult::Done => Received::Handled,
             TunnResult::Err(_) => Received::Refused,
             TunnResult::WriteToNetwork(answer) => {
                 // An initiation may be an old one to an agent that was restarted: it is answered, and moves nothing.

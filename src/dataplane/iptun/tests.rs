@@ -116,8 +116,8 @@ impl Three {
     /// What the exit gives its kernel of a packet that a client of peer 1 sent.
     fn there(&mut self, packet: &[u8]) -> Result<Vec<u8>, Stop> {
         let mut packet = packet.to_vec();
-        self.one.from_device(&mut packet, self.now)?;
-        let passed = self.exit.from_peer(id(1), &mut packet, self.now)?;
+        self.one.take_from_device(&mut packet, self.now)?;
+        let passed = self.exit.take_from_peer(id(1), &mut packet, self.now)?;
         assert!(passed.to_target);
         Ok(packet)
     }
@@ -125,9 +125,9 @@ impl Three {
     /// What the kernel of peer 1 is given of a packet that the kernel of the exit gave.
     fn back(&mut self, packet: &[u8]) -> Result<Vec<u8>, Stop> {
         let mut packet = packet.to_vec();
-        let passed = self.exit.from_device(&mut packet, self.now)?;
+        let passed = self.exit.take_from_device(&mut packet, self.now)?;
         assert_eq!((passed.peer, passed.to_target), (id(1), false));
-        self.one.from_peer(id(3), &mut packet, self.now)?;
+        self.one.take_from_peer(id(3), &mut packet, self.now)?;
         Ok(packet)
     }
 }
@@ -238,17 +238,17 @@ fn clients_of_two_peers_with_one_address_are_kept_apart() {
     let mut three = Three::new(&[V4]);
     let sent = udp("10.1.0.2", "10.9.0.2", 5000, 53, b"x");
     let (mut first, mut second) = (sent.clone(), sent.clone());
-    three.exit.from_peer(id(1), &mut first, three.now).unwrap();
-    three.exit.from_peer(id(2), &mut second, three.now).unwrap();
+    three.exit.take_from_peer(id(1), &mut first, three.now).unwrap();
+    three.exit.take_from_peer(id(2), &mut second, three.now).unwrap();
     assert_ne!(ends(&first), ends(&second));
     for (n, there) in [(1, first), (2, second)] {
         let mut back = answer(&there, b"y");
-        assert_eq!(three.exit.from_device(&mut back, three.now).unwrap().peer, id(n));
+        assert_eq!(three.exit.take_from_device(&mut back, three.now).unwrap().peer, id(n));
         assert_eq!(ends(&back).1, ip("10.1.0.2"));
     }
     // Neither knows the other's flow.
     let mut stray = answer(&sent, b"y");
-    assert!(three.two.from_peer(id(3), &mut stray, three.now).is_err());
+    assert!(three.two.take_from_peer(id(3), &mut stray, three.now).is_err());
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn the_exit_takes_only_what_a_route_of_the_sender_covers() {
     ];
     for (n, (from, mut packet, reason)) in cases.into_iter().enumerate() {
         let mut exit = gate(3, snapshot(3, &[1, 2, 3], &[1], 3, &[V4]));
-        let stop = exit.from_peer(id(from), &mut packet, Instant::now()).unwrap_err();
+        let stop = exit.take_from_peer(id(from), &mut packet, Instant::now()).unwrap_err();
         assert!(refused(reason)(&stop), "case {n}: {stop:?}");
     }
 }
@@ -284,7 +284,7 @@ fn a_route_for_everything_does_not_lead_to_another_peers_clients() {
     let there = three.there(&udp("10.1.0.2", "10.9.0.2", 5000, 53, b"x")).unwrap();
     let alias = ends(&there).0.to_string();
     let mut attack = udp("10.1.0.3", &alias, 53, 5000, b"x");
-    let stop = three.exit.from_peer(id(2), &mut attack, three.now).unwrap_err();
+    let stop = three.exit.take_from_peer(id(2), &mut attack, three.now).unwrap_err();
     assert!(refused(TunnelRefusal::ForbiddenDestination)(&stop), "{stop:?}");
 }
 
@@ -294,12 +294,12 @@ fn only_replies_to_what_was_sent_come_back() {
     let there = three.there(&udp("10.1.0.2", "10.9.0.2", 5000, 53, b"x")).unwrap();
     let alias = ends(&there).0.to_string();
     for stray in [udp("10.9.0.2", &alias, 54, 5000, b"x"), udp("10.9.0.3", &alias, 53, 5000, b"x")] {
-        let stop = three.exit.from_device(&mut stray.clone(), three.now).unwrap_err();
+        let stop = three.exit.take_from_device(&mut stray.clone(), three.now).unwrap_err();
         assert!(refused(TunnelRefusal::NoFlow)(&stop), "{stop:?}");
     }
     // A target that makes up replies is no better: it has no service of its own to the source.
     let mut made_up = udp("10.9.0.3", "10.1.0.2", 53, 5000, b"x");
-    let stop = three.one.from_peer(id(3), &mut made_up, three.now).unwrap_err();
+    let stop = three.one.take_from_peer(id(3), &mut made_up, three.now).unwrap_err();
     assert!(refused(TunnelRefusal::UnknownService)(&stop), "{stop:?}");
 }
 
@@ -435,7 +435,7 @@ fn a_peer_that_is_gone_has_no_flows_left() {
     let there = three.there(&udp("10.1.0.2", "10.9.0.2", 5000, 53, b"x")).unwrap();
     three.exit.follow(Arc::new(snapshot(3, &[2, 3], &[2], 3, &[V4])));
     let mut back = answer(&there, b"y");
-    assert!(three.exit.from_device(&mut back, three.now).is_err());
+    assert!(three.exit.take_from_device(&mut back, three.now).is_err());
 }
 
 proptest! {
@@ -460,8 +460,8 @@ proptest! {
         if let Some(first) = bytes.first_mut() {
             *first = if v6 { 0x60 } else { 0x45 + (*first & 1) };
         }
-        let _ = three.exit.from_peer(id(1), &mut bytes.clone(), three.now);
-        let _ = three.one.from_device(&mut bytes, three.now);
+        let _ = three.exit.take_from_peer(id(1), &mut bytes.clone(), three.now);
+        let _ = three.one.take_from_device(&mut bytes, three.now);
     }
 }
 
