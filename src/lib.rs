@@ -18,7 +18,8 @@
 //! ```
 //!
 //! A noun keeps its name in every room: a route is `model::Route`, `api/routes.rs`, `store/services.rs` (one record with
-//! its service), `routing::CompiledRoute` (the total order), `kernel::Capture`, `os/nft`.
+//! its service), `routing::CompiledRoute` (the total order), `kernel::Capture`, `os/nft`. The interface of a service is
+//! `reconcile/network.rs` (which, where, what stands in its way), `kernel::Interface`, `os/interface.rs`.
 //!
 //! # Rooms
 //!

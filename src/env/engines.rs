@@ -61,6 +61,9 @@ pub struct ServiceTraffic {
     /// Streams opened, and those open now.
     pub opened: u64,
     pub active: u64,
+    /// Packets that the IP tunnel carried, and those that it dropped, by reason.
+    pub tunnel_packets: u64,
+    pub tunnel_drops: BTreeMap<&'static str, u64>,
     /// Flows that were refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }

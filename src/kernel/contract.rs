@@ -2,8 +2,8 @@
 //! Each check starts from and leaves a kernel without anything of ours; a broken rule panics.
 
 use super::{
-    Capture, Family, Hints, Intercept, Kernel, MarkMask, Owned, PeerSocket, PolicyChange, PolicyItem, PolicyRouting,
-    Ruleset, Tunnel,
+    Capture, Family, Hints, Intercept, Interface, InterfaceChange, Kernel, Link, MarkMask, Owned, PeerSocket,
+    PolicyChange, PolicyItem, PolicyRouting, Ruleset, Tunnel,
 };
 use crate::model::{Rng, ServiceId, UnixTime};
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
@@ -21,6 +21,50 @@ pub async fn run(kernel: &dyn Kernel) {
     policy_is_set_exactly(kernel).await;
     own_writes_are_no_hints(kernel).await;
     the_host_has_a_loopback(kernel).await;
+}
+
+/// The checks about interfaces, on a host whose Ethernet link `parent` is up and has no interface of ours.
+pub async fn run_interfaces(kernel: &dyn Kernel, parent: &str) {
+    let (index, link) = link(kernel, parent).await.expect("the parent exists");
+    let base = Interface {
+        service: ServiceId::mint(UnixTime::from_secs(2), &mut Rng::from_seed([4; 32])),
+        parent: index,
+        mtu: link.mtu,
+        up: true,
+        addresses: addresses(&["192.0.2.10/24", "fd00:2::10/64"]),
+    };
+    let name = base.name();
+    let moved = Interface { addresses: addresses(&["192.0.2.11/24", "fd00:2::11/64"]), ..base.clone() };
+    let bare = Interface { addresses: BTreeSet::new(), ..base.clone() };
+    let down = Interface { up: false, ..base.clone() };
+    let steps =
+        [(&base, InterfaceChange::Created), (&moved, InterfaceChange::Changed), (&bare, InterfaceChange::Changed)];
+    for (wanted, change) in
+        steps.into_iter().chain([(&down, InterfaceChange::Changed), (&base, InterfaceChange::Changed)])
+    {
+        assert_eq!(kernel.set_interface(wanted).await, Ok(change), "{wanted:?}");
+        let (_, found) = self::link(kernel, &name).await.expect("it exists");
+        assert!(found.holds(wanted) && found.is_ours(), "{found:?} of {wanted:?}");
+        assert_eq!(kernel.set_interface(wanted).await, Ok(InterfaceChange::None), "a second pass changes nothing");
+    }
+    for _ in 0..2 {
+        assert_eq!(kernel.remove_interface(&name).await, Ok(()));
+        assert!(self::link(kernel, &name).await.is_none());
+    }
+    assert_eq!(kernel.remove_interface(parent).await, Ok(()), "a foreign link stays");
+    assert!(self::link(kernel, parent).await.is_some());
+    let nowhere = Interface { parent: u32::from(u16::MAX), ..base };
+    kernel.set_interface(&nowhere).await.expect_err("there is no such parent");
+    assert!(self::link(kernel, &name).await.is_none());
+}
+
+async fn link(kernel: &dyn Kernel, name: &str) -> Option<(u32, Link)> {
+    let host = kernel.read_host().await.expect("the host can be read");
+    host.links.into_iter().find(|(_, link)| link.name == name)
+}
+
+fn addresses(of: &[&str]) -> BTreeSet<ipnet::IpNet> {
+    of.iter().map(|net| net.parse().expect("a network")).collect()
 }
 
 /// Rulesets that use every match and action, from nothing to 300 routes.

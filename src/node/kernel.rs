@@ -5,7 +5,7 @@ use crate::{
     env::{EngineSetup, InterceptPorts, RunningEngines, TunnelState},
     kernel::{Intercept, MarkMask, PolicyRouting},
     model::{PeerId, with_causes},
-    reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
+    reconcile::{EngineState, Reconcile, Settings, Status, StoreSource, remove_interfaces},
     routing::Forwarding,
 };
 use std::{
@@ -42,7 +42,12 @@ impl Node {
         let (local, member) = watch::channel(None);
         let (state, engine_state) = watch::channel(EngineState::Off);
         let source = StoreSource::new(self.store().clone(), member, self.inner.entitlement.subscribe(), resolved);
-        let settings = Settings { mask, clear_on_stop: config.on_stop == OnStop::Clear, ..Settings::default() };
+        let settings = Settings {
+            mask,
+            parent_interface: config.parent_interface.clone(),
+            clear_on_stop: config.on_stop == OnStop::Clear,
+            ..Settings::default()
+        };
         let (tunnel, tunnel_state) = watch::channel(TunnelState::Off);
         let reconcile =
             Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings).with_tunnel(tunnel_state);
@@ -73,7 +78,8 @@ impl Node {
             let tables = env.kernel.remove_tables().await;
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
             let forwarding = env.kernel.set_forwarding(false).await;
-            if let Err(e) = tables.and(policy.map(drop)).and(forwarding.map(drop)) {
+            let interfaces = remove_interfaces(&*env.kernel).await;
+            if let Err(e) = tables.and(policy.map(drop)).and(forwarding.map(drop)).and(interfaces) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }

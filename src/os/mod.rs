@@ -1,21 +1,25 @@
 //! The only Linux code: the kernel of the host over netlink. No external command runs.
 
+mod announce;
 pub mod datagram;
 mod forwarding;
+mod interface;
 mod link;
 pub mod log;
 mod monitor;
 pub mod net;
 mod netlink;
 mod nft;
+mod packet;
 mod route;
 mod rule;
 pub mod sockets;
+mod sysctl;
 pub mod tun;
 
 use crate::kernel::{
-    BoxFuture, Family, Fingerprint, Hints, HostFacts, Kernel, KernelError, Owned, PolicyChange, PolicyItem,
-    PolicyRouting, Ruleset,
+    BoxFuture, Family, Fingerprint, Hints, HostFacts, Interface, InterfaceChange, Kernel, KernelError, Owned,
+    PolicyChange, PolicyItem, PolicyRouting, Ruleset,
 };
 use monitor::Monitor;
 use netlink::Netlink;
@@ -106,6 +110,25 @@ impl Kernel for LinuxKernel {
     fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
         let forwarding = self.forwarding.clone();
         self.run("setting forwarding", move |_| forwarding.lock().unwrap_or_else(PoisonError::into_inner).set(on))
+    }
+
+    fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>> {
+        let interface = interface.clone();
+        self.run("setting an interface", move |s| interface::set(&s.route, &interface))
+    }
+
+    fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>> {
+        let name = name.to_owned();
+        self.run("removing an interface", move |s| interface::remove(&s.route, &name))
+    }
+
+    fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
+        self.run("reading the default route", |s| {
+            Ok(match route::default_link(&s.route, Family::V4)? {
+                None => route::default_link(&s.route, Family::V6)?,
+                found => found,
+            })
+        })
     }
 
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {

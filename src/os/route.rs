@@ -11,7 +11,10 @@ const RTM_GETROUTE: u16 = 26;
 const HEADER_BYTES: usize = 12;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+const TABLE_MAIN: u32 = 254;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const SCOPE_LINK: u8 = 253;
@@ -61,6 +64,30 @@ pub fn add_device_default(netlink: &Netlink, family: Family, table: u32, device:
         w.bytes(RTA_OIF, &device.to_ne_bytes());
     });
     answer(netlink, &w.bytes, || format!("adding the default route of {family:?} by device {device} to table {table}"))
+}
+
+/// Index of the link of the preferred default route in the main table.
+pub fn default_link(netlink: &Netlink, family: Family) -> Result<Option<u32>, KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, |w| {
+        w.raw(&[address_family(family), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        w.bytes(RTA_TABLE, &TABLE_MAIN.to_ne_bytes());
+    });
+    let routes = dump(netlink, &w.bytes, "reading the default route")?;
+    let of_family = routes.iter().filter(|m| m.payload.first() == Some(&address_family(family)));
+    Ok(of_family.filter_map(parse_default).min().map(|(_, index)| index))
+}
+
+/// Metric and link of a default route in the main table.
+fn parse_default(message: &Message) -> Option<(u32, u32)> {
+    let header = message.payload.get(..HEADER_BYTES)?;
+    let attributes = message.payload.get(HEADER_BYTES..)?;
+    let everywhere = header[1] == 0 && header[7] == RTN_UNICAST && table_of(message) == Some(TABLE_MAIN);
+    // The first next hop of several: length, flags, weight, index.
+    let first_hop = || ne32(attribute(attributes, RTA_MULTIPATH)?.get(4..8)?);
+    let index = attribute(attributes, RTA_OIF).and_then(ne32).or_else(first_hop)?;
+    let metric = attribute(attributes, RTA_PRIORITY).and_then(ne32).unwrap_or(0);
+    (message.kind == RTM_NEWROUTE && everywhere).then_some((metric, index))
 }
 
 /// Deletes exactly the route that was read.

@@ -49,7 +49,8 @@ pub(super) struct Carrier {
     out: Vec<Outgoing>,
     buffers: Buffers,
     packet: Box<[u8]>,
-    counted: BTreeMap<(ServiceId, bool), u64>,
+    /// Packets and bytes since they were last counted, to the target and to the source.
+    counted: BTreeMap<(ServiceId, bool), (u64, u64)>,
     services: BTreeMap<ServiceId, Arc<ServiceCounters>>,
 }
 
@@ -208,14 +209,17 @@ impl Carrier {
     }
 
     fn note(&mut self, passed: &Passed) {
-        *self.counted.entry((passed.service, passed.to_target)).or_default() += passed.len as u64;
+        let (packets, bytes) = self.counted.entry((passed.service, passed.to_target)).or_default();
+        *packets += 1;
+        *bytes += passed.len as u64;
     }
 
     fn count(&mut self, core: &Core) {
-        while let Some(((service, to_target), bytes)) = self.counted.pop_first() {
+        while let Some(((service, to_target), (packets, bytes))) = self.counted.pop_first() {
             let counters = self.services.entry(service).or_insert_with(|| core.counters.service(service));
             let count = if to_target { &counters.bytes_to_target } else { &counters.bytes_to_source };
             count.fetch_add(bytes, Relaxed);
+            counters.tunnel_packets.fetch_add(packets, Relaxed);
         }
     }
 
