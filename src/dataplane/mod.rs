@@ -28,8 +28,8 @@ pub use iptun::TunnelRefusal;
 
 use crate::{
     env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, TunnelState, system_seed},
-    model::{PeerId, PublicKey},
-    os::sockets,
+    model::{DataPorts, PeerId, PublicKey},
+    os::{datagram::Datagrams, sockets},
     routing::Forwarding,
 };
 use limits::{ACCEPT_RETRY, MAX_FLOWS, Timing};
@@ -107,6 +107,10 @@ impl Core {
 pub struct LinuxEngines;
 
 impl Engines for LinuxEngines {
+    fn reserve(&self, ports: DataPorts, own_mark: u32) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(Datagrams::bind(ports.iptun, own_mark)?))
+    }
+
     fn start(
         &self,
         setup: EngineSetup,

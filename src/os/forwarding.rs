@@ -1,7 +1,8 @@
 //! Whether this host forwards packets, set on demand and put back (dataplane.md §3).
 
+use super::sysctl::{read, write};
 use crate::kernel::KernelError;
-use std::{fs, io};
+use std::fs;
 
 const V4: &str = "net/ipv4/ip_forward";
 const V6: &str = "net/ipv6/conf/all/forwarding";
@@ -65,17 +66,4 @@ impl Forwarding {
 fn devices() -> impl Iterator<Item = String> {
     let entries = fs::read_dir(V6_DEVICES).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
-}
-
-fn read(key: &str) -> Result<String, KernelError> {
-    let value = fs::read_to_string(format!("/proc/sys/{key}")).map_err(|e| failed(format!("reading {key}"), &e))?;
-    Ok(value.trim().to_owned())
-}
-
-fn write(key: &str, value: &str) -> Result<(), KernelError> {
-    fs::write(format!("/proc/sys/{key}"), value).map_err(|e| failed(format!("setting {key} to {value}"), &e))
-}
-
-fn failed(attempted: String, e: &io::Error) -> KernelError {
-    KernelError { attempted, errno: e.raw_os_error(), reason: e.to_string() }
 }

@@ -310,7 +310,7 @@ impl<S: Source> Reconcile<S> {
         }
         let tunnel_state = self.tunnel_state.borrow_and_update().clone();
         iptun::complete(&mut compiled, &desired, &tunnel_state);
-        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref()).await;
+        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref(), &tunnel_state).await;
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -464,7 +464,7 @@ impl<S: Source> Reconcile<S> {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
         if self.settings.clear_on_stop
-            && let Err(reason) = self.tunnel.apply(&*self.kernel, None).await
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
         {
             self.reports.iptun.failure(&reason);
         }
