@@ -11,6 +11,7 @@
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
+//! | `interfaces` | the same for services with an interface, and what is seen of it              |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
@@ -27,6 +28,7 @@ pub mod bulk;
 pub mod cluster;
 pub mod content;
 pub mod disk;
+pub mod interfaces;
 pub mod lab;
 pub mod plane;
 pub mod probe;

@@ -58,7 +58,8 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
         return core.counters.refuse(Refusal::Busy, format_args!("{whence}"));
     };
     let forwarding = core.forwarding.borrow().clone();
-    let Some(route) = forwarding.select(source.ip(), dest.ip(), None) else {
+    let interface = entered_by(&forwarding, &client);
+    let Some(route) = forwarding.select(source.ip(), dest.ip(), interface.as_deref()) else {
         return core.counters.refuse(Refusal::NoRoute, format_args!("{whence}"));
     };
     let (service, target) = (route.service, route.target);
@@ -66,13 +67,25 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
         Ok(target) => {
             let counters = core.counters.service(service);
             let flow = Flow { core: &core, service, target, counters, client: Arc::new(client) };
-            flow.run(StreamHeader { service, source, dest, transparent: false }).await
+            let transparent = forwarding.services.get(&service).is_some_and(|s| s.transparent);
+            flow.run(StreamHeader { service, source, dest, transparent }).await
         }
         Err(not_opened) => Err(not_opened),
     };
     if let Err(NotOpened::Refused { refusal, detail }) = opened {
         core.counters.refuse_service(service, target, refusal, format_args!("{whence}: {detail}"));
     }
+}
+
+/// The interface by which the client's packets enter, where it matters.
+fn entered_by(forwarding: &Forwarding, client: &TcpStream) -> Option<String> {
+    if !forwarding.has_interfaces() {
+        return None;
+    }
+    sockets::entered_by(client).unwrap_or_else(|e| {
+        tracing::debug!("cannot tell by which interface a captured connection entered: {e}");
+        None
+    })
 }
 
 fn choose(
@@ -84,9 +97,6 @@ fn choose(
     let known = forwarding.services.get(&service).ok_or_else(|| refused(Refusal::NoRoute, "service is gone"))?;
     if known.transport != Transport::Tcp {
         return Err(refused(Refusal::TransportUnavailable, known.transport));
-    }
-    if known.transparent {
-        return Err(refused(Refusal::TransparentUnavailable, "the service keeps the client's address"));
     }
     let path = forwarding.peers.get(&target);
     path.and_then(|path| core.pools.target(core, target, path)).ok_or_else(|| refused(Refusal::UnknownTarget, target))

@@ -1,8 +1,9 @@
 //! A kernel in memory: the same verbs and the same meaning, with faults on demand.
 
 use super::{
-    BoxFuture, Fingerprint, Hints, HostFacts, HostView, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN,
-    Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, Table, Verdict, classify,
+    BoxFuture, Fingerprint, Hints, HostFacts, HostSetting, HostView, Interface, InterfaceChange, Kernel, KernelError,
+    Link, MACVLAN, Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange, Table, Verdict,
+    classify,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -53,6 +54,7 @@ pub enum Operation {
     /// By name.
     SetInterface(String),
     RemoveInterface(String),
+    SetHostSettings,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ struct State {
     operations: Vec<Operation>,
     host: HostFacts,
     default_link: Option<u32>,
+    settings: BTreeSet<HostSetting>,
 }
 
 /// The kernel of a simulated host. Time does not pass in it: `expire_liveness` lets the liveness element expire.
@@ -134,6 +137,11 @@ impl FakeKernel {
             None => self.state().remove_link(index),
         };
         self.hints.send_modify(|h| h.links += 1);
+    }
+
+    /// The settings that hold because we need them.
+    pub fn settings(&self) -> BTreeSet<HostSetting> {
+        self.state().settings.clone()
     }
 
     /// The link of the default route.
@@ -349,6 +357,25 @@ impl Kernel for FakeKernel {
                 state.operations.push(Operation::RemoveInterface(name.to_owned()));
             }
             Ok(())
+        })
+    }
+
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>> {
+        Box::pin(async move {
+            let old = self.state().settings.clone();
+            if old == *wanted {
+                return Ok(SettingsChange::default());
+            }
+            self.fault("setting what the host needs")?;
+            let told = |of: &BTreeSet<HostSetting>, others| of.difference(others).map(HostSetting::key).collect();
+            let change = SettingsChange { set: told(wanted, &old), restored: told(&old, wanted) };
+            let mut state = self.state();
+            state.settings.clone_from(wanted);
+            state.operations.push(Operation::SetHostSettings);
+            Ok(change)
         })
     }
 

@@ -13,6 +13,7 @@ mod mark;
 mod policy;
 mod program;
 mod ruleset;
+mod setting;
 
 pub(crate) use ruleset::{DHCP_PORTS, TCP, UDP, sets, special_networks};
 
@@ -26,6 +27,7 @@ pub use policy::{
 };
 pub use program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table};
 pub use ruleset::{Capture, Intercept, PeerSocket, Ruleset, TABLE_TCP, TABLE_TUNNEL, Tunnel};
+pub use setting::{HostSetting, SettingsChange};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,6 +73,13 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Index of the link by which packets leave for destinations that no other route names: of IPv4, else of IPv6.
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>>;
+
+    /// Makes exactly these settings hold, as far as we have to do with them: sets those that do not serve, and gives those
+    /// that we set before and are not among them their former values. What is of a link that is not there is passed over.
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>>;
 
     /// What exists now of ours, but for interfaces, which `read_host` tells.
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>>;

@@ -68,7 +68,8 @@ impl Node {
             let tables = env.kernel.remove_tables().await;
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
             let interfaces = remove_interfaces(&*env.kernel).await;
-            if let Err(e) = tables.and(policy.map(drop)).and(interfaces) {
+            let settings = env.kernel.set_host_settings(&BTreeSet::new()).await;
+            if let Err(e) = tables.and(policy.map(drop)).and(interfaces).and(settings.map(drop)) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }

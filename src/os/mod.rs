@@ -15,19 +15,21 @@ pub mod sockets;
 mod sysctl;
 
 use crate::kernel::{
-    BoxFuture, Family, Fingerprint, Hints, HostFacts, Interface, InterfaceChange, Kernel, KernelError, Owned,
-    PolicyChange, PolicyItem, PolicyRouting, Ruleset,
+    BoxFuture, Family, Fingerprint, Hints, HostFacts, HostSetting, Interface, InterfaceChange, Kernel, KernelError,
+    Owned, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange,
 };
 use monitor::Monitor;
 use netlink::Netlink;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use route::Found;
 use std::{
+    collections::BTreeSet,
     io,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
@@ -38,6 +40,7 @@ const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
 /// which it was opened, and all sockets are opened there, so later calls may come from any thread.
 pub struct LinuxKernel {
     sockets: Arc<Mutex<Sockets>>,
+    before: Arc<Mutex<sysctl::Before>>,
     monitor: Monitor,
 }
 
@@ -61,7 +64,12 @@ impl LinuxKernel {
         let sockets = Sockets { netfilter: Netlink::open(NETLINK_NETFILTER)?, route: Netlink::open(NETLINK_ROUTE)? };
         sockets.route.set_strict()?;
         let monitor = Monitor::start(sockets.netfilter.port(), sockets.route.port())?;
-        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), monitor })
+        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), before: Arc::default(), monitor })
+    }
+
+    /// Keeps in `file` what settings of the host were before they were changed.
+    pub fn remembering(self, file: PathBuf) -> Self {
+        Self { before: Arc::new(Mutex::new(sysctl::Before::kept_in(file))), ..self }
     }
 
     /// Runs `work` where it may take its time: a large ruleset keeps the kernel busy for tens of milliseconds.
@@ -111,6 +119,16 @@ impl Kernel for LinuxKernel {
     fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>> {
         let name = name.to_owned();
         self.run("removing an interface", move |s| interface::remove(&s.route, &name))
+    }
+
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>> {
+        let (before, wanted) = (self.before.clone(), wanted.clone());
+        self.run("setting what the host needs", move |_| {
+            before.lock().unwrap_or_else(PoisonError::into_inner).set(&wanted)
+        })
     }
 
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {

@@ -1,11 +1,11 @@
 //! `network`: the MACVLANs of services whose source is this peer (dataplane.md §5).
 
 use super::{
-    desired::{Desired, Skipped},
+    desired::{Desired, Skipped, has_transparent_exit},
     status::InterfaceFacts,
 };
 use crate::{
-    kernel::{HostFacts, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN, Mac},
+    kernel::{HostFacts, HostSetting, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN, Mac},
     model::{Service, ServiceId, interface_name},
 };
 use ipnet::IpNet;
@@ -241,10 +241,18 @@ impl Network {
             self.apply(kernel, step, &plan.wanted, &mut worked).await;
         }
         self.applied.retain(|service, _| plan.wanted.contains_key(service));
+        let settings = needed_settings(desired, &plan.wanted, &host);
         for (service, interface) in plan.wanted {
             if !worked.skipped.contains_key(&service) {
                 self.applied.insert(service, interface);
             }
+        }
+        match kernel.set_host_settings(&settings).await {
+            Ok(change) => {
+                worked.lines.extend(change.set.into_iter().map(|text| format!("set {text}")));
+                worked.lines.extend(change.restored.into_iter().map(|text| format!("put back {text}")));
+            }
+            Err(e) => worked.failure = worked.failure.take().or(Some(e.to_string())),
         }
         let host = if plan.steps.is_empty() { host } else { kernel.read_host().await? };
         worked.facts = self.applied.keys().filter_map(|id| Some((*id, facts(*id, &host)?))).collect();
@@ -283,8 +291,25 @@ impl Network {
     /// Removes every interface of ours (`ON_STOP=clear`).
     pub async fn clear(&mut self, kernel: &dyn Kernel) -> Result<(), KernelError> {
         self.applied.clear();
-        remove_interfaces(kernel).await
+        let removed = remove_interfaces(kernel).await;
+        removed.and(kernel.set_host_settings(&BTreeSet::new()).await.map(drop))
     }
+}
+
+/// What the host must do, or not do, while there are these interfaces and while this peer dials with clients' addresses.
+fn needed_settings(
+    desired: &Desired,
+    wanted: &BTreeMap<ServiceId, Interface>,
+    host: &HostFacts,
+) -> BTreeSet<HostSetting> {
+    let parents = wanted.values().filter(|interface| interface.up).filter_map(|i| host.links.get(&i.parent));
+    let mut needed: BTreeSet<_> = parents.map(|link| HostSetting::OwnArpOnly { link: link.name.clone() }).collect();
+    if has_transparent_exit(desired) {
+        let foreign = host.links.values().filter(|link| link.up && link.name != "lo" && !link.is_ours());
+        needed.extend(foreign.map(|link| HostSetting::LooseReversePath { link: link.name.clone() }));
+        needed.insert(HostSetting::Forwarding);
+    }
+    needed
 }
 
 /// Removes every interface of ours.
