@@ -218,6 +218,10 @@ impl Cli {
         Ok(Cli { host: host.clone(), home: home.to_owned(), shown: false })
     }
 
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// The same operator, who lets us see each command before it runs.
     pub fn shown(self) -> Cli {
         Cli { shown: true, ..self }

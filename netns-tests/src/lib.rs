@@ -12,6 +12,7 @@
 //! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `interfaces` | the same for services with an interface, and what is seen of it              |
+//! | `lines`    | command lines of the documents and of `--help`                                             |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
@@ -30,6 +31,7 @@ pub mod content;
 pub mod disk;
 pub mod interfaces;
 pub mod lab;
+pub mod lines;
 pub mod plane;
 pub mod probe;
 pub mod service;

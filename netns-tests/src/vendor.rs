@@ -59,6 +59,11 @@ impl Vendor {
         Ok(Vendor { key })
     }
 
+    /// The file of a public key of this vendor.
+    pub fn public_key(&self, key_id: &str) -> PathBuf {
+        self.key.with_file_name(format!("{key_id}.pub"))
+    }
+
     /// Writes a signed license to `out`.
     pub fn issue(&self, grant: &Grant, out: &Path) -> Result<()> {
         let mut command = Command::new(license_binary()?);

@@ -162,10 +162,11 @@ fn services(page: &mut Page, r: &Request) -> Result<(), Refused> {
 
 fn reconcilers(page: &mut Page, node: &Node) {
     let status = node.reconcile_status();
-    let all: [(&str, &ReconcilerStatus); 3] = [
+    let all: [(&str, &ReconcilerStatus); 4] = [
         (Reconciler::Network.name(), &status.network),
         (Reconciler::Firewall.name(), &status.firewall),
         (Reconciler::Tproxy.name(), &status.tproxy),
+        (Reconciler::Iptun.name(), &status.iptun),
     ];
     let results = all.iter().flat_map(|(name, s)| {
         let counts = [("success", s.passes - s.failures), ("failure", s.failures)];
@@ -177,8 +178,8 @@ fn reconcilers(page: &mut Page, node: &Node) {
     let successes =
         all.iter().filter_map(|(name, s)| Some((vec![("reconciler", *name)], s.last_success?.as_ms() as f64 / 1000.0)));
     page.add("reconcile_last_success_timestamp_seconds", "gauge", "When a pass succeeded last.", successes);
-    let repairs = [("network", &status.network), ("firewall", &status.firewall)]
-        .map(|(kind, s)| (vec![("kind", kind)], s.drift_repairs as f64));
+    let repairs = all.iter().filter(|(name, _)| *name != Reconciler::Tproxy.name());
+    let repairs = repairs.map(|(name, s)| (vec![("kind", *name)], s.drift_repairs as f64));
     page.add("drift_repairs_total", "counter", "Times that own kernel state was put back.", repairs);
 }
 

@@ -1,6 +1,7 @@
 //! The command line itself (cli.md §1 and §3). Every command that is listed here works.
 
 mod compose;
+mod examples;
 mod more;
 
 pub use compose::{ApplyArgs, ComposeCommand, DiffArgs, EnvArg, ReachArgs};
@@ -33,9 +34,14 @@ impl Cli {
         let brief = |arg: clap::Arg| {
             if arg.is_global_set() { arg.hide_short_help(true).hide_env_values(true) } else { arg }
         };
-        let matches = Cli::command().mut_args(brief).try_get_matches_from(args)?;
+        let matches = command().mut_args(brief).try_get_matches_from(args)?;
         Cli::from_arg_matches(&matches)
     }
+}
+
+/// The whole command line, with examples.
+pub fn command() -> clap::Command {
+    examples::with_examples(Cli::command())
 }
 
 #[derive(Args, Default, Clone)]
@@ -555,7 +561,7 @@ mod tests {
 
     #[test]
     fn the_command_tree_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -567,7 +573,7 @@ mod tests {
             }
             command.get_subcommands().for_each(|c| check(c, globals));
         }
-        let command = Cli::command();
+        let command = command();
         let globals = command.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().to_string());
         let globals: Vec<String> = globals.collect();
         assert!(globals.iter().any(|g| g == "peer"));

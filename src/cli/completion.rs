@@ -1,11 +1,11 @@
 //! `arctic completion SHELL` and what its scripts call: candidates from the command tree and the cache alone.
 
 use super::{
-    args::{Cli, Shell},
+    args::{Shell, command},
     cache::Cache,
     session::print,
 };
-use clap::{Arg, ArgAction, Command, CommandFactory};
+use clap::{Arg, ArgAction, Command};
 
 const BASH: &str = r#"_arctic() {
     local IFS=$'\n'
@@ -47,7 +47,7 @@ pub fn script(shell: Shell) -> &'static str {
 
 /// Prints the candidates for the last word, one a line. Never fails, never calls an agent.
 pub fn complete(words: &[String]) {
-    let found = candidates(&Cli::command(), words, Cache::read);
+    let found = candidates(&command(), words, Cache::read);
     print(&found.iter().map(|c| format!("{c}\n")).collect::<String>());
 }
 
@@ -154,7 +154,7 @@ mod tests {
 
     fn complete(line: &str) -> Vec<String> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        candidates(&Cli::command(), &words, cache)
+        candidates(&command(), &words, cache)
     }
 
     #[test]
@@ -174,6 +174,6 @@ mod tests {
         assert_eq!(complete("help exit"), ["exit-codes"]);
         assert!(complete("").contains(&"compose".to_owned()) && !complete("").contains(&"__complete".to_owned()));
         assert!(complete("no such thing ").is_empty() || !complete("no such thing ").contains(&"tokyo".to_owned()));
-        assert!(candidates(&Cli::command(), &[], cache).is_empty());
+        assert!(candidates(&command(), &[], cache).is_empty());
     }
 }

@@ -261,9 +261,6 @@ fn delete_peer(globals: &Globals, wanted: &str) -> Result<(), CliError> {
     let objects: Vec<Value> =
         config.clusters[&key].peers.iter().map(|p| json!({ "id": p.peer_id, "name": p.name })).collect();
     let id = super::names::pick("peer", PeerId::PREFIX, wanted, &objects)?;
-    if Consent::of(globals)? == Consent::Ask {
-        confirm(&format!("Forget peer {id} of the config file? The peer itself stays."), &[])?;
-    }
     Config::update(&path, |config| {
         let Some(cluster) = config.clusters.get_mut(&key) else { return };
         cluster.peers.retain(|p| p.peer_id != id);

@@ -53,7 +53,7 @@ pub fn is_shared(path: &Path) -> io::Result<bool> {
 /// A symbolic link stays one; missing directories are made for the owner only.
 pub fn write_private(path: &Path, content: &str) -> io::Result<()> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let dir = target.parent().unwrap_or(Path::new("."));
+    let dir = directory_of(&target);
     make_private_dir(dir)?;
     let mut name = target.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.new", std::process::id()));
@@ -64,6 +64,11 @@ pub fn write_private(path: &Path, content: &str) -> io::Result<()> {
     }
     written?;
     fs::File::open(dir)?.sync_all()
+}
+
+/// A bare name lies in the working directory.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Replaces a file that is no secret; its permissions stay.
@@ -84,7 +89,7 @@ fn write_new(path: &Path, content: &str) -> io::Result<()> {
 }
 
 pub fn make_private_dir(dir: &Path) -> io::Result<()> {
-    if dir.as_os_str().is_empty() || dir.is_dir() {
+    if dir.is_dir() {
         return Ok(());
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
@@ -113,7 +118,7 @@ impl FileLock {
     fn open(path: &Path) -> io::Result<fs::File> {
         let mut name = path.as_os_str().to_os_string();
         name.push(".lock");
-        make_private_dir(path.parent().unwrap_or(Path::new(".")))?;
+        make_private_dir(directory_of(path))?;
         fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(name)
     }
 }
@@ -133,6 +138,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert!(!is_shared(&path).unwrap());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_bare_name_lies_in_the_working_directory() {
+        assert_eq!(directory_of(Path::new("plan.json")), Path::new("."));
+        assert_eq!(directory_of(Path::new("deep/plan.json")), Path::new("deep"));
     }
 
     #[test]

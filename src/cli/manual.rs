@@ -1,17 +1,17 @@
 //! `arctic man`: manual pages from the command tree, in the macros of man(7).
 
 use super::{
-    args::{Cli, Globals, ManArgs},
+    args::{Globals, ManArgs, command},
     errors::{CliError, Exit},
     files,
     session::print_text,
 };
 use crate::model::VERSION;
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 use std::fmt::Write;
 
 pub fn run(globals: &Globals, args: &ManArgs) -> Result<(), CliError> {
-    let mut root = Cli::command();
+    let mut root = command();
     root.build();
     let Some(dir) = &args.dir else {
         return print_text(globals, &page(&root, true));
@@ -62,6 +62,10 @@ fn page(command: &Command, is_root: bool) -> String {
             write!(out, ".TP\n.B {}\n{}\n", escaped(inner.get_bin_name().unwrap_or(inner.get_name())), escaped(&about));
     }
     options(&mut out, "OPTIONS", command.get_arguments().filter(|a| !a.is_hide_set() && !a.is_global_set()));
+    if let Some(examples) = command.get_after_help().map(ToString::to_string).filter(|_| !is_root) {
+        let lines = examples.lines().skip(1).map(str::trim).collect::<Vec<_>>().join("\n");
+        let _ = write!(out, ".SH EXAMPLES\n.nf\n{}\n.fi\n", escaped(&lines));
+    }
     if is_root {
         options(&mut out, "GLOBAL OPTIONS", command.get_arguments().filter(|a| a.is_global_set()));
         out.push_str(".SH EXIT STATUS\nSee \\fBarctic help exit\\-codes\\fP.\n");
@@ -103,7 +107,7 @@ mod tests {
 
     #[test]
     fn every_command_has_a_page_and_hidden_ones_have_none() {
-        let mut root = Cli::command();
+        let mut root = command();
         root.build();
         let mut pages = Vec::new();
         collect(&root, true, &mut pages);

@@ -48,7 +48,7 @@ mod tokens;
 mod topics;
 mod values;
 
-pub use args::{AgentCommand, Cli, Command};
+pub use args::{AgentCommand, Cli, Command, command};
 
 use args::{Format, Globals};
 use clap::{error::ContextKind, error::ContextValue, error::ErrorKind};

@@ -1,11 +1,10 @@
 //! `arctic help TOPIC`: commands, a few subjects, and every error code.
 
 use super::{
-    args::Cli,
+    args::command,
     errors::{CliError, nearest},
 };
 use crate::model::Code;
-use clap::CommandFactory;
 
 const EXIT_CODES: &str = "\
 0    done, or nothing to do
@@ -82,12 +81,12 @@ pub fn names() -> Vec<String> {
     let codes = Code::ALL.iter().map(|c| c.text());
     let own = OWN_CODES.iter().map(|(code, _)| *code);
     let commands: Vec<String> =
-        Cli::command().get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
+        command().get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
     TOPICS.iter().map(|(name, _)| *name).chain(codes).chain(own).map(str::to_owned).chain(commands).collect()
 }
 
 pub fn help(topic: &[String]) -> Result<String, CliError> {
-    let mut root = Cli::command();
+    let mut root = command();
     root.build();
     if let [one] = topic
         && let Some(text) = text_of(one)

@@ -1,6 +1,6 @@
 //! What the engine carried and what it refused, and why; read by metrics and status.
 
-use super::limits::REFUSAL_LOG_INTERVAL;
+use super::{iptun::TunnelRefusal, limits::REFUSAL_LOG_INTERVAL};
 use crate::{
     env::ServiceTraffic,
     model::{PeerId, ServiceId},
@@ -40,6 +40,8 @@ pub enum Refusal {
     Handshake,
     /// The exit said no: counted at the source and at the exit.
     Exit(StreamRefusal),
+    /// A packet of the IP tunnel.
+    Tunnel(TunnelRefusal),
 }
 
 const OWN: [Refusal; 9] = [
@@ -53,16 +55,19 @@ const OWN: [Refusal; 9] = [
     Refusal::Protocol,
     Refusal::Handshake,
 ];
-const REFUSALS: usize = OWN.len() + StreamRefusal::ALL.len();
+const OF_STREAMS: usize = OWN.len() + StreamRefusal::ALL.len();
+const REFUSALS: usize = OF_STREAMS + TunnelRefusal::ALL.len();
 
 impl Refusal {
     fn all() -> impl Iterator<Item = Self> {
-        OWN.into_iter().chain(StreamRefusal::ALL.into_iter().map(Self::Exit))
+        let of_streams = OWN.into_iter().chain(StreamRefusal::ALL.into_iter().map(Self::Exit));
+        of_streams.chain(TunnelRefusal::ALL.into_iter().map(Self::Tunnel))
     }
 
     fn index(self) -> usize {
         match self {
             Self::Exit(refusal) => OWN.len() + refusal as usize - 1,
+            Self::Tunnel(refusal) => OF_STREAMS + refusal as usize,
             own => OWN.iter().position(|o| *o == own).unwrap_or(0),
         }
     }
@@ -79,6 +84,7 @@ impl Refusal {
             Self::NoReply => "no_reply",
             Self::Protocol => "protocol",
             Self::Handshake => "handshake",
+            Self::Tunnel(refusal) => refusal.label(),
             Self::Exit(StreamRefusal::UnknownService) => "exit_unknown_service",
             Self::Exit(StreamRefusal::NotTheSource) => "exit_not_the_source",
             Self::Exit(StreamRefusal::OutsideRoutes) => "exit_outside_routes",
@@ -107,15 +113,21 @@ impl fmt::Display for Refusal {
             Self::Protocol => "peer broke the stream protocol",
             Self::Handshake => "TLS handshake failed",
             Self::Exit(refusal) => return refusal.fmt(f),
+            Self::Tunnel(refusal) => refusal.text(),
         })
     }
 }
 
 /// Counts of refusals, and when each reason was logged last: a flood writes one line of a reason a minute.
-#[derive(Default)]
 struct Refusals {
     counts: [AtomicU64; REFUSALS],
     logged: Mutex<BTreeMap<Refusal, Instant>>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { counts: std::array::from_fn(|_| AtomicU64::new(0)), logged: Mutex::default() }
+    }
 }
 
 impl Refusals {

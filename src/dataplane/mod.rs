@@ -4,10 +4,13 @@
 //! stream to the target on a connection of `pool`, `exit` checks the stream and dials, `relay` moves the bytes on both
 //! sides. `session` is TLS over one TCP connection, `tls` says who may speak.
 //!
+//! IP tunnel (§3): `iptun` carries what is not TCP.
+//!
 //! Every socket resets when dropped, unless its stream ended in order: whatever goes wrong, no cut stream looks complete.
 
 mod counters;
 mod exit;
+mod iptun;
 mod limits;
 mod pool;
 mod relay;
@@ -18,9 +21,10 @@ mod tests;
 mod tls;
 
 pub use counters::{Counters, EngineCounts, Refusal, ServiceCounters, ServiceCounts};
+pub use iptun::TunnelRefusal;
 
 use crate::{
-    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines},
+    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, TunnelState},
     model::{PeerId, PublicKey},
     os::sockets,
     routing::Forwarding,
@@ -117,6 +121,10 @@ impl RunningEngines for Engine {
         Engine::intercept_ports(self)
     }
 
+    fn tunnel(&self) -> watch::Receiver<TunnelState> {
+        self.tunnel.clone()
+    }
+
     fn traffic(&self) -> ReadTraffic {
         let core = Arc::downgrade(&self.core);
         Arc::new(move || {
@@ -135,6 +143,7 @@ pub struct Engine {
     core: Arc<Core>,
     stream_port: u16,
     intercept: Option<InterceptPorts>,
+    tunnel: watch::Receiver<TunnelState>,
     _stop: DropGuard,
 }
 
@@ -171,7 +180,7 @@ impl Engine {
         timing: Timing,
         intercept: Option<(Intercept, Option<Intercept>)>,
     ) -> Result<Engine, EngineError> {
-        let port = config.ports.tproxy;
+        let (port, tunnel_port) = (config.ports.tproxy, config.ports.iptun);
         let listen = |source| EngineError::Listen { port, source };
         let wan = sockets::wan_listener(port, config.own_mark).map_err(listen)?;
         let stream_port = wan.local_addr().map_err(listen)?.port();
@@ -199,10 +208,15 @@ impl Engine {
         });
         core.tasks.spawn(exit::serve(core.clone(), wan));
         core.tasks.spawn(follow(core.clone()));
+        let (tunnel, state) = watch::channel(TunnelState::Off);
+        // Without privileges there is no device either.
+        if ports.is_some() {
+            core.tasks.spawn(iptun::serve(core.clone(), config.key, tunnel_port, tunnel));
+        }
         for listener in intercept.into_iter().flat_map(|(v4, v6)| [Some(v4), v6]).flatten() {
             core.tasks.spawn(accept_captured(core.clone(), listener));
         }
-        Ok(Engine { core, stream_port, intercept: ports, _stop: stop.drop_guard() })
+        Ok(Engine { core, stream_port, intercept: ports, tunnel: state, _stop: stop.drop_guard() })
     }
 
     /// Where the firewall is to send captured connections.

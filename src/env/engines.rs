@@ -27,6 +27,18 @@ pub struct InterceptPorts {
     pub v6: Option<u16>,
 }
 
+/// How the IP tunnel does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TunnelState {
+    /// There is none.
+    #[default]
+    Off,
+    /// It does not run, and why.
+    Failed(String),
+    /// It runs; packets go in and out by this device.
+    Ready { device: String, index: u32 },
+}
+
 /// Starts the data planes of one host.
 pub trait Engines: Send + Sync + 'static {
     fn start(
@@ -55,6 +67,10 @@ pub type ReadTraffic = Arc<dyn Fn() -> Traffic + Send + Sync>;
 /// Data planes that run; dropping them ends every flow.
 pub trait RunningEngines: Send + Sync + 'static {
     fn intercept_ports(&self) -> InterceptPorts;
+    /// The IP tunnel, from now on.
+    fn tunnel(&self) -> watch::Receiver<TunnelState> {
+        watch::Sender::default().subscribe()
+    }
     fn traffic(&self) -> ReadTraffic {
         Arc::new(Traffic::default)
     }

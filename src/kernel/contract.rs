@@ -82,7 +82,7 @@ pub fn sample_rulesets() -> Vec<Ruleset> {
     let small = Ruleset { captures: captures.clone(), ..listening.clone() };
     let narrow = Ruleset { mask: MarkMask::new(0xff00).expect("a mask"), ..small.clone() };
     let only_v4 = Ruleset { intercept: Intercept { v6: None, ..listening.intercept }, ..small.clone() };
-    let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into() }), ..small.clone() };
+    let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into(), index: 1 }), ..small.clone() };
     let many = (0..100).flat_map(|_| captures.clone()).collect();
     vec![base, listening.clone(), small, narrow, only_v4, tunnel, Ruleset { captures: many, ..listening }]
 }
@@ -182,7 +182,9 @@ async fn policy_is_set_exactly(kernel: &dyn Kernel) {
             .copied()
             .collect(),
     };
-    for policy in [&full, &other, &v4_only, &full, &PolicyRouting::default()] {
+    // The loopback stands for the device of the tunnel.
+    let tunnelling = PolicyRouting::needed_by(&sample_rulesets().remove(5));
+    for policy in [&full, &other, &v4_only, &tunnelling, &full, &PolicyRouting::default()] {
         kernel.set_policy(policy).await.expect("the policy is accepted");
         assert_eq!(kernel.read_owned().await.map(|o| o.policy), Ok(policy.items.clone()));
         assert_eq!(kernel.set_policy(policy).await, Ok(PolicyChange::default()), "a second pass changes nothing");

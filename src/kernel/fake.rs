@@ -55,6 +55,7 @@ pub enum Operation {
     SetInterface(String),
     RemoveInterface(String),
     SetHostSettings,
+    SetForwarding(bool),
 }
 
 #[derive(Default)]
@@ -62,6 +63,7 @@ struct State {
     tables: Option<Vec<Table>>,
     alive: bool,
     policy: BTreeSet<PolicyItem>,
+    forwards: bool,
     faults: VecDeque<Fault>,
     operations: Vec<Operation>,
     host: HostFacts,
@@ -382,6 +384,15 @@ impl Kernel for FakeKernel {
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
         let found = self.state().default_link;
         Box::pin(async move { Ok(found) })
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let mut state = self.state();
+        let changed = std::mem::replace(&mut state.forwards, on) != on;
+        if changed {
+            state.operations.push(Operation::SetForwarding(on));
+        }
+        Box::pin(async move { Ok(changed) })
     }
 
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {

@@ -23,7 +23,7 @@ pub use interface::{Interface, InterfaceChange, Link, MACVLAN, Mac};
 pub use mark::{MarkError, MarkMask};
 pub use policy::{
     Family, POLICY_PRIORITIES, POLICY_PROTOCOL, POLICY_TABLES, PolicyChange, PolicyItem, PolicyRouting, PolicyRule,
-    TABLE_CAPTURE,
+    TABLE_CAPTURE, TABLE_TUNNEL_DEVICE, alias_network,
 };
 pub use program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table};
 pub use ruleset::{Capture, Intercept, PeerSocket, Ruleset, TABLE_TCP, TABLE_TUNNEL, Tunnel};
@@ -62,6 +62,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Makes our policy rules and routes equal `policy`: adds what is missing (routes first), then deletes what is
     /// surplus (rules first). The empty policy removes all. After an error some items may be applied; call it again.
     fn set_policy<'a>(&'a self, policy: &'a PolicyRouting) -> BoxFuture<'a, Result<PolicyChange, KernelError>>;
+
+    /// Lets the host forward packets of both families, or ends that if we began it (dataplane.md §3). Answers whether
+    /// something changed.
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>>;
 
     /// Makes a link of ours be `interface`, exactly: creates it, or changes what differs. Neighbours are told where it is
     /// when it was created or got an address. Refused with `EEXIST` when a foreign link has its name. After an error some

@@ -7,6 +7,10 @@ pub enum HostSetting {
     OwnArpOnly { link: String },
     /// IPv4 packets may be forwarded.
     Forwarding,
+    /// A link heeds router advertisements also on a host that forwards, if it did before: its routes would expire.
+    RouterAdvertisements { link: String },
+    /// IPv6 packets may be forwarded. Comes after the advertisements.
+    ForwardingV6,
     /// Where a link takes packets only from where it would send the answer, it takes them from any known network.
     LooseReversePath { link: String },
 }
@@ -16,6 +20,8 @@ impl HostSetting {
     pub fn key(&self) -> String {
         match self {
             Self::Forwarding => "net/ipv4/ip_forward".to_owned(),
+            Self::ForwardingV6 => "net/ipv6/conf/all/forwarding".to_owned(),
+            Self::RouterAdvertisements { link } => format!("net/ipv6/conf/{link}/{}", self.name()),
             Self::OwnArpOnly { link } | Self::LooseReversePath { link } => {
                 format!("net/ipv4/conf/{link}/{}", self.name())
             }
@@ -24,7 +30,7 @@ impl HostSetting {
 
     /// The path of the same setting for all links, where the larger of both counts.
     pub fn key_of_all(&self) -> Option<String> {
-        let of_a_link = !matches!(self, Self::Forwarding);
+        let of_a_link = matches!(self, Self::OwnArpOnly { .. } | Self::LooseReversePath { .. });
         of_a_link.then(|| format!("net/ipv4/conf/all/{}", self.name()))
     }
 
@@ -32,6 +38,8 @@ impl HostSetting {
         match self {
             Self::OwnArpOnly { .. } => "arp_ignore",
             Self::Forwarding => "ip_forward",
+            Self::RouterAdvertisements { .. } => "accept_ra",
+            Self::ForwardingV6 => "forwarding",
             Self::LooseReversePath { .. } => "rp_filter",
         }
     }
@@ -39,16 +47,16 @@ impl HostSetting {
     /// The value that it is given.
     pub const fn value(&self) -> u32 {
         match self {
-            Self::OwnArpOnly { .. } | Self::Forwarding => 1,
-            Self::LooseReversePath { .. } => 2,
+            Self::OwnArpOnly { .. } | Self::Forwarding | Self::ForwardingV6 => 1,
+            Self::LooseReversePath { .. } | Self::RouterAdvertisements { .. } => 2,
         }
     }
 
     /// Whether the value that counts serves.
     pub const fn is_served_by(&self, value: u32) -> bool {
         match self {
-            Self::OwnArpOnly { .. } | Self::Forwarding => value >= 1,
-            Self::LooseReversePath { .. } => value != 1,
+            Self::OwnArpOnly { .. } | Self::Forwarding | Self::ForwardingV6 => value >= 1,
+            Self::LooseReversePath { .. } | Self::RouterAdvertisements { .. } => value != 1,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
-    env::{EngineSetup, InterceptPorts, RunningEngines},
+    env::{EngineSetup, InterceptPorts, RunningEngines, TunnelState},
     kernel::{Intercept, MarkMask, PolicyRouting},
     model::{PeerId, with_causes},
     reconcile::{EngineState, Reconcile, Settings, Status, StoreSource, remove_interfaces},
@@ -48,14 +48,24 @@ impl Node {
             clear_on_stop: config.on_stop == OnStop::Clear,
             ..Settings::default()
         };
-        let reconcile = Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings);
+        let (tunnel, tunnel_state) = watch::channel(TunnelState::Off);
+        let reconcile =
+            Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings).with_tunnel(tunnel_state);
         *self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()) = Some(reconcile.status());
         self.look_for_events();
         let forwarding = reconcile.forwarding();
         let mut running = None;
         let engines = async {
-            running = Some(self.start_engines(mask, forwarding, &state, &local).await);
-            std::future::pending::<()>().await;
+            let started = self.start_engines(mask, forwarding, &state, &local).await;
+            let mut heard = started.tunnel();
+            running = Some(started);
+            loop {
+                let now = heard.borrow_and_update().clone();
+                tunnel.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+                if heard.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
         };
         tokio::select! {
             biased;
@@ -69,7 +79,9 @@ impl Node {
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
             let interfaces = remove_interfaces(&*env.kernel).await;
             let settings = env.kernel.set_host_settings(&BTreeSet::new()).await;
-            if let Err(e) = tables.and(policy.map(drop)).and(interfaces).and(settings.map(drop)) {
+            let forwarding = env.kernel.set_forwarding(false).await;
+            let settings = settings.map(drop).and(forwarding.map(drop));
+            if let Err(e) = tables.and(policy.map(drop)).and(interfaces).and(settings) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }

@@ -1,6 +1,7 @@
 //! The only Linux code: the kernel of the host over netlink. No external command runs.
 
 mod announce;
+pub mod datagram;
 mod interface;
 mod link;
 pub mod log;
@@ -13,6 +14,7 @@ mod route;
 mod rule;
 pub mod sockets;
 mod sysctl;
+pub mod tun;
 
 use crate::kernel::{
     BoxFuture, Family, Fingerprint, Hints, HostFacts, HostSetting, Interface, InterfaceChange, Kernel, KernelError,
@@ -32,6 +34,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use sysctl::NeededBy;
 use tokio::sync::watch;
 
 const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
@@ -127,7 +130,7 @@ impl Kernel for LinuxKernel {
     ) -> BoxFuture<'a, Result<SettingsChange, KernelError>> {
         let (before, wanted) = (self.before.clone(), wanted.clone());
         self.run("setting what the host needs", move |_| {
-            before.lock().unwrap_or_else(PoisonError::into_inner).set(&wanted)
+            before.lock().unwrap_or_else(PoisonError::into_inner).set(NeededBy::Network, wanted)
         })
     }
 
@@ -137,6 +140,15 @@ impl Kernel for LinuxKernel {
                 None => route::default_link(&s.route, Family::V6)?,
                 found => found,
             })
+        })
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let before = self.before.clone();
+        self.run("setting forwarding", move |_| {
+            let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = if on { before.forwarding_of_both() } else { BTreeSet::new() };
+            before.set(NeededBy::Tunnel, wanted).map(|change| change != SettingsChange::default())
         })
     }
 
@@ -193,6 +205,9 @@ fn set_policy(netlink: &Netlink, policy: &PolicyRouting) -> Result<PolicyChange,
     for item in &change.added {
         match *item {
             PolicyItem::LocalDefault { family, table } => route::add_local_default(netlink, family, table)?,
+            PolicyItem::DeviceDefault { family, table, device } => {
+                route::add_device_default(netlink, family, table, device)?;
+            }
             PolicyItem::Rule { family, priority, rule } => rule::add(netlink, family, priority, rule)?,
             PolicyItem::UnknownRoute { .. } => {}
         }

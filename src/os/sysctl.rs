@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const V6_LINKS: &str = "/proc/sys/net/ipv6/conf";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Writes one, as `net/ipv4/ip_forward`; `KernelError::is_missing` where the kernel has no such setting.
@@ -29,6 +30,13 @@ fn failed(attempted: String, e: &io::Error) -> KernelError {
     KernelError { attempted, errno: e.raw_os_error(), reason: e.to_string() }
 }
 
+/// What needs settings; one does not end what the other needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NeededBy {
+    Network,
+    Tunnel,
+}
+
 /// A value that we changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Changed {
@@ -41,6 +49,7 @@ struct Changed {
 pub struct Before {
     file: Option<PathBuf>,
     changed: BTreeMap<String, Changed>,
+    needed: BTreeMap<NeededBy, BTreeSet<HostSetting>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,14 +69,16 @@ impl Before {
                 BTreeMap::new()
             }
         };
-        Self { file: Some(file), changed }
+        Self { file: Some(file), changed, needed: BTreeMap::new() }
     }
 
     /// `kernel::Kernel::set_host_settings`.
-    pub fn set(&mut self, wanted: &BTreeSet<HostSetting>) -> Result<SettingsChange, KernelError> {
+    pub fn set(&mut self, by: NeededBy, wanted: BTreeSet<HostSetting>) -> Result<SettingsChange, KernelError> {
+        self.needed.insert(by, wanted);
+        let wanted: BTreeSet<HostSetting> = self.needed.values().flatten().cloned().collect();
         let mut change = SettingsChange::default();
         let mut result = Ok(());
-        for setting in wanted {
+        for setting in &wanted {
             match self.set_one(setting) {
                 Ok(set) => change.set.extend(set),
                 // The link has gone.
@@ -90,6 +101,18 @@ impl Before {
             result = result.and(self.keep());
         }
         result.map(|()| change)
+    }
+
+    /// What lets the host forward packets of both families without losing the routes that it has from advertisements.
+    pub fn forwarding_of_both(&self) -> BTreeSet<HostSetting> {
+        let v6 = HostSetting::ForwardingV6;
+        let mut needed = BTreeSet::from([HostSetting::Forwarding, v6.clone()]);
+        if self.changed.contains_key(&v6.key()) || read(&v6.key()).is_ok_and(|value| value == 0) {
+            let links = fs::read_dir(V6_LINKS).into_iter().flatten().flatten();
+            let names = links.filter_map(|entry| entry.file_name().into_string().ok());
+            needed.extend(names.map(|link| HostSetting::RouterAdvertisements { link }));
+        }
+        needed
     }
 
     fn set_one(&mut self, setting: &HostSetting) -> Result<Option<String>, KernelError> {

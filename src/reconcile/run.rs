@@ -3,13 +3,14 @@
 use super::{
     desired::{Change, Compiled, Desired, Marks, Skipped, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
+    iptun::{self, IpTunnel, TunnelChange},
     network::{Network, Worked, interface_wishes},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
     tproxy::{Engine, EngineState, Published},
 };
 use crate::{
-    env::Clock,
+    env::{Clock, TunnelState},
     kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
     model::{Mono, ServiceId, UnixTime},
     routing::Forwarding,
@@ -81,6 +82,8 @@ pub struct Reconcile<S> {
     network: Network,
     firewall: Firewall,
     engine: Engine,
+    tunnel: IpTunnel,
+    tunnel_state: watch::Receiver<TunnelState>,
     status: watch::Sender<Status>,
     reports: Reports,
     failures_in_a_row: u32,
@@ -92,6 +95,15 @@ struct Reports {
     network: Report,
     firewall: Report,
     tproxy: Report,
+    iptun: Report,
+}
+
+/// How a pass went for each reconciler.
+struct Outcomes<'a> {
+    network: &'a Result<(), String>,
+    firewall: &'a Result<(), String>,
+    tproxy: &'a Result<(), String>,
+    iptun: &'a Result<(), String>,
 }
 
 enum Wake {
@@ -132,15 +144,23 @@ impl<S: Source> Reconcile<S> {
             network: Network::default(),
             firewall: Firewall::default(),
             engine: Engine::default(),
+            tunnel: IpTunnel::default(),
+            tunnel_state: watch::Sender::default().subscribe(),
             status: watch::Sender::default(),
             reports: Reports {
                 network: Report::new(Reconciler::Network),
                 firewall: Report::new(Reconciler::Firewall),
                 tproxy: Report::new(Reconciler::Tproxy),
+                iptun: Report::new(Reconciler::Iptun),
             },
             failures_in_a_row: 0,
             settled: None,
         }
+    }
+
+    /// With an IP tunnel; there is none otherwise.
+    pub fn with_tunnel(self, tunnel_state: watch::Receiver<TunnelState>) -> Self {
+        Self { tunnel_state, ..self }
     }
 
     /// What the engines read. Start them with it, and tell `run` where they listen.
@@ -156,6 +176,7 @@ impl<S: Source> Reconcile<S> {
     pub async fn run(mut self, mut engines: watch::Receiver<EngineState>, stop: CancellationToken) {
         self.reports.network.info("started");
         self.reports.tproxy.info("started");
+        self.reports.iptun.info("started");
         self.reports.firewall.info(&format!("started, marks {}", self.settings.mask));
         let mut hints = self.kernel.changes();
         let mut seen = *hints.borrow_and_update();
@@ -222,6 +243,7 @@ impl<S: Source> Reconcile<S> {
             () = sleep_until(next_pass) => Wake::Pass,
             () = sleep_until(next_links.unwrap_or(next_pass)), if next_links.is_some() => Wake::Links,
             () = change_of(engines) => Wake::Engines,
+            () = change_of(&mut self.tunnel_state) => Wake::Engines,
             change = self.source.changed() => Wake::Changed(change),
             () = change_of(hints) => Wake::Hint,
         }
@@ -283,9 +305,9 @@ impl<S: Source> Reconcile<S> {
             Ok(desired) => desired,
             Err(e) => {
                 let reason = format!("reading the store: {e}");
-                let failed = || Err(reason.clone());
-                let outcomes = Outcomes { network: failed(), firewall: failed(), tproxy: failed() };
-                self.finish(started, None, &outcomes, intact);
+                let failed = Err(reason);
+                let outcomes = Outcomes { network: &failed, firewall: &failed, tproxy: &failed, iptun: &failed };
+                self.finish(started, None, outcomes, intact);
                 return false;
             }
         };
@@ -294,6 +316,9 @@ impl<S: Source> Reconcile<S> {
         if let EngineState::Failed(reason) = engines {
             without_engines(&mut compiled, reason);
         }
+        let tunnel_state = self.tunnel_state.borrow_and_update().clone();
+        iptun::complete(&mut compiled, &desired, &tunnel_state);
+        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref()).await;
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -313,9 +338,11 @@ impl<S: Source> Reconcile<S> {
         let changed = before.as_ref() != self.firewall.applied() || !done.policy.is_empty();
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
         let firewall = outcome.map_err(|e| e.to_string());
+        self.report_tunnel(&compiled, &tunnel, started);
+        let (tproxy, iptun) = (engines.outcome(), tunnel.map(drop).and(iptun::outcome(&tunnel_state)));
+        let outcomes = Outcomes { network: &network, firewall: &firewall, tproxy: &tproxy, iptun: &iptun };
+        self.finish(started, Some(&compiled), outcomes, intact);
         let succeeded = firewall.is_ok() && network.is_ok();
-        let outcomes = Outcomes { network, firewall, tproxy: engines.outcome() };
-        self.finish(started, Some(&compiled), &outcomes, intact);
         self.settled = succeeded.then_some(desired);
         succeeded
     }
@@ -388,12 +415,33 @@ impl<S: Source> Reconcile<S> {
         self.reports.tproxy.skipped(skipped_by(compiled, Reconciler::Tproxy));
     }
 
+    fn report_tunnel(&mut self, compiled: &Compiled, change: &Result<TunnelChange, String>, started: Mono) {
+        let report = &mut self.reports.iptun;
+        report.skipped(skipped_by(compiled, Reconciler::Iptun));
+        let Ok(change @ (TunnelChange::Applied | TunnelChange::Repaired)) = change else { return };
+        if *change == TunnelChange::Repaired {
+            report.event("drift.repaired", "the device of the tunnel was gone");
+            self.status.send_modify(|s| s.iptun.drift_repairs += 1);
+        }
+        let took = self.clock.mono().saturating_since(started).as_millis();
+        let (services, peers) = (compiled.forwarding.services.len(), compiled.forwarding.peers.len());
+        let revision = compiled.forwarding.revision;
+        let way = match &compiled.ruleset.tunnel {
+            Some(tunnel) => format!("by {}", tunnel.device),
+            None => "without a device".to_owned(),
+        };
+        report.info(&format!(
+            "applied tunnel config: {services} services, {peers} peers, {way}, in {took} ms, revision {revision}"
+        ));
+    }
+
     /// Publishes how the pass went.
-    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: &Outcomes, intact: bool) {
-        let Outcomes { network, firewall, tproxy } = outcomes;
+    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: Outcomes<'_>, intact: bool) {
+        let Outcomes { network, firewall, tproxy, iptun } = outcomes;
         note(&mut self.reports.network, network);
         note(&mut self.reports.firewall, firewall);
         note(&mut self.reports.tproxy, tproxy);
+        note(&mut self.reports.iptun, iptun);
         let (at, took_ms) = (self.clock.unix(), self.took_ms(started));
         let (mask, marks) = (self.settings.mask, &self.marks);
         let applied = self.firewall.applied();
@@ -404,6 +452,7 @@ impl<S: Source> Reconcile<S> {
             count(&mut status.network, network, at, took_ms);
             count(&mut status.firewall, firewall, at, took_ms);
             count(&mut status.tproxy, tproxy, at, took_ms);
+            count(&mut status.iptun, iptun, at, took_ms);
             let Some(compiled) = compiled else { return };
             set_conditions(status, compiled, firewall, intact, at);
             status.fwmarks =
@@ -430,16 +479,15 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.network.info("stopped, interfaces are kept");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }
-}
-
-/// How a pass went, by reconciler.
-struct Outcomes {
-    network: Result<(), String>,
-    firewall: Result<(), String>,
-    tproxy: Result<(), String>,
 }
 
 fn without_engines(compiled: &mut Compiled, reason: &str) {
@@ -515,8 +563,10 @@ fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<()
         let applied = |by, message| made(by, ConditionStatus::Applied, "APPLIED", message);
         let tproxy = skipped(Reconciler::Tproxy);
         status.set_condition(id, tproxy.unwrap_or_else(|| applied(Reconciler::Tproxy, "the engine carries it")));
+        let tunnelled = compiled.ruleset.tunnel.is_some() && compiled.forwarding.services.contains_key(&id);
         match skipped(Reconciler::Iptun) {
             Some(tunnel) => status.set_condition(id, tunnel),
+            None if tunnelled => status.set_condition(id, applied(Reconciler::Iptun, "the IP tunnel carries the rest")),
             None => status.drop_condition(id, Reconciler::Iptun),
         }
         if !compiled.outgoing.contains(&id) {

@@ -94,6 +94,7 @@ pub struct Status {
     pub network: ReconcilerStatus,
     pub firewall: ReconcilerStatus,
     pub tproxy: ReconcilerStatus,
+    pub iptun: ReconcilerStatus,
     /// Services of which the local peer is source or target.
     pub conditions: BTreeMap<ServiceId, Vec<Condition>>,
     /// Of outgoing services, those that exist.

@@ -59,7 +59,7 @@ const LINES: &[&str] = &[
     "config rename-cluster CLUSTER prod",
     "config add-peer URL",
     "config set timeout 12",
-    "config delete-peer LONDON --yes",
+    "config delete-peer LONDON",
     "config delete-cluster CLUSTER --yes",
     "cache refresh",
     "cache status",
@@ -262,6 +262,10 @@ fn every_verb_ends_without_a_terminal_and_names_the_flag_it_needs() {
         let (agent, station) = lab();
         let words = line_of(line.trim_end_matches(" --yes"), &agent, &station);
         let ran = station.args(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        if line.starts_with("compose ") {
+            assert_eq!(ran.code, 0, "{line}, where there is nothing to do: {}", ran.err);
+            continue;
+        }
         assert_eq!(ran.code, 2, "{line}: {}", ran.err);
         assert!(ran.err.contains("Error: confirmation needed: pass --yes"), "{line}: {}", ran.err);
         assert!(!agent.seen().iter().any(|s| s.line.starts_with("DELETE")), "{line}");

@@ -139,7 +139,7 @@ fn config_peers_are_forgotten_by_id_or_name() {
             &format!("{}      - {{peer_id: {TOKYO}, name: tokyo, endpoints: ['http://b:1']}}\n", station.config_text()),
             0o600,
         );
-        station.args(&["config", "delete-peer", wanted, "--yes"]).ok();
+        station.args(&["config", "delete-peer", wanted]).ok();
         let text = station.config_text();
         assert!(!text.contains(TOKYO) && text.contains(LONDON) && text.contains("yes-it-is"), "{text}");
     }

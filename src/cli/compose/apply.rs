@@ -95,7 +95,6 @@ struct Wanted {
 
 pub async fn apply(globals: &Globals, args: &ApplyArgs) -> Result<(), CliError> {
     super::refuse_peer_flag(globals)?;
-    let consent = Consent::of(globals)?;
     let wanted = wanted(globals, args)?;
     let reach = ReachArgs {
         prune: wanted.saved.as_ref().map_or(args.reach.prune, |saved| saved.prune),
@@ -115,7 +114,7 @@ pub async fn apply(globals: &Globals, args: &ApplyArgs) -> Result<(), CliError> 
     };
     let job = Job {
         purpose: format!("compose apply {}", file_name(&wanted.name)),
-        may_replan: consent == Consent::Given && wanted.saved.is_none(),
+        may_replan: globals.yes && wanted.saved.is_none(),
         takes: |_| true,
         file: wanted.file,
         plan,
@@ -124,7 +123,7 @@ pub async fn apply(globals: &Globals, args: &ApplyArgs) -> Result<(), CliError> 
         save_config: args.save_config,
         confirm_within: args.confirm_within,
     };
-    carry_out(globals, consent, survey, job).await
+    carry_out(globals, survey, job).await
 }
 
 fn wanted(globals: &Globals, args: &ApplyArgs) -> Result<Wanted, CliError> {
@@ -193,7 +192,7 @@ pub struct Job {
 }
 
 /// Steps 3 to 9 of compose.md §4.
-pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut job: Job) -> Result<(), CliError> {
+pub async fn carry_out(globals: &Globals, survey: Survey, mut job: Job) -> Result<(), CliError> {
     let Survey { session, mut live, mut contacts, mut away, seat } = survey;
     if job.plan.is_empty() || globals.dry_run {
         if !job.plan.is_empty() {
@@ -205,7 +204,7 @@ pub async fn carry_out(globals: &Globals, consent: Consent, survey: Survey, mut 
     if !session.view.is_structured() {
         print(&plan_text(&job.plan));
     }
-    if consent == Consent::Ask {
+    if Consent::of(globals)? == Consent::Ask {
         confirm("Apply these changes?", &what_goes(&job.plan))?;
     }
     let interrupts = Interrupts::watch()?;

@@ -12,7 +12,6 @@ use crate::{
         errors::{CliError, Exit},
         files,
         output::{Column, Noun, cell_plain, cell_time, render_list},
-        prompt::Consent,
         session::{self, Session, print},
     },
     compose::{self, ClusterFile, Contact, Live, Plan, Rules, SCHEMA_LINE},
@@ -123,7 +122,6 @@ fn row(number: usize, path: &Path) -> Value {
 /// Services and routes become as they were. Peers that were added stay, peers removed since are reported.
 pub async fn rollback(globals: &Globals, backup: Option<&str>) -> Result<(), CliError> {
     super::refuse_peer_flag(globals)?;
-    let consent = Consent::of(globals)?;
     let path = choose(globals, backup)?;
     let mut file = load(globals, &path, &EnvArg::default(), Rules::Backup)?.file;
     let session = Session::open(globals).await?;
@@ -139,7 +137,7 @@ pub async fn rollback(globals: &Globals, backup: Option<&str>) -> Result<(), Cli
     let plan = Plan { changes, warnings: Vec::new() };
     let job = Job {
         purpose: "compose rollback".to_owned(),
-        may_replan: consent == Consent::Given,
+        may_replan: globals.yes,
         takes,
         file,
         plan,
@@ -151,7 +149,7 @@ pub async fn rollback(globals: &Globals, backup: Option<&str>) -> Result<(), Cli
     session.log.hint(&format!("Back to {}", path.display()));
     let seat = live.peers.iter().find(|p| p.views.contains_key(&p.id)).map(|p| p.id);
     let survey = Survey { session, live, contacts, away: Vec::new(), seat };
-    carry_out(globals, consent, survey, job).await
+    carry_out(globals, survey, job).await
 }
 
 fn find(peer: &compose::Peer, live: &Live) -> Option<crate::model::PeerId> {
