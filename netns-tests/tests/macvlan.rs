@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use netns_tests::agent::http_get;
 use netns_tests::cluster::Cluster;
 use netns_tests::interfaces::{PRODUCT, SEEN_WITHIN, World, link, sysctl, wait};
 use netns_tests::lab::Host;
@@ -89,7 +90,7 @@ fn an_interface_is_made_repaired_announced_and_removed_with_its_service() {
     assert!(link(&sites.london, &name).is_none());
 }
 
-// accepts: 001-25, 001-26, 001-28, 002-24
+// accepts: 001-25, 001-26, 001-28, 001-69, 002-24
 #[test]
 fn what_stands_in_the_way_is_skipped_with_its_reason_until_it_is_gone() {
     if !require(&PRODUCT) {
@@ -111,6 +112,12 @@ fn what_stands_in_the_way_is_skipped_with_its_reason_until_it_is_gone() {
     assert_eq!(world.service(&id)["interface_ipv4_cidr"], Value::Null);
     let said = world.journal("reconciler=network");
     assert!(said.iter().any(|l| l.contains(&id) && l.contains("PARENT_INTERFACE")), "{said:?}");
+    for reconciler in ["network", "firewall", "tproxy", "iptun"] {
+        assert!(!world.journal(&format!("reconciler={reconciler}")).is_empty(), "{reconciler}");
+    }
+    let (status, body) = http_get(london, at(topology::LONDON_WAN, topology::API_PORT), "/readyz").unwrap();
+    assert_eq!(status, 200, "a service that is skipped does not make the agent unready: {body}");
+    assert!(body.contains("{\"name\":\"network\",\"status\":\"ok\""), "{body}");
 
     // A device of somebody else with the name.
     london.ip(&format!("link add {name} type bridge")).unwrap();
@@ -185,4 +192,55 @@ fn what_enters_by_the_interface_is_of_its_service_before_any_other() {
     operator.ok(&["services", "delete", &whole, "--yes"]).unwrap();
     let restored = || (sysctl(london, PARENT_ARP).unwrap() == "0").then_some(());
     wait("the parent's setting", SEEN_WITHIN, restored);
+}
+
+// accepts: 001-23
+#[test]
+fn an_address_is_leased_renewed_given_back_and_found_again_after_the_interface() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let world = World::new("dhcp");
+    let (london, tokyo) = (&world.sites.london, &world.sites.tokyo);
+    let (id, name) = world.serve(&[]);
+    let waiting = || Some(world.condition(&id)).filter(|c| c["reason"] == "NO_ADDRESS" && c["status"] == "pending");
+    wait("no address", SEEN_WITHIN, waiting);
+    assert_eq!(world.service(&id)["interface_ipv4_cidr"], Value::Null);
+    assert!(link(london, &name).unwrap().contains("@to-tokyo"), "the default route's");
+
+    // A server on the parent's link, whose leases are renewed after 5 s (T1).
+    tokyo.ip("address add 10.77.0.1/24 dev to-london").unwrap();
+    let log = world.sites.lab.scratch().join("dnsmasq.log");
+    let mut server = tokyo.command("dnsmasq");
+    server
+        .args(["--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--interface=to-london", "--log-dhcp"])
+        .args(["--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,2m", "--dhcp-option=58,5"])
+        .args(["--user=root", "--pid-file=/dev/null", "--dhcp-authoritative"])
+        .arg(format!("--dhcp-leasefile={}", world.sites.lab.scratch().join("leases").display()))
+        .arg(format!("--log-facility={}", log.display()));
+    let _server = tokyo.spawn(server).unwrap();
+    let times = |word: &str| std::fs::read_to_string(&log).unwrap_or_default().matches(word).count();
+    let leased = || {
+        let shown = link(london, &name)?;
+        let at = shown.find("inet 10.77.0.1")?;
+        Some(shown[at + 5..].split(' ').next()?.to_owned())
+    };
+    // The client has been asking for a while, and pauses for up to 17 s.
+    let (address, took) = wait("the lease", Duration::from_secs(20), leased);
+    println!("{address} leased in {took:?}");
+    assert!(address.ends_with("/24"));
+    wait("its report", SEEN_WITHIN, || (world.service(&id)["interface_ipv4_cidr"] == *address).then_some(()));
+    assert_eq!(world.condition(&id)["status"], "applied");
+    let acks = times("DHCPACK");
+    wait("the renewal", SEEN_WITHIN, || (times("DHCPACK") > acks).then_some(()));
+
+    london.ip(&format!("link delete {name}")).unwrap();
+    let (_, took) = wait("the repair", REPAIRED_WITHIN, || leased().filter(|again| *again == address));
+    println!("back with its lease in {took:?}");
+    let acks = times("DHCPACK");
+    wait("a renewal by the new link", SEEN_WITHIN, || (times("DHCPACK") > acks).then_some(()));
+
+    world.cluster.operator.ok(&["services", "delete", &id, "--yes"]).unwrap();
+    wait("the release", SEEN_WITHIN, || (times("DHCPRELEASE") == 1).then_some(()));
+    wait("the interface's end", SEEN_WITHIN, || link(london, &name).is_none().then_some(()));
 }

@@ -1,9 +1,9 @@
 //! A kernel in memory: the same verbs and the same meaning, with faults on demand.
 
 use super::{
-    BoxFuture, Fingerprint, Hints, HostFacts, HostSetting, HostView, Interface, InterfaceChange, Kernel, KernelError,
-    Link, MACVLAN, Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange, Table, Verdict,
-    classify,
+    BoxFuture, Fingerprint, FramePort, Hints, HostFacts, HostSetting, HostView, Interface, InterfaceChange, Kernel,
+    KernelError, Link, MACVLAN, Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange, Table,
+    Verdict, classify,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -279,6 +279,17 @@ fn digest(tables: &[Table]) -> Fingerprint {
     Fingerprint(Sha256::digest(format!("{tables:?}")).into())
 }
 
+struct Silence;
+
+impl FramePort for Silence {
+    fn send(&self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn receive(&mut self) -> BoxFuture<'_, std::io::Result<Vec<u8>>> {
+        Box::pin(std::future::pending())
+    }
+}
+
 impl Kernel for FakeKernel {
     fn replace_tables<'a>(&'a self, ruleset: &'a Ruleset) -> BoxFuture<'a, Result<(), KernelError>> {
         Box::pin(async move {
@@ -379,6 +390,11 @@ impl Kernel for FakeKernel {
             state.operations.push(Operation::SetHostSettings);
             Ok(change)
         })
+    }
+
+    /// Nobody leases addresses in a simulated network.
+    fn frame_port<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
+        Box::pin(async { Ok(Box::new(Silence) as Box<dyn FramePort>) })
     }
 
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {

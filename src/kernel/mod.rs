@@ -75,6 +75,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Removes a link of ours by its name; succeeds when there is none, and leaves a foreign one of that name.
     fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>>;
 
+    /// A port to a link for DHCP, by its name.
+    fn frame_port<'a>(&'a self, link: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>>;
+
     /// Index of the link by which packets leave for destinations that no other route names: of IPv4, else of IPv6.
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>>;
 
@@ -96,6 +99,13 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Says when to look again. Our own writes do not count; lost notifications count as all kinds.
     fn changes(&self) -> watch::Receiver<Hints>;
+}
+
+/// Whole Ethernet frames on one link: out any, in those that may be answers of a DHCP server.
+pub trait FramePort: Send + Sync {
+    fn send(&self, frame: &[u8]) -> std::io::Result<()>;
+    /// Cancel-safe. An error says that the link has gone or is down.
+    fn receive(&mut self) -> BoxFuture<'_, std::io::Result<Vec<u8>>>;
 }
 
 /// Digest of the content of both tables: chains, sets, rules in order; not of counters, handles, the liveness element.

@@ -45,6 +45,7 @@ impl Node {
         let settings = Settings {
             mask,
             parent_interface: config.parent_interface.clone(),
+            lease_rng: env.rng("leases"),
             clear_on_stop: config.on_stop == OnStop::Clear,
             ..Settings::default()
         };

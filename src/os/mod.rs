@@ -17,8 +17,8 @@ mod sysctl;
 pub mod tun;
 
 use crate::kernel::{
-    BoxFuture, Family, Fingerprint, Hints, HostFacts, HostSetting, Interface, InterfaceChange, Kernel, KernelError,
-    Owned, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange,
+    BoxFuture, Family, Fingerprint, FramePort, Hints, HostFacts, HostSetting, Interface, InterfaceChange, Kernel,
+    KernelError, Owned, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange,
 };
 use monitor::Monitor;
 use netlink::Netlink;
@@ -131,6 +131,19 @@ impl Kernel for LinuxKernel {
         let (before, wanted) = (self.before.clone(), wanted.clone());
         self.run("setting what the host needs", move |_| {
             before.lock().unwrap_or_else(PoisonError::into_inner).set(NeededBy::Network, wanted)
+        })
+    }
+
+    fn frame_port<'a>(&'a self, link: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
+        let name = link.to_owned();
+        Box::pin(async move {
+            let attempted = format!("listening on {name}");
+            let missing = KernelError::from_errno(attempted.clone(), libc::ENODEV);
+            let host = self.read_host().await?;
+            let found = host.links.iter().find(|(_, link)| link.name == name);
+            let index = found.map(|(index, _)| *index).ok_or(missing)?;
+            let port = packet::DhcpPort::open(index).map_err(|e| KernelError::new(attempted, e.to_string()))?;
+            Ok(Box::new(port) as Box<dyn FramePort>)
         })
     }
 

@@ -12,6 +12,7 @@ mod desired;
 mod explain;
 mod firewall;
 mod iptun;
+mod lease;
 mod network;
 mod report;
 mod run;

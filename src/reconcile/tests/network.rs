@@ -26,8 +26,8 @@ fn with_interface(seed: u8, ipv4: Option<&str>) -> Service {
 }
 
 fn wish(seed: u8, addresses: &[&str]) -> InterfaceWish {
-    let addresses = addresses.iter().map(|net| net.parse().unwrap()).collect();
-    InterfaceWish { service: service_id(seed), up: true, addresses }
+    let addresses: BTreeSet<IpNet> = addresses.iter().map(|net| net.parse().unwrap()).collect();
+    InterfaceWish { service: service_id(seed), up: true, leases: addresses.is_empty(), addresses }
 }
 
 fn made(interface: &Interface) -> Link {
@@ -325,4 +325,17 @@ fn a_transparent_service_is_carried_over_tcp_with_an_interface_only() {
     assert_eq!(now.forwarding.services.keys().copied().collect::<Vec<_>>(), [service_id(10)]);
     assert!(now.forwarding.services[&service_id(10)].transparent);
     assert_eq!(now.skipped[&(service_id(12), Reconciler::Tproxy)].reason, "TRANSPARENT_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn without_a_desired_address_the_interface_waits_for_a_lease() {
+    let service = with_interface(10, None);
+    let mut running = with_eth0(at_revision(1, vec![service.clone()]));
+    running.kernel.set_default_link(Some(2));
+    running.wait("the interface", |s| s.interfaces.contains_key(&service.id)).await;
+    let (status, reason, _) = running.reason(10, Reconciler::Network).unwrap();
+    assert_eq!((status, reason.as_str()), (ConditionStatus::Pending, "NO_ADDRESS"));
+    assert_eq!(running.status.borrow().interfaces[&service.id].ipv4, None);
+    running.set(&at_revision(2, vec![]));
+    running.wait("gone", |s| s.interfaces.is_empty() && s.applied_revision == 2).await;
 }
