@@ -29,6 +29,7 @@
 //! |---|---|---|
 //! | `model`, `wire` | the nouns; signing, records, messages: bounded, versioned | values |
 //! | `gossip`, `handshake`, `license`, `lock`, `routing` | machines and rules | sans-IO: time and randomness are arguments |
+//! | `dhcp` | the client of one lease: messages, frames, times | sans-IO |
 //! | `membership` | what a change of membership means, over a `Ledger` | decisions; sans-IO |
 //! | `kernel`, `env` | what is outside the process, as traits: kernel, network, clock, engines, randomness | dyn, few verbs |
 //! | `store` | SQLite: signed records and facts of this host; every commit gives a `Revision` | transactions |
@@ -59,6 +60,7 @@ pub mod api;
 pub mod cli;
 pub mod compose;
 pub mod dataplane;
+pub mod dhcp;
 pub mod env;
 pub mod gossip;
 pub mod handshake;

@@ -13,6 +13,7 @@
 //! | `api`      | one connection to an agent's API                                                            |
 //! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
+//! | `interfaces` | the same for services with an interface, and what is seen of it              |
 //! | `lines`    | command lines of the documents and of `--help`                                             |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
@@ -32,6 +33,7 @@ pub mod cluster;
 pub mod content;
 pub mod datagram;
 pub mod disk;
+pub mod interfaces;
 pub mod lab;
 pub mod lines;
 pub mod plane;

@@ -277,21 +277,26 @@ struct OpenedServer {
 async fn open(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<OpenedServer, StreamRefusal> {
     let permit = core.flows.clone().try_acquire_owned().map_err(|_| StreamRefusal::Busy)?;
     let forwarding = permitting(core, peer, header).await?;
-    // A header that asks for less than the service promises is no way around it either.
-    if header.transparent || forwarding.services.get(&header.service).is_some_and(|s| s.transparent) {
-        return Err(StreamRefusal::TransparentUnavailable);
-    }
     if core.forbids(header.dest) {
         return Err(StreamRefusal::ForbiddenDestination);
     }
-    let server = dial(core, header.dest).await?;
+    // A header that asks for less than the service promises is no way around it either.
+    let transparent = forwarding.services.get(&header.service).is_some_and(|s| s.transparent);
+    if transparent && core.is_local(header.source.ip()) {
+        return Err(StreamRefusal::ForbiddenSource);
+    }
+    let server = dial(core, transparent.then_some(header.source), header.dest).await?;
     Ok(OpenedServer { server: Arc::new(server), _permit: permit })
 }
 
 /// The snapshot that permits the stream; one that does not know its service or route yet is given time to.
 async fn permitting(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<Arc<Forwarding>, StreamRefusal> {
-    let check = |f: &Forwarding| f.check_exit(peer, header.service, header.dest);
-    let may_change = |r| matches!(r, Err(ExitRefusal::UnknownService | ExitRefusal::OutsideRoutes));
+    let check = |f: &Forwarding| {
+        f.check_exit(peer, header.service, header.dest)?;
+        f.check_source(header.service, header.transparent, header.source.ip(), header.dest.ip())
+    };
+    let behind = [ExitRefusal::UnknownService, ExitRefusal::OutsideRoutes, ExitRefusal::NotTransparent];
+    let may_change = |r: Result<(), ExitRefusal>| r.is_err_and(|refusal| behind.contains(&refusal));
     drop(timeout(core.timing.gossip_lag, core.until(|f| !may_change(check(f)))).await);
     let forwarding = core.forwarding.borrow().clone();
     check(&forwarding).map_err(on_wire)?;
@@ -304,13 +309,20 @@ fn on_wire(refusal: ExitRefusal) -> StreamRefusal {
         ExitRefusal::NotTheSource => StreamRefusal::NotTheSource,
         ExitRefusal::OutsideRoutes => StreamRefusal::OutsideRoutes,
         ExitRefusal::ForbiddenDestination => StreamRefusal::ForbiddenDestination,
+        ExitRefusal::NotTransparent => StreamRefusal::TransparentUnavailable,
+        ExitRefusal::ForbiddenSource => StreamRefusal::ForbiddenSource,
     }
 }
 
-async fn dial(core: &Core, dest: SocketAddr) -> Result<TcpStream, StreamRefusal> {
+/// `source`: the client's address, which the server is to see.
+async fn dial(core: &Core, source: Option<SocketAddr>, dest: SocketAddr) -> Result<TcpStream, StreamRefusal> {
     let dest = dialled(dest);
     let connect = async {
-        let server = sockets::edge_socket(dest, core.own_mark)?.connect(dest).await?;
+        let socket = match source {
+            Some(source) => sockets::transparent_edge_socket(source, core.own_mark)?,
+            None => sockets::edge_socket(dest, core.own_mark)?,
+        };
+        let server = socket.connect(dest).await?;
         sockets::tune_edge(&server)?;
         sockets::set_reset_on_drop(&server, true)?;
         Ok(server)

@@ -35,7 +35,7 @@ use crate::{
 use limits::{ACCEPT_RETRY, MAX_FLOWS, Timing};
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 use tokio::{
@@ -93,10 +93,15 @@ impl Core {
         if !self.forbidden_ports.contains(&dest.port()) {
             return false;
         }
+        self.is_local(dest.ip())
+    }
+
+    /// Whether `ip` is an address of this host.
+    fn is_local(&self, ip: IpAddr) -> bool {
         match sockets::local_addresses() {
-            Ok(local) => local.contains(&dest.ip().to_canonical()),
+            Ok(local) => local.contains(&ip.to_canonical()),
             Err(e) => {
-                tracing::warn!("cannot list the addresses of this host, so {dest} counts as one: {e}");
+                tracing::warn!("cannot list the addresses of this host, so {ip} counts as one: {e}");
                 true
             }
         }

@@ -60,7 +60,8 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
         return core.counters.refuse(Refusal::Busy, format_args!("{whence}"));
     };
     let forwarding = core.forwarding.borrow().clone();
-    let Some(route) = forwarding.select(source.ip(), dest.ip(), None) else {
+    let interface = entered_by(&forwarding, &client);
+    let Some(route) = forwarding.select(source.ip(), dest.ip(), interface.as_deref()) else {
         return core.counters.refuse(Refusal::NoRoute, format_args!("{whence}"));
     };
     let (service, target) = (route.service, route.target);
@@ -68,7 +69,8 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
         Ok(way) => {
             let counters = core.counters.service(service);
             let flow = Flow { core: &core, service, target, way, counters, client: Arc::new(client) };
-            flow.run(StreamHeader { service, source, dest, transparent: false }).await
+            let transparent = forwarding.services.get(&service).is_some_and(|s| s.transparent);
+            flow.run(StreamHeader { service, source, dest, transparent }).await
         }
         Err(not_opened) => Err(not_opened),
     };
@@ -87,13 +89,21 @@ enum Way {
     },
 }
 
+/// The interface by which the client's packets enter, where it matters.
+fn entered_by(forwarding: &Forwarding, client: &TcpStream) -> Option<String> {
+    if !forwarding.has_interfaces() {
+        return None;
+    }
+    sockets::entered_by(client).unwrap_or_else(|e| {
+        tracing::debug!("cannot tell by which interface a captured connection entered: {e}");
+        None
+    })
+}
+
 fn choose(core: &Arc<Core>, forwarding: &Forwarding, service: ServiceId, target: PeerId) -> Result<Way, NotOpened> {
     let known = forwarding.services.get(&service).ok_or_else(|| refused(Refusal::NoRoute, "service is gone"))?;
     if known.transparent && known.transport == Transport::Kcp {
         return Err(refused(Refusal::TransportUnavailable, "kcp does not keep the client's address"));
-    }
-    if known.transparent {
-        return Err(refused(Refusal::TransparentUnavailable, "the service keeps the client's address"));
     }
     let path = forwarding.peers.get(&target).ok_or_else(|| refused(Refusal::UnknownTarget, target))?;
     match known.transport {

@@ -342,6 +342,7 @@ impl Node {
             drift_repairs: BTreeMap::from([
                 (Reconciler::Network, status.network.drift_repairs),
                 (Reconciler::Firewall, status.firewall.drift_repairs),
+                (Reconciler::Iptun, status.iptun.drift_repairs),
             ]),
         })
     }
