@@ -146,7 +146,15 @@ fn whatever_is_not_tcp_leaves_from_tokyo_and_crosses_the_wan_sealed_by_51840_alo
     // Neither end forwards a packet that is larger than the tunnel takes and may not be cut.
     let too_big = sites.client.sh(&format!("ping -c 2 -i 0.2 -W 1 -M do -s 1450 {SERVER}; true")).unwrap();
     assert!(too_big.contains("mtu = 1420") || too_big.contains("mtu=1420"), "{too_big}");
-    sites.client.sh(&format!("ping -c 1 -W 5 -M do -s 1392 {SERVER}")).unwrap();
+    let whole = format!("ping -c 1 -W 5 -M do -s 1392 {SERVER}");
+    sites.client.sh(&whole).unwrap();
+    // A narrower WAN narrows the tunnel; what may be cut is.
+    sites.london.ip("link set to-tokyo mtu 1400").unwrap();
+    sites.tokyo.ip("link set to-london mtu 1400").unwrap();
+    let narrowed = || sites.client.sh(&format!("{whole}; true")).unwrap().contains("1340");
+    wait_until(PATIENCE, "the tunnel is as narrow as the WAN", narrowed);
+    let large = vec![7; 5000];
+    assert_eq!(ask_udp(&sites.client, at(SERVER, DNS), &large, PATIENCE).unwrap(), TOKYO_LAN);
 }
 
 // accepts: 001-12, 001-69, 001-74, 001-75, 002-61
