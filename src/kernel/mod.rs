@@ -14,7 +14,7 @@ mod policy;
 mod program;
 mod ruleset;
 
-pub(crate) use ruleset::{DHCP_PORTS, TCP, UDP, sets, special_networks};
+pub(crate) use ruleset::{DHCP_PORTS, ICMP_V6, NEIGHBOUR_DISCOVERY, TCP, UDP, sets, special_networks};
 
 pub use classify::{Arrival, HostView, Packet, Verdict, classify};
 pub use fake::{FakeKernel, Fault, Operation};
