@@ -146,7 +146,15 @@ fn whatever_is_not_tcp_leaves_from_tokyo_and_crosses_the_wan_sealed_by_51840_alo
     // Neither end forwards a packet that is larger than the tunnel takes and may not be cut.
     let too_big = sites.client.sh(&format!("ping -c 2 -i 0.2 -W 1 -M do -s 1450 {SERVER}; true")).unwrap();
     assert!(too_big.contains("mtu = 1420") || too_big.contains("mtu=1420"), "{too_big}");
-    sites.client.sh(&format!("ping -c 1 -W 5 -M do -s 1392 {SERVER}")).unwrap();
+    let whole = format!("ping -c 1 -W 5 -M do -s 1392 {SERVER}");
+    sites.client.sh(&whole).unwrap();
+    // A narrower WAN narrows the tunnel; what may be cut is.
+    sites.london.ip("link set to-tokyo mtu 1400").unwrap();
+    sites.tokyo.ip("link set to-london mtu 1400").unwrap();
+    let narrowed = || sites.client.sh(&format!("{whole}; true")).unwrap().contains("1340");
+    wait_until(PATIENCE, "the tunnel is as narrow as the WAN", narrowed);
+    let large = vec![7; 5000];
+    assert_eq!(ask_udp(&sites.client, at(SERVER, DNS), &large, PATIENCE).unwrap(), TOKYO_LAN);
 }
 
 // accepts: 001-12, 001-69, 001-74, 001-75, 002-61
@@ -167,6 +175,10 @@ fn the_port_is_open_from_the_start_and_the_reconciler_tells_what_it_does() {
     // A host that does not forward begins to for its services, and ends it with them.
     sites.tokyo.sysctl("net/ipv4/ip_forward", "0").unwrap();
     sites.tokyo.sysctl("net/ipv6/conf/all/forwarding", "0").unwrap();
+    // A host that is strict about where packets come from is served as well.
+    for host in [&sites.london, &sites.tokyo] {
+        host.sysctl("net/ipv4/conf/all/rp_filter", "1").unwrap();
+    }
     let forwards = |host: &Host| {
         let read = |key: &str| host.sh(&format!("cat /proc/sys/net/{key}")).unwrap();
         (read("ipv4/ip_forward"), read("ipv6/conf/all/forwarding"))
@@ -189,8 +201,9 @@ fn the_port_is_open_from_the_start_and_the_reconciler_tells_what_it_does() {
     });
     let marks = world.sites.london.sh("nft list table inet arctic_iptun").unwrap();
     assert!(!marks.contains("mark set"), "{marks}");
-    // No address, no state in the main table: nothing of the device needs to be looked at.
-    assert_eq!(world.sites.london.sh("ip route show dev arctic-tun0; ip -o address show dev arctic-tun0").unwrap(), "");
+    // Nothing of the device needs to be looked at: no route in the main table, no address but its own.
+    let own = "ip route show dev arctic-tun0; ip -o address show dev arctic-tun0 | grep -v ' 251.97.0.0/32 '; true";
+    assert_eq!(world.sites.london.sh(own).unwrap(), "");
 }
 
 #[test]
@@ -232,11 +245,23 @@ fn the_tunnel_is_repaired_survives_a_restart_and_falls_back_when_killed() {
 }
 
 #[test]
-fn a_peer_that_is_deleted_is_served_no_more() {
+fn a_route_for_everything_cuts_no_link_and_a_deleted_peer_is_served_no_more() {
     if !require(&PRODUCT) {
         return;
     }
     let world = World::new("untrust");
+    // A route that covers the links of the hosts cuts none of them: neighbours find each other as before.
+    let services: Vec<serde_json::Value> = world.cluster.operator.json(&["services", "list"]).unwrap();
+    let id = services[0]["id"].as_str().unwrap();
+    world.cluster.operator.ok(&["routes", "add", "--service", id, "--dest-cidr", "::/0"]).unwrap();
+    let covers = || world.sites.london.sh("nft list table inet arctic_iptun").unwrap().contains("ip6 daddr ::/0");
+    wait_until(APPLIED_WITHIN, "the route is there", covers);
+    for host in world.sites.hosts() {
+        host.ip("-6 neigh flush all").unwrap();
+    }
+    ping(&world.sites.client, "fd71:1::1".parse().unwrap());
+    assert_eq!(world.seen_from(SERVER_V6, PATIENCE).unwrap(), tokyo_lan_v6());
+
     let operator = Cli::new(&world.sites.tokyo, &world.sites.lab.scratch().join("operator")).unwrap();
     let url = format!("http://127.0.0.1:{API_PORT}");
     let peers: Vec<serde_json::Value> = operator.json(&["peers", "list", "--url", &url]).unwrap();

@@ -1,5 +1,6 @@
 //! What the program of the tables does to one packet: the rules' meaning, written once more, for the fake and tests.
 
+use super::ruleset::{ICMP_V6, NEIGHBOUR_DISCOVERY};
 use super::{Action, Chain, Family, Match, Rule, TABLE_TCP, TABLE_TUNNEL, Table};
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -120,6 +121,8 @@ fn holds(table: &Table, m: &Match, packet: &Packet, host: &HostView) -> bool {
             _ => false,
         }),
         Match::EnteredBy(name) => matches!(&packet.arrival, Arrival::Entered { interface } if interface == name),
+        // The types stand where ports would.
+        Match::NeighbourDiscovery => packet.protocol == ICMP_V6 && NEIGHBOUR_DISCOVERY.contains(&packet.dest_port),
         Match::Reply => packet.reply,
         Match::NotOpening => !packet.opening,
         Match::Captured { mask } => packet.connection_mark & mask != 0,

@@ -15,7 +15,7 @@ mod program;
 mod ruleset;
 mod setting;
 
-pub(crate) use ruleset::{DHCP_PORTS, TCP, UDP, sets, special_networks};
+pub(crate) use ruleset::{DHCP_PORTS, ICMP_V6, NEIGHBOUR_DISCOVERY, TCP, UDP, sets, special_networks};
 
 pub use classify::{Arrival, HostView, Packet, Verdict, classify};
 pub use fake::{FakeKernel, Fault, Operation};

@@ -94,6 +94,8 @@ pub enum Match {
     /// Destination, protocol and port are in the peer set of this family.
     PeerSocket(Family),
     EnteredBy(String),
+    /// ICMPv6 by which neighbours on a link find each other and their routers (RFC 4861).
+    NeighbourDiscovery,
     /// In reply direction of its connection.
     Reply,
     /// Not the packet that opens a TCP connection: SYN without ACK, RST, FIN.

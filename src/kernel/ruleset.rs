@@ -19,6 +19,9 @@ pub const TABLE_TUNNEL: &str = "arctic_iptun";
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMP_V6: u8 = 58;
+/// ICMPv6 types: solicitations, advertisements, redirect.
+pub(crate) const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u16> = 133..=137;
 const PRIORITY_TCP: i32 = -150;
 const PRIORITY_TUNNEL: i32 = -149;
 const PRIORITY_SRCNAT: i32 = 100;
@@ -149,6 +152,8 @@ impl Ruleset {
         let mut marking = vec![Rule::new([Match::Protocol(TCP)], Action::Accept, "TCP")];
         marking.extend(self.exclusions());
         marking.push(Rule::new([Match::Protocol(UDP), Match::DestPortIn(sets::DHCP)], Action::Accept, "DHCP"));
+        // A route that covers a link of this host must not cut it.
+        marking.push(Rule::new([Match::NeighbourDiscovery], Action::Accept, "neighbour discovery"));
         marking.push(reply());
         let mut output = marking.clone();
         let mut postrouting = vec![];

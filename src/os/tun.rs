@@ -1,7 +1,11 @@
 //! The device of the IP tunnel: one TUN device, plain packets, gone when dropped.
 
+use super::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, Writer};
+use crate::kernel::{Family, alias_network};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use std::{
     fs, io,
+    net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
 };
@@ -12,6 +16,11 @@ const CLONE_DEVICE: &std::ffi::CStr = c"/dev/net/tun";
 const NAME_PATTERN: &[u8] = b"arctic-tun%d";
 /// Packets that wait to be read; the default of 500 is one burst.
 const QUEUE_PACKETS: libc::c_int = 4096;
+const RTM_NEWADDR: u16 = 20;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+/// Not chosen as source of what leaves by the device.
+const SCOPE_HOST: u8 = 254;
 
 /// A TUN device of the network namespace of the thread that made it.
 pub struct Tun {
@@ -40,6 +49,7 @@ impl Tun {
         let control = datagram_socket()?;
         set_up(&control, &name, &text, mtu)?;
         let index = index_of(&name)?;
+        give_address(index)?;
         // SAFETY: the descriptor stays open for as long as the `OwnedFd` in it lives, and it always returns it.
         let file = unsafe { AsyncFd::register(file) }?;
         Ok(Self { file, control, name: text, index })
@@ -95,7 +105,7 @@ fn datagram_socket() -> io::Result<OwnedFd> {
 }
 
 fn set_up(socket: &OwnedFd, name: &[u8], text: &str, mtu: u16) -> io::Result<()> {
-    // No addresses, and nobody to ask for any.
+    // No IPv6 addresses, and nobody to ask for any.
     setting("ipv6", text, "addr_gen_mode", "1")?;
     setting("ipv6", text, "accept_ra", "0")?;
     setting("ipv6", text, "router_solicitations", "0")?;
@@ -111,6 +121,24 @@ fn set_up(socket: &OwnedFd, name: &[u8], text: &str, mtu: u16) -> io::Result<()>
     control(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &mut request)?;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as libc::c_short;
     control(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// Wherever `rp_filter` is on, for any link, packets out of a device without an IPv4 address have to come by the device
+/// that leads back to their source (`fib_validate_source`), which replies out of the tunnel do not. The first address of
+/// the alias network is no client's.
+fn give_address(index: u32) -> io::Result<()> {
+    let IpAddr::V4(address) = alias_network(Family::V4).network() else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut w = Writer::default();
+    w.message(RTM_NEWADDR, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 0, |w| {
+        w.raw(&[libc::AF_INET as u8, 32, 0, SCOPE_HOST]);
+        w.raw(&index.to_ne_bytes());
+        w.bytes(IFA_LOCAL, &address.octets());
+        w.bytes(IFA_ADDRESS, &address.octets());
+    });
+    let refused = Netlink::open(NETLINK_ROUTE)?.request(&w.bytes)?;
+    refused.map_err(|refusal| io::Error::from_raw_os_error(refusal.errno))
 }
 
 /// One that a family which is off does not have is passed over.

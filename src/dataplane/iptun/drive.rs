@@ -230,7 +230,8 @@ impl Carrier {
         let mut train = vec![];
         while let Some(first) = rest.first() {
             let size = first.datagram.len();
-            let fits = (TRAIN_MAX_BYTES / size.max(1)).min(socket.train_max()).max(1);
+            let room = if first.alone { 1 } else { socket.train_max() };
+            let fits = (TRAIN_MAX_BYTES / size.max(1)).min(room).max(1);
             let mut count =
                 rest.iter().take(fits).take_while(|o| o.way == first.way && o.datagram.len() == size).count();
             // The last one may be shorter.

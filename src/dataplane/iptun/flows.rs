@@ -11,11 +11,11 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Flows of one peer in one direction are forgotten after one to two times this without a packet, as conntrack does with
+/// Flows are forgotten after one to two times this without a packet, as conntrack does with
 /// protocols that it does not know.
 pub(super) const FLOW_IDLE: Duration = Duration::from_secs(600);
-/// Flows of one peer in one direction; beyond that the least used half is forgotten.
-pub(super) const MAX_FLOWS_PER_PEER: usize = 65_536;
+/// Flows of the clients here, and of each peer's at its exit; beyond that the less used half is forgotten.
+pub(super) const MAX_FLOWS: usize = 65_536;
 /// Client addresses of one peer at the exit; beyond that the one that was used least recently makes room.
 pub(super) const MAX_ALIASES_PER_PEER: usize = 4096;
 /// Of all peers: the first and the last address of the IPv4 network stay free.
@@ -39,6 +39,8 @@ impl FlowKey {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flow {
+    /// At the other end.
+    pub peer: PeerId,
     pub service: ServiceId,
     /// The client's own address; the key has its alias at the exit.
     pub client: IpAddr,
@@ -67,7 +69,7 @@ impl Flows {
 
     pub fn insert(&mut self, key: FlowKey, flow: Flow, now: Instant) {
         self.turn(now);
-        if self.young.len() >= MAX_FLOWS_PER_PEER / 2 {
+        if self.young.len() >= MAX_FLOWS / 2 {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(key, flow);

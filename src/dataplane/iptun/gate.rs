@@ -145,14 +145,6 @@ pub(super) struct Passed {
     pub was_for: IpAddr,
 }
 
-#[derive(Default)]
-struct PeerFlows {
-    /// Sent to the peer as a target of ours.
-    sent: Flows,
-    /// Taken from the peer as its exit.
-    taken: Flows,
-}
-
 type Forbids = Box<dyn Fn(SocketAddr) -> bool + Send>;
 
 /// Sans-IO.
@@ -161,20 +153,30 @@ pub(super) struct Gate {
     /// Whether a destination is a port of the agent itself.
     forbids: Forbids,
     forwarding: Arc<Forwarding>,
-    peers: BTreeMap<PeerId, PeerFlows>,
+    /// Of clients here.
+    sent: Flows,
+    /// Of clients of each peer of which this is the exit: none takes another's room.
+    taken: BTreeMap<PeerId, Flows>,
     aliases: Aliases,
 }
 
 impl Gate {
     pub fn new(local: PeerId, forbids: Forbids) -> Self {
-        Self { local, forbids, forwarding: Arc::default(), peers: BTreeMap::new(), aliases: Aliases::default() }
+        Self {
+            local,
+            forbids,
+            forwarding: Arc::default(),
+            sent: Flows::default(),
+            taken: BTreeMap::new(),
+            aliases: Aliases::default(),
+        }
     }
 
     /// Goes by a new snapshot. Flows of peers that are gone end at once.
     pub fn follow(&mut self, forwarding: Arc<Forwarding>) {
-        let gone: Vec<_> = self.peers.keys().filter(|peer| !forwarding.peers.contains_key(peer)).copied().collect();
+        let gone: Vec<_> = self.taken.keys().filter(|peer| !forwarding.peers.contains_key(peer)).copied().collect();
         for peer in gone {
-            self.peers.remove(&peer);
+            self.taken.remove(&peer);
             self.aliases.forget_peer(peer);
         }
         self.forwarding = forwarding;
@@ -205,10 +207,9 @@ impl Gate {
         let forwarding = self.forwarding.clone();
         let role = header.role(packet)?;
         let key = opening_key(header, header.source, role);
-        let known = key
-            .and_then(|key| self.peers.iter_mut().find_map(|(peer, flows)| Some((*peer, flows.sent.get(&key, now)?))));
-        let (peer, service) = match known.filter(|(_, flow)| flow.revision == forwarding.revision) {
-            Some((peer, flow)) => (peer, flow.service),
+        let known = key.and_then(|key| self.sent.get(&key, now));
+        let (peer, service) = match known.filter(|flow| flow.revision == forwarding.revision) {
+            Some(flow) => (flow.peer, flow.service),
             None => {
                 let route = select(&forwarding, header.source, header.dest).ok_or(TunnelRefusal::NoRoute)?;
                 (route.target, route.service)
@@ -218,10 +219,9 @@ impl Gate {
             let service = Some((service, peer));
             return Err(Stop::Refused { reason: TunnelRefusal::UnknownTarget, service });
         }
-        let flow = Flow { service, client: header.source, revision: forwarding.revision };
         if let Some(key) = key {
-            let flows = self.peers.entry(peer).or_default();
-            remember(&mut flows.sent, key, flow, header.part, now);
+            let flow = Flow { peer, service, client: header.source, revision: forwarding.revision };
+            remember(&mut self.sent, key, flow, header.part, now);
         }
         Ok(Passed { peer, service, to_target: true, len: header.len, was_for: header.dest })
     }
@@ -230,9 +230,9 @@ impl Gate {
     fn reply_of_server(&mut self, packet: &mut [u8], header: &Header, now: Instant) -> Result<Passed, Stop> {
         let alias = header.dest;
         let (peer, client) = self.aliases.client(alias).ok_or(TunnelRefusal::NoFlow)?;
-        let flows = self.peers.get_mut(&peer).ok_or(TunnelRefusal::NoFlow)?;
+        let flows = self.taken.get_mut(&peer).ok_or(TunnelRefusal::NoFlow)?;
         let (key, quote) = reply_key(packet, header)?;
-        let flow = flows.taken.get(&key, now).filter(|flow| flow.client == client).ok_or(TunnelRefusal::NoFlow)?;
+        let flow = flows.get(&key, now).filter(|flow| flow.client == client).ok_or(TunnelRefusal::NoFlow)?;
         let known = self.forwarding.services.get(&flow.service);
         if known.is_none_or(|s| s.source != peer || s.target != self.local) {
             return Err(TunnelRefusal::NoFlow.into());
@@ -257,7 +257,7 @@ impl Gate {
             return Err(TunnelRefusal::ForbiddenSource.into());
         }
         let replied = reply_key(packet, &header).ok().and_then(|(key, _)| {
-            let flow = self.peers.get_mut(&peer)?.sent.get(&key, now)?;
+            let flow = self.sent.get(&key, now).filter(|flow| flow.peer == peer)?;
             let known = self.forwarding.services.get(&flow.service)?;
             (known.source == self.local && known.target == peer).then_some(flow.service)
         });
@@ -280,7 +280,7 @@ impl Gate {
         let client = header.source;
         let known = self.aliases.existing(peer, client).and_then(|alias| {
             let key = opening_key(header, alias, role)?;
-            self.peers.get_mut(&peer)?.taken.get(&key, now).filter(|flow| flow.revision == forwarding.revision)
+            self.taken.get_mut(&peer)?.get(&key, now).filter(|flow| flow.revision == forwarding.revision)
         });
         let service = match known {
             Some(flow) => flow.service,
@@ -300,8 +300,8 @@ impl Gate {
             Header { source: alias, ..*header }.seal_icmp(packet);
         }
         if let Some(key) = opening_key(header, alias, role) {
-            let flow = Flow { service, client, revision: forwarding.revision };
-            remember(&mut self.peers.entry(peer).or_default().taken, key, flow, header.part, now);
+            let flow = Flow { peer, service, client, revision: forwarding.revision };
+            remember(self.taken.entry(peer).or_default(), key, flow, header.part, now);
         }
         Ok(Passed { peer, service, to_target: true, len: header.len, was_for: header.dest })
     }
@@ -335,8 +335,8 @@ impl Gate {
         let alias = self.aliases.existing(peer, quoted.dest).ok_or(TunnelRefusal::NoFlow)?;
         let role = quoted.role(&packet[at..]).map_err(|Malformed| TunnelRefusal::Malformed)?;
         let key = answering_key(&quoted, alias, role).ok_or(TunnelRefusal::NoFlow)?;
-        let flows = self.peers.get_mut(&peer).ok_or(TunnelRefusal::NoFlow)?;
-        flows.taken.get(&key, now).ok_or(TunnelRefusal::NoFlow)?;
+        let flows = self.taken.get_mut(&peer).ok_or(TunnelRefusal::NoFlow)?;
+        flows.get(&key, now).ok_or(TunnelRefusal::NoFlow)?;
         Ok((at, quoted, alias))
     }
 }

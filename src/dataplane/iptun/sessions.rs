@@ -21,9 +21,13 @@ use std::{
 
 /// Handshake messages of one address a second before it has to prove that it is there (whitepaper §5.3).
 const HANDSHAKES_PER_SECOND: u64 = 100;
+/// Initiations of all addresses between two ticks: each costs two key agreements before its sender is known.
+pub(super) const MAX_INITIATIONS_PER_TICK: u32 = 200;
 /// Session numbers of a peer under which it may still send: its eight sessions, and handshakes on their way.
 const MAX_NUMBERS_PER_PEER: usize = 16;
-/// Headers of a data message: IP, UDP, its own, its tag.
+/// Header and tag of a data message.
+const DATA_OVERHEAD_BYTES: usize = 16 + 16;
+/// The same with the headers of IP and UDP.
 const V4_OVERHEAD_BYTES: u32 = 20 + 8 + 16 + 16;
 const V6_OVERHEAD_BYTES: u32 = 40 + 8 + 16 + 16;
 /// IPv6 asks this of every link.
@@ -38,6 +42,8 @@ const RESPONSE_BYTES: usize = 92;
 pub(super) struct Outgoing {
     pub way: Way,
     pub datagram: Vec<u8>,
+    /// The kernel takes no train of datagrams that it has to cut.
+    pub alone: bool,
 }
 
 /// What came of a datagram.
@@ -93,6 +99,7 @@ pub(super) struct Sessions {
     limiter: Arc<RateLimiter>,
     index: IndexTable,
     mtu: MtuWatcher,
+    initiations: u32,
     peers: BTreeMap<PeerId, Session>,
     by_key: BTreeMap<[u8; 32], PeerId>,
     by_number: BTreeMap<u32, PeerId>,
@@ -106,6 +113,7 @@ impl Sessions {
             limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND)),
             index: IndexTable::from_os_rng(),
             mtu: MtuWatcher::new(mtu),
+            initiations: 0,
             peers: BTreeMap::new(),
             by_key: BTreeMap::new(),
             by_number: BTreeMap::new(),
@@ -201,6 +209,8 @@ impl Sessions {
 
     /// What time asks for: retries, new keys, keepalives. To be called several times a second.
     pub fn tick(&mut self, out: &mut Vec<Outgoing>) {
+        self.initiations = 0;
+        self.limiter.try_reset_count();
         let ids: Vec<_> = self.peers.keys().copied().collect();
         for id in ids {
             let due = self.peers.get_mut(&id).map(|session| session.tunn.update_timers());
@@ -215,14 +225,18 @@ impl Sessions {
         let message = match self.limiter.verify_packet(way.remote, Packet::from_bytes(BytesMut::from(datagram))) {
             Ok(message) => message,
             Err(TunnResult::WriteToNetwork(cookie)) => {
-                out.push(Outgoing { way, datagram: bytes_of(cookie) });
+                out.push(Outgoing { way, datagram: bytes_of(cookie), alone: true });
                 return Received::Handled;
             }
             Err(_) => return Received::Refused,
         };
+        let initiation = matches!(message, WgKind::HandshakeInit(_));
+        self.initiations += u32::from(initiation);
+        if initiation && self.initiations > MAX_INITIATIONS_PER_TICK {
+            return Received::Refused;
+        }
         let Some(peer) = self.sender(&message) else { return Received::Refused };
         let Some(session) = self.peers.get_mut(&peer) else { return Received::Refused };
-        let initiation = matches!(message, WgKind::HandshakeInit(_));
         let had_session = session.tunn.has_active_session();
         match session.tunn.handle_incoming_packet(message) {
             TunnResult::Done => Received::Handled,
@@ -290,7 +304,8 @@ impl Sessions {
             }
         }
         if let Some(way) = answer_to.or_else(|| session.way()) {
-            out.push(Outgoing { way, datagram });
+            let alone = datagram.len() > usize::from(session.mtu) + DATA_OVERHEAD_BYTES;
+            out.push(Outgoing { way, datagram, alone });
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::{
     INNER_MTU,
-    flows::{Aliases, Flow, FlowKey, Flows, MAX_ALIASES_PER_PEER, MAX_FLOWS_PER_PEER, is_alias},
+    flows::{Aliases, Flow, FlowKey, Flows, MAX_ALIASES_PER_PEER, MAX_FLOWS, is_alias},
     gate::{Gate, Stop, TunnelRefusal},
     packet::{End, Header, ICMP, ICMP_V6, too_big},
-    sessions::{Outgoing, Received, Sessions},
+    sessions::{MAX_INITIATIONS_PER_TICK, Outgoing, Received, Sessions},
 };
 use crate::{
     model::{
@@ -401,18 +401,18 @@ fn packets_with_a_route_of_their_own_are_refused() {
 #[test]
 fn flows_and_aliases_are_bounded_and_the_idle_ones_go_first() {
     let (mut flows, now) = (Flows::default(), Instant::now());
-    let flow = Flow { service: service_of(1), client: ip("10.1.0.2"), revision: 1 };
+    let flow = Flow { peer: id(1), service: service_of(1), client: ip("10.1.0.2"), revision: 1 };
     let key = |n: u32| FlowKey {
         client: ip("10.1.0.2"),
         server: IpAddr::from((n + 1).to_be_bytes()),
         protocol: UDP,
         numbers: Some((1, 2)),
     };
-    for n in 0..3 * MAX_FLOWS_PER_PEER as u32 {
+    for n in 0..3 * MAX_FLOWS as u32 {
         flows.insert(key(n), flow, now);
         assert_eq!(flows.get(&key(0), now), Some(flow), "one in use stays, at {n}");
     }
-    assert!(flows.len() <= MAX_FLOWS_PER_PEER);
+    assert!(flows.len() <= MAX_FLOWS);
     assert_eq!(flows.get(&key(1), now), None);
     assert_eq!(flows.get(&key(0), now + Duration::from_secs(4000)), None);
 
@@ -613,6 +613,26 @@ fn strangers_and_changed_datagrams_get_no_answer() {
         let received = wire.ends[1].receive(from, &datagram, &mut out);
         assert!(matches!(received, Received::Refused) && out.is_empty(), "{received:?}");
     }
+}
+
+#[test]
+fn a_flood_of_handshakes_costs_no_more_than_so_many_a_second() {
+    let mut wire = Wire::new();
+    let mut initiations = vec![];
+    for _ in 0..40 {
+        wire.ends[0].rekey(id(2), &mut initiations);
+    }
+    let from = |n: u32| Way::to(SocketAddr::new(IpAddr::from((0xc633_0000 + n).to_be_bytes()), 1));
+    let mut answered = 0;
+    for n in 0..20 * MAX_INITIATIONS_PER_TICK {
+        let mut out = vec![];
+        let copy = &initiations[n as usize % initiations.len()].datagram;
+        wire.ends[1].receive(from(n), copy, &mut out);
+        answered += out.len();
+    }
+    assert!(answered <= MAX_INITIATIONS_PER_TICK as usize, "{answered}");
+    wire.ends[1].tick(&mut vec![]);
+    assert_eq!(wire.send(0, &numbered(1)).len(), 1, "the next tick serves again");
 }
 
 #[test]

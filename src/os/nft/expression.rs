@@ -2,7 +2,7 @@
 
 use super::{NF_ACCEPT, NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::{
-    kernel::{Action, Family, Match, Rule, sets},
+    kernel::{Action, Family, ICMP_V6, Match, NEIGHBOUR_DISCOVERY, Rule, sets},
     os::netlink::Writer,
 };
 use ipnet::IpNet;
@@ -26,6 +26,8 @@ const TCP_SYN: u8 = 0x02;
 const TCP_FIN_SYN_RST_ACK: u8 = 0x17;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
+const CMP_LTE: u32 = 3;
+const CMP_GTE: u32 = 5;
 const NF_DROP: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -212,6 +214,15 @@ impl Expressions {
                 padded.resize(IFNAME_BYTES, 0);
                 self.meta(META_IIFNAME, REG_1);
                 self.compare(CMP_EQ, &padded);
+            }
+            Match::NeighbourDiscovery => {
+                self.family(Family::V6);
+                self.meta(META_L4PROTO, REG_1);
+                self.compare(CMP_EQ, &[ICMP_V6]);
+                self.payload(REG_1, TRANSPORT_HEADER, 0, 1);
+                let types = [NEIGHBOUR_DISCOVERY.start(), NEIGHBOUR_DISCOVERY.end()].map(|t| t.to_be_bytes()[1]);
+                self.compare(CMP_GTE, &types[..1]);
+                self.compare(CMP_LTE, &types[1..]);
             }
             Match::Reply => {
                 self.connection(CT_DIRECTION);
