@@ -12,7 +12,7 @@
 //!                reconcile: Desired --compile--> --plan--> apply --> kernel::Kernel --> os (nftables, rules)
 //!                   | Forwarding (watch, immutable)
 //!                   v
-//!  client --> dataplane: intercept --> TLS connection of the pool --> exit --> server
+//!  client --> dataplane: intercept --> TLS connection of the pool, or kcp session --> exit --> server
 //!                   |    what is not TCP: device --> iptun (WireGuard) --> device, masqueraded
 //!  license (pure) --- Entitlement (watch): gates api and reconcile, never the packet path
 //! ```
@@ -47,6 +47,7 @@
 //! | `gossip::Gossip`, `lock::Lock`, `handshake::Responder` | one each, from membership on; behind a lock that is never held across an await |
 //! | `handshake::Initiator` | one a handshake that this agent begins |
 //! | `reconcile::Reconcile`, `dataplane::Engine` | one each, from membership on |
+//! | `dataplane::kcp` endpoint and socket | one an engine; sessions one a direction of a pair of peers |
 //! | `routing::Forwarding`, `license::Entitlement` | one current snapshot in a watch; old ones live while a flow reads them |
 //!
 //! # What is absent

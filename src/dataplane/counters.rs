@@ -36,7 +36,7 @@ pub enum Refusal {
     NoReply,
     /// A peer broke the protocol of streams.
     Protocol,
-    /// A TLS handshake failed: unknown key, or no TLS.
+    /// A handshake of TLS or Noise failed: unknown key, or another protocol.
     Handshake,
     /// The exit said no: counted at the source and at the exit.
     Exit(StreamRefusal),
@@ -111,7 +111,7 @@ impl fmt::Display for Refusal {
             Self::TargetUnreachable => "target peer could not be connected",
             Self::NoReply => "connection to the target ended before it answered",
             Self::Protocol => "peer broke the stream protocol",
-            Self::Handshake => "TLS handshake failed",
+            Self::Handshake => "handshake failed",
             Self::Exit(refusal) => return refusal.fmt(f),
             Self::Tunnel(refusal) => refusal.text(),
         })

@@ -272,8 +272,8 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     if let Some(feature) = desired.features.missing_for(body) {
         return Some(lacks_feature(format!("the license does not include the feature {feature}")));
     }
-    if body.transport_type == Transport::Kcp {
-        return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "transport kcp is not available in this version"));
+    if body.transport_type == Transport::Kcp && body.fully_transparent {
+        return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "a fully transparent service needs transport tcp"));
     }
     if body.fully_transparent && (!body.requires_interface || body.transport_type != Transport::Tcp) {
         return Some(Skipped::failed(

@@ -2,8 +2,9 @@
 
 use super::{
     MTU_BYTES,
-    endpoint::{Endpoint, Event, Handle, Reject, Transmit},
+    endpoint::{Endpoint, Event, Handle, Reject},
     frame::FlowId,
+    held::Transmit,
     noise::StaticKey,
     session::Notice,
     stream::{KcpStream, Wakers},

@@ -1,17 +1,16 @@
 //! All sessions of one socket: handshakes, keys and their renewal, addresses, trust.
 
 use super::{
-    EPHEMERALS_MAX, HANDSHAKE_BURST, HANDSHAKE_RETRY, HANDSHAKE_RETRY_MAX, HANDSHAKES_PER_SECOND, HEADER_BYTES,
-    KEEPALIVE, MTU_BYTES, PENDING_AGE, PENDING_MAX, PENDING_MAX_PER_PEER, REJECT_AFTER, REKEY_AFTER, TAG_BYTES,
-    UNANSWERED,
-    noise::{self, Answered, Identity, Initiated, Keys, SessionId, StaticKey},
+    EPHEMERALS_MAX, HANDSHAKE_BURST, HANDSHAKE_RETRY_MAX, HANDSHAKES_PER_SECOND, HEADER_BYTES, MTU_BYTES, PENDING_AGE,
+    PENDING_MAX, PENDING_MAX_PER_PEER, REJECT_AFTER, TAG_BYTES,
+    held::{ATTEMPTS_MAX, Attempt, EPOCHS_MAX, Epoch, Held, Transmit, Use},
+    noise::{self, Answered, Identity, StaticKey},
     session::{Notice, Role, Session, Violation},
 };
 use crate::model::{Mono, PeerId, Rng};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 use x25519_dalek::StaticSecret;
 
@@ -50,66 +49,12 @@ pub(super) enum Event {
     Flow(Handle, Notice),
 }
 
-/// Where a datagram goes, and the own address it leaves from, if that matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Transmit {
-    pub to: SocketAddr,
-    pub from: Option<IpAddr>,
-}
-
-struct Epoch {
-    index: u32,
-    remote_index: u32,
-    keys: Keys,
-    since: Mono,
-}
-
-struct Attempt {
-    index: u32,
-    initiated: Initiated,
-    at: Mono,
-}
-
-/// A source's handshakes in progress.
-struct Dialling {
-    attempts: VecDeque<Attempt>,
-    next: Mono,
-    wait: Duration,
-    /// Which address is next; the one that works comes before all.
-    turn: usize,
-}
-
-const ATTEMPTS_MAX: usize = 5;
-const EPOCHS_MAX: usize = 3;
-
-struct Held {
-    key: StaticKey,
-    peer: PeerId,
-    id: SessionId,
-    role: Role,
-    addresses: Vec<SocketAddr>,
-    remote: Option<Transmit>,
-    epochs: Vec<Epoch>,
-    dialling: Option<Dialling>,
-    session: Option<Session>,
-    highest: Option<u64>,
-    /// Ends with its last packet.
-    leaving: bool,
-}
-
 struct Pending {
     answered: Answered,
     remote_index: u32,
     known: bool,
     at: Mono,
     order: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Attempt(Handle),
-    Epoch(Handle),
-    Pending,
 }
 
 pub(super) struct Endpoint {
@@ -635,71 +580,6 @@ impl Endpoint {
         }
         out.extend(datagram);
         Some(way)
-    }
-}
-
-impl Held {
-    fn new(key: StaticKey, peer: PeerId, id: SessionId, role: Role) -> Self {
-        Self {
-            key,
-            peer,
-            id,
-            role,
-            addresses: vec![],
-            remote: None,
-            epochs: vec![],
-            dialling: None,
-            session: None,
-            highest: None,
-            leaving: false,
-        }
-    }
-
-    fn dial(&mut self, now: Mono) {
-        if self.dialling.is_none() {
-            self.dialling = Some(Dialling { attempts: VecDeque::new(), next: now, wait: HANDSHAKE_RETRY, turn: 0 });
-        }
-    }
-
-    fn end_dialling(&mut self, indices: &mut BTreeMap<u32, Use>) {
-        if let Some(dialling) = self.dialling.take() {
-            indices.retain(|index, _| dialling.attempts.iter().all(|attempt| attempt.index != *index));
-        }
-    }
-
-    fn expired(&self, now: Mono) -> bool {
-        self.session.is_some() && self.epochs.last().is_none_or(|epoch| now - epoch.since >= REJECT_AFTER)
-    }
-
-    /// What a source does about age and silence.
-    fn ask(&mut self, now: Mono) {
-        let (Some(session), Some(epoch)) = (&mut self.session, self.epochs.last()) else { return self.dial(now) };
-        let stale = now - epoch.since >= REKEY_AFTER;
-        let silent = session.asked_at.is_some_and(|at| now - at >= UNANSWERED);
-        if session.asked_at.is_none() && now - session.last_heard >= KEEPALIVE {
-            session.ping();
-        }
-        if stale || silent {
-            self.dial(now);
-        }
-    }
-
-    fn deadlines(&self) -> impl Iterator<Item = Mono> {
-        let session = self.session.as_ref();
-        let newest = self.epochs.last().map(|epoch| epoch.since);
-        let mut due = vec![session.and_then(Session::poll_timeout), newest.map(|at| at + REJECT_AFTER)];
-        if self.leaving {
-            due.push(Some(Mono::default()));
-        } else if self.role == Role::Source {
-            due.push(self.dialling.as_ref().map(|d| d.next));
-            if self.dialling.is_none() {
-                due.push(newest.map(|at| at + REKEY_AFTER));
-                due.push(session.and_then(|s| s.asked_at).map(|at| at + UNANSWERED));
-            }
-            let heard = session.filter(|s| s.asked_at.is_none()).map(|s| s.last_heard + KEEPALIVE);
-            due.push(heard);
-        }
-        due.into_iter().flatten()
     }
 }
 

@@ -15,6 +15,7 @@ mod endpoint;
 mod fec;
 mod flow;
 mod frame;
+mod held;
 mod noise;
 mod path;
 mod ranges;
