@@ -13,12 +13,13 @@
 //!                   | Forwarding (watch, immutable)
 //!                   v
 //!  client --> dataplane: intercept --> TLS connection of the pool --> exit --> server
-//!                   ^
+//!                   |    what is not TCP: device --> iptun (WireGuard) --> device, masqueraded
 //!  license (pure) --- Entitlement (watch): gates api and reconcile, never the packet path
 //! ```
 //!
 //! A noun keeps its name in every room: a route is `model::Route`, `api/routes.rs`, `store/services.rs` (one record with
-//! its service), `routing::CompiledRoute` (the total order), `kernel::Capture`, `os/nft`.
+//! its service), `routing::CompiledRoute` (the total order), `kernel::Capture`, `os/nft`. The interface of a service is
+//! `reconcile/network.rs` (which, where, what stands in its way), `kernel::Interface`, `os/interface.rs`.
 //!
 //! # Rooms
 //!

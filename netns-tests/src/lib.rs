@@ -7,6 +7,7 @@
 //! | `topology` | [`topology::TwoSites`]: `client - london =WAN= tokyo - server`, and the named profiles        |
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
+//! | `datagram` | services of the far end that are not TCP, and clients that ask them                             |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `api`      | one connection to an agent's API                                                            |
@@ -29,6 +30,7 @@ pub mod api;
 pub mod bulk;
 pub mod cluster;
 pub mod content;
+pub mod datagram;
 pub mod disk;
 pub mod lab;
 pub mod lines;

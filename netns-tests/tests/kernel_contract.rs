@@ -11,6 +11,8 @@ fn the_linux_kernel_keeps_the_contract() {
     in_namespace(|| async {
         let kernel = LinuxKernel::open().expect("netlink sockets open");
         contract::run(&kernel).await;
+        sh("ip link add lan0 type veth peer name lan1 && ip link set lan0 up && ip link set lan1 up");
+        contract::run_interfaces(&kernel, "lan0").await;
     });
 }
 

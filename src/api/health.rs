@@ -76,8 +76,10 @@ pub(super) async fn ready(r: Request) -> Outcome {
         Check::new("identity", identity(node)),
         Check::new("license", license(node)),
         Check::new("api", Ok("serving".into())),
+        Check::new("network", reconciler(&reconcilers.network)),
         Check::new("firewall", reconciler(&reconcilers.firewall)),
         Check::new("tproxy", reconciler(&reconcilers.tproxy)),
+        Check::new("iptun", reconciler(&reconcilers.iptun)),
     ];
     let checks: Vec<Check> = checks.into_iter().filter(|c| !excluded.contains(&c.name)).collect();
     let status = Health::of(checks.iter().all(|c| c.status == Health::Ok));

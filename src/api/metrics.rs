@@ -147,6 +147,18 @@ fn services(page: &mut Page, r: &Request) -> Result<(), Refused> {
         (all, n as f64)
     });
     page.add("service_connections_total", "counter", "Connections of a service by what became of them.", results);
+    // A service without the tunnel has no figure of it.
+    let tunnelled = |t: &crate::env::ServiceTraffic| t.tunnel_packets > 0 || !t.tunnel_drops.is_empty();
+    let packets = rows.iter().enumerate().filter(|(_, (_, _, t))| tunnelled(t));
+    let packets = packets.map(|(i, (_, _, t))| (labels(i), t.tunnel_packets as f64));
+    page.add("tunnel_packets_total", "counter", "Packets that the IP tunnel carried for a service.", packets);
+    let drops = rows.iter().enumerate().flat_map(|(i, (_, _, t))| t.tunnel_drops.iter().map(move |drop| (i, drop)));
+    let drops = drops.map(|(i, (reason, n))| {
+        let mut all = labels(i);
+        all.push(("reason", *reason));
+        (all, *n as f64)
+    });
+    page.add("tunnel_drops_total", "counter", "Packets of a service that the IP tunnel dropped.", drops);
     let limits =
         rows.iter().enumerate().map(|(i, (_, s, _))| (labels(i), f64::from(s.body.bandwidth_limit_mbps) * 1_000_000.0));
     page.add("service_limit_bps", "gauge", "Limit of a service in bit/s; 0 is none.", limits);
@@ -162,8 +174,12 @@ fn services(page: &mut Page, r: &Request) -> Result<(), Refused> {
 
 fn reconcilers(page: &mut Page, node: &Node) {
     let status = node.reconcile_status();
-    let all: [(&str, &ReconcilerStatus); 2] =
-        [(Reconciler::Firewall.name(), &status.firewall), (Reconciler::Tproxy.name(), &status.tproxy)];
+    let all: [(&str, &ReconcilerStatus); 4] = [
+        (Reconciler::Network.name(), &status.network),
+        (Reconciler::Firewall.name(), &status.firewall),
+        (Reconciler::Tproxy.name(), &status.tproxy),
+        (Reconciler::Iptun.name(), &status.iptun),
+    ];
     let results = all.iter().flat_map(|(name, s)| {
         let counts = [("success", s.passes - s.failures), ("failure", s.failures)];
         counts.map(|(result, n)| (vec![("reconciler", *name), ("result", result)], n as f64))
@@ -174,7 +190,8 @@ fn reconcilers(page: &mut Page, node: &Node) {
     let successes =
         all.iter().filter_map(|(name, s)| Some((vec![("reconciler", *name)], s.last_success?.as_ms() as f64 / 1000.0)));
     page.add("reconcile_last_success_timestamp_seconds", "gauge", "When a pass succeeded last.", successes);
-    let repairs = [(vec![("kind", "firewall")], status.firewall.drift_repairs as f64)];
+    let repairs = all.iter().filter(|(name, _)| *name != Reconciler::Tproxy.name());
+    let repairs = repairs.map(|(name, s)| (vec![("kind", *name)], s.drift_repairs as f64));
     page.add("drift_repairs_total", "counter", "Times that own kernel state was put back.", repairs);
 }
 

@@ -1,6 +1,6 @@
 //! What the engine carried and what it refused, and why; read by metrics and status.
 
-use super::limits::REFUSAL_LOG_INTERVAL;
+use super::{iptun::TunnelRefusal, limits::REFUSAL_LOG_INTERVAL};
 use crate::{
     env::ServiceTraffic,
     model::{PeerId, ServiceId},
@@ -42,6 +42,8 @@ pub enum Refusal {
     Handshake,
     /// The exit said no: counted at the source and at the exit.
     Exit(StreamRefusal),
+    /// A packet of the IP tunnel.
+    Tunnel(TunnelRefusal),
 }
 
 const OWN: [Refusal; 10] = [
@@ -56,16 +58,19 @@ const OWN: [Refusal; 10] = [
     Refusal::Protocol,
     Refusal::Handshake,
 ];
-const REFUSALS: usize = OWN.len() + StreamRefusal::ALL.len();
+const OF_STREAMS: usize = OWN.len() + StreamRefusal::ALL.len();
+const REFUSALS: usize = OF_STREAMS + TunnelRefusal::ALL.len();
 
 impl Refusal {
     fn all() -> impl Iterator<Item = Self> {
-        OWN.into_iter().chain(StreamRefusal::ALL.into_iter().map(Self::Exit))
+        let of_streams = OWN.into_iter().chain(StreamRefusal::ALL.into_iter().map(Self::Exit));
+        of_streams.chain(TunnelRefusal::ALL.into_iter().map(Self::Tunnel))
     }
 
     fn index(self) -> usize {
         match self {
             Self::Exit(refusal) => OWN.len() + refusal as usize - 1,
+            Self::Tunnel(refusal) => OF_STREAMS + refusal as usize,
             own => OWN.iter().position(|o| *o == own).unwrap_or(0),
         }
     }
@@ -83,6 +88,7 @@ impl Refusal {
             Self::NoReply => "no_reply",
             Self::Protocol => "protocol",
             Self::Handshake => "handshake",
+            Self::Tunnel(refusal) => refusal.label(),
             Self::Exit(StreamRefusal::UnknownService) => "exit_unknown_service",
             Self::Exit(StreamRefusal::NotTheSource) => "exit_not_the_source",
             Self::Exit(StreamRefusal::OutsideRoutes) => "exit_outside_routes",
@@ -111,15 +117,21 @@ impl fmt::Display for Refusal {
             Self::Protocol => "peer broke the stream protocol",
             Self::Handshake => "TLS handshake failed",
             Self::Exit(refusal) => return refusal.fmt(f),
+            Self::Tunnel(refusal) => refusal.text(),
         })
     }
 }
 
 /// Counts of refusals, and when each reason was logged last: a flood writes one line of a reason a minute.
-#[derive(Default)]
 struct Refusals {
     counts: [AtomicU64; REFUSALS],
     logged: Mutex<BTreeMap<Refusal, Instant>>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { counts: std::array::from_fn(|_| AtomicU64::new(0)), logged: Mutex::default() }
+    }
 }
 
 impl Refusals {
@@ -146,6 +158,7 @@ pub struct ServiceCounters {
     pub(super) bytes_to_source: AtomicU64,
     pub(super) opened: AtomicU64,
     pub(super) active: AtomicU64,
+    pub(super) tunnel_packets: AtomicU64,
     refused: Refusals,
 }
 
@@ -157,17 +170,25 @@ pub struct ServiceCounts {
     /// Streams opened since the start, and those open now.
     pub opened: u64,
     pub active: u64,
+    /// Packets that the IP tunnel carried, both ways.
+    pub tunnel_packets: u64,
     pub refused: BTreeMap<Refusal, u64>,
 }
 
 impl From<ServiceCounts> for ServiceTraffic {
     fn from(counts: ServiceCounts) -> Self {
+        let is_of_tunnel = |refusal: &Refusal| matches!(refusal, Refusal::Tunnel(_));
+        let (tunnel_drops, refused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            counts.refused.into_iter().partition(|(refusal, _)| is_of_tunnel(refusal));
+        let labelled = |all: BTreeMap<Refusal, u64>| all.into_iter().map(|(r, n)| (r.label(), n)).collect();
         Self {
             bytes_to_target: counts.bytes_to_target,
             bytes_to_source: counts.bytes_to_source,
             opened: counts.opened,
             active: counts.active,
-            refused: counts.refused.into_iter().map(|(refusal, n)| (refusal.label(), n)).collect(),
+            tunnel_packets: counts.tunnel_packets,
+            tunnel_drops: labelled(tunnel_drops),
+            refused: labelled(refused),
         }
     }
 }
@@ -246,6 +267,7 @@ impl ServiceCounters {
             bytes_to_source: self.bytes_to_source.load(Relaxed),
             opened: self.opened.load(Relaxed),
             active: self.active.load(Relaxed),
+            tunnel_packets: self.tunnel_packets.load(Relaxed),
             refused: self.refused.snapshot(),
         }
     }

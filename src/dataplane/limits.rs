@@ -28,6 +28,9 @@ pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(250);
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Pause of an accept loop without descriptors.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Pauses between starts of the IP tunnel that fail (operations.md §2).
+pub(super) const TUNNEL_RETRY_FIRST: Duration = Duration::from_secs(1);
+pub(super) const TUNNEL_RETRY_LONGEST: Duration = Duration::from_secs(60);
 pub(super) const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The waits; tests shorten them.

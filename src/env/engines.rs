@@ -27,8 +27,25 @@ pub struct InterceptPorts {
     pub v6: Option<u16>,
 }
 
+/// How the IP tunnel does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TunnelState {
+    /// There is none.
+    #[default]
+    Off,
+    /// It does not run, and why.
+    Failed(String),
+    /// It runs; packets go in and out by this device.
+    Ready { device: String, index: u32 },
+}
+
 /// Starts the data planes of one host.
 pub trait Engines: Send + Sync + 'static {
+    /// Keeps the port of the IP tunnel open until the engines start, so that a path probe finds it open from the start
+    /// of the agent (dataplane.md §3). What it gives is dropped just before `start`.
+    fn reserve(&self, _ports: DataPorts, _own_mark: u32) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(()))
+    }
     fn start(
         &self,
         setup: EngineSetup,
@@ -44,6 +61,9 @@ pub struct ServiceTraffic {
     /// Streams opened, and those open now.
     pub opened: u64,
     pub active: u64,
+    /// Packets that the IP tunnel carried, and those that it dropped, by reason.
+    pub tunnel_packets: u64,
+    pub tunnel_drops: BTreeMap<&'static str, u64>,
     /// Flows that were refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }
@@ -55,6 +75,10 @@ pub type ReadTraffic = Arc<dyn Fn() -> Traffic + Send + Sync>;
 /// Data planes that run; dropping them ends every flow.
 pub trait RunningEngines: Send + Sync + 'static {
     fn intercept_ports(&self) -> InterceptPorts;
+    /// The IP tunnel, from now on.
+    fn tunnel(&self) -> watch::Receiver<TunnelState> {
+        watch::Sender::default().subscribe()
+    }
     fn traffic(&self) -> ReadTraffic {
         Arc::new(Traffic::default)
     }

@@ -6,7 +6,9 @@ mod engines;
 mod net;
 
 pub use clock::{Clock, SystemClock};
-pub use engines::{EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, ServiceTraffic, Traffic};
+pub use engines::{
+    EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, ServiceTraffic, Traffic, TunnelState,
+};
 pub use net::{BoxFuture, BoxListener, BoxStream, Listener, Net, Stream};
 
 use crate::kernel::Kernel;

@@ -2,8 +2,8 @@
 //! Each check starts from and leaves a kernel without anything of ours; a broken rule panics.
 
 use super::{
-    Capture, Family, Hints, Intercept, Kernel, MarkMask, Owned, PeerSocket, PolicyChange, PolicyItem, PolicyRouting,
-    Ruleset, Tunnel,
+    Capture, Family, Hints, Intercept, Interface, InterfaceChange, Kernel, Link, MarkMask, Owned, PeerSocket,
+    PolicyChange, PolicyItem, PolicyRouting, Ruleset, Tunnel,
 };
 use crate::model::{Rng, ServiceId, UnixTime};
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
@@ -23,6 +23,50 @@ pub async fn run(kernel: &dyn Kernel) {
     the_host_has_a_loopback(kernel).await;
 }
 
+/// The checks about interfaces, on a host whose Ethernet link `parent` is up and has no interface of ours.
+pub async fn run_interfaces(kernel: &dyn Kernel, parent: &str) {
+    let (index, link) = link(kernel, parent).await.expect("the parent exists");
+    let base = Interface {
+        service: ServiceId::mint(UnixTime::from_secs(2), &mut Rng::from_seed([4; 32])),
+        parent: index,
+        mtu: link.mtu,
+        up: true,
+        addresses: addresses(&["192.0.2.10/24", "fd00:2::10/64"]),
+    };
+    let name = base.name();
+    let moved = Interface { addresses: addresses(&["192.0.2.11/24", "fd00:2::11/64"]), ..base.clone() };
+    let bare = Interface { addresses: BTreeSet::new(), ..base.clone() };
+    let down = Interface { up: false, ..base.clone() };
+    let steps =
+        [(&base, InterfaceChange::Created), (&moved, InterfaceChange::Changed), (&bare, InterfaceChange::Changed)];
+    for (wanted, change) in
+        steps.into_iter().chain([(&down, InterfaceChange::Changed), (&base, InterfaceChange::Changed)])
+    {
+        assert_eq!(kernel.set_interface(wanted).await, Ok(change), "{wanted:?}");
+        let (_, found) = self::link(kernel, &name).await.expect("it exists");
+        assert!(found.holds(wanted) && found.is_ours(), "{found:?} of {wanted:?}");
+        assert_eq!(kernel.set_interface(wanted).await, Ok(InterfaceChange::None), "a second pass changes nothing");
+    }
+    for _ in 0..2 {
+        assert_eq!(kernel.remove_interface(&name).await, Ok(()));
+        assert!(self::link(kernel, &name).await.is_none());
+    }
+    assert_eq!(kernel.remove_interface(parent).await, Ok(()), "a foreign link stays");
+    assert!(self::link(kernel, parent).await.is_some());
+    let nowhere = Interface { parent: u32::from(u16::MAX), ..base };
+    kernel.set_interface(&nowhere).await.expect_err("there is no such parent");
+    assert!(self::link(kernel, &name).await.is_none());
+}
+
+async fn link(kernel: &dyn Kernel, name: &str) -> Option<(u32, Link)> {
+    let host = kernel.read_host().await.expect("the host can be read");
+    host.links.into_iter().find(|(_, link)| link.name == name)
+}
+
+fn addresses(of: &[&str]) -> BTreeSet<ipnet::IpNet> {
+    of.iter().map(|net| net.parse().expect("a network")).collect()
+}
+
 /// Rulesets that use every match and action, from nothing to 300 routes.
 pub fn sample_rulesets() -> Vec<Ruleset> {
     let base = Ruleset::default();
@@ -38,7 +82,7 @@ pub fn sample_rulesets() -> Vec<Ruleset> {
     let small = Ruleset { captures: captures.clone(), ..listening.clone() };
     let narrow = Ruleset { mask: MarkMask::new(0xff00).expect("a mask"), ..small.clone() };
     let only_v4 = Ruleset { intercept: Intercept { v6: None, ..listening.intercept }, ..small.clone() };
-    let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into() }), ..small.clone() };
+    let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into(), index: 1 }), ..small.clone() };
     let many = (0..100).flat_map(|_| captures.clone()).collect();
     vec![base, listening.clone(), small, narrow, only_v4, tunnel, Ruleset { captures: many, ..listening }]
 }
@@ -138,7 +182,9 @@ async fn policy_is_set_exactly(kernel: &dyn Kernel) {
             .copied()
             .collect(),
     };
-    for policy in [&full, &other, &v4_only, &full, &PolicyRouting::default()] {
+    // The loopback stands for the device of the tunnel.
+    let tunnelling = PolicyRouting::needed_by(&sample_rulesets().remove(5));
+    for policy in [&full, &other, &v4_only, &tunnelling, &full, &PolicyRouting::default()] {
         kernel.set_policy(policy).await.expect("the policy is accepted");
         assert_eq!(kernel.read_owned().await.map(|o| o.policy), Ok(policy.items.clone()));
         assert_eq!(kernel.set_policy(policy).await, Ok(PolicyChange::default()), "a second pass changes nothing");

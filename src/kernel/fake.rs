@@ -1,8 +1,8 @@
 //! A kernel in memory: the same verbs and the same meaning, with faults on demand.
 
 use super::{
-    BoxFuture, Fingerprint, Hints, HostFacts, HostView, Kernel, KernelError, Link, Owned, Packet, PolicyChange,
-    PolicyItem, PolicyRouting, Ruleset, Table, Verdict, classify,
+    BoxFuture, Fingerprint, Hints, HostFacts, HostView, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN,
+    Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, Table, Verdict, classify,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -10,6 +10,9 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 use tokio::sync::watch;
+
+const EXISTS: i32 = 17;
+const NO_DEVICE: i32 = 19;
 
 /// What happens to the next write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub enum Fault {
 impl Fault {
     const fn errno(self) -> Option<i32> {
         match self {
-            Fault::Exists => Some(17),
+            Fault::Exists => Some(EXISTS),
             Fault::Busy => Some(16),
             Fault::NoBuffers => Some(105),
             Fault::Interrupted => Some(4),
@@ -47,6 +50,10 @@ pub enum Operation {
     RemoveTables,
     AddPolicy(PolicyItem),
     DeletePolicy(PolicyItem),
+    SetForwarding(bool),
+    /// By name.
+    SetInterface(String),
+    RemoveInterface(String),
 }
 
 #[derive(Default)]
@@ -54,9 +61,11 @@ struct State {
     tables: Option<Vec<Table>>,
     alive: bool,
     policy: BTreeSet<PolicyItem>,
+    forwards: bool,
     faults: VecDeque<Fault>,
     operations: Vec<Operation>,
     host: HostFacts,
+    default_link: Option<u32>,
 }
 
 /// The kernel of a simulated host. Time does not pass in it: `expire_liveness` lets the liveness element expire.
@@ -69,10 +78,10 @@ impl Default for FakeKernel {
     fn default() -> Self {
         let lo = Link {
             name: "lo".into(),
-            alias: None,
             up: true,
             mtu: 65_536,
             addresses: ["127.0.0.1/8", "::1/128"].into_iter().filter_map(|net| net.parse().ok()).collect(),
+            ..Link::default()
         };
         let host = HostFacts { links: BTreeMap::from([(1, lo)]) };
         Self { state: Mutex::new(State { host, ..State::default() }), hints: watch::Sender::default() }
@@ -117,11 +126,31 @@ impl FakeKernel {
         self.state().alive = false;
     }
 
+    pub fn links(&self) -> Vec<Link> {
+        self.state().host.links.values().cloned().collect()
+    }
+
     pub fn set_link(&self, index: u32, link: Option<Link>) {
         match link {
             Some(link) => self.state().host.links.insert(index, link),
-            None => self.state().host.links.remove(&index),
+            None => self.state().remove_link(index),
         };
+        self.hints.send_modify(|h| h.links += 1);
+    }
+
+    /// The link of the default route.
+    pub fn set_default_link(&self, index: Option<u32>) {
+        self.state().default_link = index;
+        self.hints.send_modify(|h| h.links += 1);
+    }
+
+    /// `ip link delete` by someone else.
+    pub fn foreign_link_delete(&self, name: &str) {
+        let mut state = self.state();
+        if let Some(index) = state.index_of(name) {
+            state.remove_link(index);
+        }
+        drop(state);
         self.hints.send_modify(|h| h.links += 1);
     }
 
@@ -186,6 +215,48 @@ impl FakeKernel {
             self.announce();
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn index_of(&self, name: &str) -> Option<u32> {
+        self.host.links.iter().find(|(_, link)| link.name == name).map(|(index, _)| *index)
+    }
+
+    /// With what stands on it.
+    fn remove_link(&mut self, index: u32) -> Option<Link> {
+        self.host.links.retain(|_, link| link.parent != Some(index));
+        self.host.links.remove(&index)
+    }
+
+    fn set_interface(&mut self, interface: &Interface, attempted: &str) -> Result<InterfaceChange, KernelError> {
+        let refused = |errno| Err(KernelError::from_errno(attempted, errno));
+        if !self.host.links.contains_key(&interface.parent) {
+            return refused(NO_DEVICE);
+        }
+        let there = self.index_of(&interface.name());
+        let old = there.and_then(|index| self.host.links.get(&index));
+        if old.is_some_and(|link| !link.is_of(interface.service)) {
+            return refused(EXISTS);
+        }
+        if old.is_some_and(|link| link.holds(interface)) {
+            return Ok(InterfaceChange::None);
+        }
+        let created = old.is_none_or(|link| link.parent != Some(interface.parent));
+        let link = Link {
+            name: interface.name(),
+            alias: Some(interface.alias()),
+            kind: Some(MACVLAN.to_owned()),
+            parent: Some(interface.parent),
+            mac: Some(interface.mac()),
+            up: interface.up,
+            mtu: interface.mtu,
+            addresses: if interface.up { interface.addresses.clone() } else { BTreeSet::new() },
+        };
+        let next = self.host.links.last_key_value().map_or(1, |(last, _)| last + 1);
+        self.host.links.insert(there.unwrap_or(next), link);
+        self.operations.push(Operation::SetInterface(interface.name()));
+        Ok(if created { InterfaceChange::Created } else { InterfaceChange::Changed })
     }
 }
 
@@ -262,6 +333,41 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let mut state = self.state();
+        let changed = std::mem::replace(&mut state.forwards, on) != on;
+        if changed {
+            state.operations.push(Operation::SetForwarding(on));
+        }
+        Box::pin(async move { Ok(changed) })
+    }
+
+    fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>> {
+        Box::pin(async move {
+            let attempted = format!("setting interface {}", interface.name());
+            self.fault(&attempted)?;
+            self.state().set_interface(interface, &attempted)
+        })
+    }
+
+    fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>> {
+        Box::pin(async move {
+            self.fault("removing an interface")?;
+            let mut state = self.state();
+            let found = state.index_of(name).filter(|index| state.host.links[index].is_ours());
+            if let Some(index) = found {
+                state.remove_link(index);
+                state.operations.push(Operation::RemoveInterface(name.to_owned()));
+            }
+            Ok(())
+        })
+    }
+
+    fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
+        let found = self.state().default_link;
+        Box::pin(async move { Ok(found) })
+    }
+
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {
         let state = self.state();
         let owned = Owned { tables: state.tables.as_deref().map(digest), policy: state.policy.clone() };
@@ -288,7 +394,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_fake_keeps_the_contract() {
-        super::super::contract::run(&FakeKernel::new()).await;
+        let kernel = FakeKernel::new();
+        super::super::contract::run(&kernel).await;
+        let parent = Link { name: "lan0".into(), up: true, mtu: 1500, ..Link::default() };
+        kernel.set_link(7, Some(parent));
+        super::super::contract::run_interfaces(&kernel, "lan0").await;
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! What Arctic owns in the kernel, in our own words: two packet-filter tables, policy rules and their routes.
+//! What Arctic owns in the kernel, in our own words: two packet-filter tables, policy rules and their routes, and the
+//! interfaces of services.
 //!
 //! `Kernel` is the seam: `os::LinuxKernel` speaks netlink, `FakeKernel` keeps the same state in memory. Both pass the
 //! suite in `contract`. What the tables *mean* is decided once, in `Ruleset::tables`; the real kernel encodes that
@@ -7,6 +8,7 @@
 mod classify;
 pub mod contract;
 mod fake;
+mod interface;
 mod mark;
 mod policy;
 mod program;
@@ -16,10 +18,11 @@ pub(crate) use ruleset::{DHCP_PORTS, TCP, UDP, sets, special_networks};
 
 pub use classify::{Arrival, HostView, Packet, Verdict, classify};
 pub use fake::{FakeKernel, Fault, Operation};
+pub use interface::{Interface, InterfaceChange, Link, MACVLAN, Mac};
 pub use mark::{MarkError, MarkMask};
 pub use policy::{
     Family, POLICY_PRIORITIES, POLICY_PROTOCOL, POLICY_TABLES, PolicyChange, PolicyItem, PolicyRouting, PolicyRule,
-    TABLE_CAPTURE,
+    TABLE_CAPTURE, TABLE_TUNNEL_DEVICE, alias_network,
 };
 pub use program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table};
 pub use ruleset::{Capture, Intercept, PeerSocket, Ruleset, TABLE_TCP, TABLE_TUNNEL, Tunnel};
@@ -58,7 +61,22 @@ pub trait Kernel: Send + Sync + 'static {
     /// surplus (rules first). The empty policy removes all. After an error some items may be applied; call it again.
     fn set_policy<'a>(&'a self, policy: &'a PolicyRouting) -> BoxFuture<'a, Result<PolicyChange, KernelError>>;
 
-    /// What exists now of ours.
+    /// Lets the host forward packets of both families, or ends that if we began it (dataplane.md §3). Answers whether
+    /// something changed.
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>>;
+
+    /// Makes a link of ours be `interface`, exactly: creates it, or changes what differs. Neighbours are told where it is
+    /// when it was created or got an address. Refused with `EEXIST` when a foreign link has its name. After an error some
+    /// of it may be done; call it again.
+    fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>>;
+
+    /// Removes a link of ours by its name; succeeds when there is none, and leaves a foreign one of that name.
+    fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>>;
+
+    /// Index of the link by which packets leave for destinations that no other route names: of IPv4, else of IPv6.
+    fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>>;
+
+    /// What exists now of ours, but for interfaces, which `read_host` tells.
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>>;
 
     /// Addresses and links of the host.
@@ -87,17 +105,6 @@ pub struct Owned {
     /// Absent when none of the two tables exists.
     pub tables: Option<Fingerprint>,
     pub policy: BTreeSet<PolicyItem>,
-}
-
-/// One link of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    pub name: String,
-    /// `arctic:<service id>` on links of ours.
-    pub alias: Option<String>,
-    pub up: bool,
-    pub mtu: u32,
-    pub addresses: BTreeSet<ipnet::IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

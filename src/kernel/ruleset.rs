@@ -1,7 +1,7 @@
 //! What the two tables shall do, and the program of chains and rules that does it (dataplane.md §7, §8).
 
 use super::{
-    Family, MarkMask,
+    Family, MarkMask, alias_network,
     program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table},
 };
 use crate::model::{RouteId, ServiceId};
@@ -90,6 +90,8 @@ impl fmt::Display for Capture {
 pub struct Tunnel {
     /// Decapsulated traffic enters by it and is masqueraded.
     pub device: String,
+    /// Of the interface; another one when the device was made again.
+    pub index: u32,
 }
 
 /// What the two tables shall do. `Ruleset::default()` is the base state: chains and exclusions only.
@@ -151,6 +153,8 @@ impl Ruleset {
         let mut output = marking.clone();
         let mut postrouting = vec![];
         if let Some(tunnel) = &self.tunnel {
+            let came_out = [Match::EnteredBy(tunnel.device.clone())];
+            marking.insert(0, Rule::new(came_out, Action::Accept, "out of the tunnel"));
             marking.push(not_alive());
             output.push(not_alive());
             for capture in &self.captures {
@@ -158,7 +162,11 @@ impl Ruleset {
                 marking.extend(rules());
                 output.extend(capture.interface.is_none().then(rules).into_iter().flatten());
             }
-            postrouting.push(Rule::new([Match::EnteredBy(tunnel.device.clone())], Action::Masquerade, "tunnel exit"));
+            // Only what leaves under an address of the exit: replies that come out of the tunnel keep theirs.
+            postrouting.extend(Family::BOTH.map(|family| {
+                let matches = [Match::EnteredBy(tunnel.device.clone()), Match::Source(alias_network(family))];
+                Rule::new(matches, Action::Masquerade, "tunnel exit")
+            }));
         }
         Table {
             name: TABLE_TUNNEL,

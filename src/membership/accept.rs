@@ -10,7 +10,12 @@ use crate::{
         record::{PeerBody, ReadmissionBody, Record, RecordKey, Voucher, kind},
     },
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
+
+/// How often a member looks for own vouchers that are half over.
+pub const VOUCHER_CHECK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// More wait for the next look: half the life of a voucher has 84.
+const RENEWED_AT_ONCE_MAX: usize = 64;
 
 /// A peer that has proven itself, to be stored.
 #[derive(Debug, Clone)]
@@ -68,21 +73,53 @@ fn store<L: Ledger>(
 
 /// Keeps the own word about a peer. One that says the same and is not half over stays as it is.
 fn vouch<L: Ledger>(ledger: &L, author: &Author, voucher: &Voucher, now: UnixTime) -> Result<(), L::Error> {
-    let id = voucher.subject_peer_id.to_string();
-    let key = RecordKey { kind: kind::VOUCHER.into(), id, owner: author.peer_id };
-    let held =
-        ledger.record(&key)?.filter(|record| !record.deleted).and_then(|record| record.body_as::<Voucher>().ok());
-    let is_said = held.is_some_and(|held| {
+    let peer = voucher.subject_peer_id;
+    let is_said = own_word(ledger, author, peer)?.is_some_and(|held| {
         held.subject_public_key == voucher.subject_public_key
             && held.subject_endpoints == voucher.subject_endpoints
             && held.customer_id == voucher.customer_id
-            && held.expires_at > now.plus(handshake::VOUCHER_LIFETIME / 2)
-            && held.issued_at <= now
+            && is_fresh(&held, now)
     });
     if !is_said {
-        ledger.put_own(author, kind::VOUCHER, &key.id, voucher)?;
+        ledger.put_own(author, kind::VOUCHER, &peer.to_string(), voucher)?;
     }
     Ok(())
+}
+
+fn own_word<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> Result<Option<Voucher>, L::Error> {
+    let key = RecordKey { kind: kind::VOUCHER.into(), id: peer.to_string(), owner: author.peer_id };
+    let held = ledger.record(&key)?.filter(|record| !record.deleted);
+    Ok(held.and_then(|record| record.body_as().ok()))
+}
+
+/// Neither half over nor from a clock that was ahead.
+fn is_fresh(voucher: &Voucher, now: UnixTime) -> bool {
+    voucher.expires_at > now.plus(handshake::VOUCHER_LIFETIME / 2) && voucher.issued_at <= now
+}
+
+/// Gives the own word about trusted peers anew where it is half over, so that members which a long split has kept apart
+/// still introduce their newcomers to each other. At most [`RENEWED_AT_ONCE_MAX`] of them, the lowest ids first; gives
+/// how many. A contested copy of an identity gives none.
+pub fn renew_vouchers<L: Ledger>(ledger: &L, own: Own<'_>, now: UnixTime) -> Result<usize, L::Error> {
+    let Some(side) = side(ledger, own)? else { return Ok(0) };
+    if ledger.is_contested()? {
+        return Ok(0);
+    }
+    let mut due = Vec::new();
+    for peer in ledger.trusted_peers()? {
+        if peer.peer_id != own.author.peer_id
+            && !own_word(ledger, own.author, peer.peer_id)?.is_some_and(|word| is_fresh(&word, now))
+        {
+            due.push(peer);
+        }
+    }
+    due.truncate(RENEWED_AT_ONCE_MAX);
+    for peer in &due {
+        let endpoints = bounded_endpoints(&peer.all_endpoints());
+        let voucher = handshake::issue_voucher(&side.local, peer.peer_id, peer.public_key, endpoints, now);
+        ledger.put_own(own.author, kind::VOUCHER, &peer.peer_id.to_string(), &voucher)?;
+    }
+    Ok(due.len())
 }
 
 /// How others reach this agent (cluster.md §2): `told` by the peer that called it, the list given to `peers add`, comes

@@ -20,7 +20,7 @@ mod side;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Acceptance, accept, discovered};
+pub use accept::{Acceptance, VOUCHER_CHECK_INTERVAL, accept, discovered, renew_vouchers};
 pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE, RENEWAL_PAUSE_MAX};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};

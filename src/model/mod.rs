@@ -22,7 +22,9 @@ pub use key::stub;
 pub use key::{KeyError, PublicKey, SIGNATURE_BYTES, Signature, SigningKey, X25519Public};
 pub use peer::{ApiAccess, DataPorts, PeerStatus};
 pub use random::Rng;
-pub use service::{Route, RouteId, Service, ServiceBody, Transport, UnknownTransport, default_priority};
+pub use service::{
+    Route, RouteId, Service, ServiceBody, Transport, UnknownTransport, default_priority, interface_name,
+};
 pub use text::nearest;
 pub use time::{Mono, TimeError, UnixTime};
 

@@ -96,6 +96,14 @@ impl ServiceBody {
     }
 }
 
+/// Characters of a service id that name its interface.
+const INTERFACE_NAME_CHARS: usize = 15;
+
+/// The name of the interface of a service (dataplane.md §5).
+pub fn interface_name(service: ServiceId) -> String {
+    service.to_string().chars().take(INTERFACE_NAME_CHARS).collect()
+}
+
 /// A live service as the store gives it: its id, the version of its record, its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {

@@ -8,7 +8,7 @@ use crate::{
         ReverseAnswer, Target,
     },
     license::Entitlement,
-    membership::{self, Acceptance, Attempts, Own, Side},
+    membership::{self, Acceptance, Attempts, Own, Side, VOUCHER_CHECK_INTERVAL},
     model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
     store::StoreError,
     wire::handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, MutexGuard, atomic::Ordering},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// An operator's wish to join another agent to the cluster.
 #[derive(Debug, Clone)]
@@ -73,6 +73,29 @@ impl Node {
             self.inner.gossip_wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Keeps what this agent says of its peers valid (cluster.md §4).
+    pub(super) async fn drive_vouchers(self, stop: CancellationToken) {
+        loop {
+            if let Ok(member) = self.member() {
+                let (node, now) = (self.clone(), self.env().clock.unix());
+                let renewed =
+                    self.store().write(move |tx| membership::renew_vouchers(tx, node.own(&member), now)).await;
+                match renewed {
+                    Ok(0) => {}
+                    Ok(count) => tracing::debug!(count, "vouchers for peers were renewed"),
+                    Err(e) => {
+                        tracing::error!(error = %e, "vouchers were not renewed; it is tried again within the hour")
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(VOUCHER_CHECK_INTERVAL) => {}
+            }
+        }
     }
 
     /// A trusted peer answers that it does not know this one: it has lost its database (cluster.md §4).

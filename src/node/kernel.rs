@@ -2,10 +2,10 @@
 
 use super::{Config, Identity, Node, OnStop, RunError};
 use crate::{
-    env::{EngineSetup, InterceptPorts, RunningEngines},
+    env::{EngineSetup, InterceptPorts, RunningEngines, TunnelState},
     kernel::{Intercept, MarkMask, PolicyRouting},
     model::{PeerId, with_causes},
-    reconcile::{EngineState, Reconcile, Settings, Status, StoreSource},
+    reconcile::{EngineState, Reconcile, Settings, Status, StoreSource, remove_interfaces},
     routing::Forwarding,
 };
 use std::{
@@ -42,15 +42,30 @@ impl Node {
         let (local, member) = watch::channel(None);
         let (state, engine_state) = watch::channel(EngineState::Off);
         let source = StoreSource::new(self.store().clone(), member, self.inner.entitlement.subscribe(), resolved);
-        let settings = Settings { mask, clear_on_stop: config.on_stop == OnStop::Clear, ..Settings::default() };
-        let reconcile = Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings);
+        let settings = Settings {
+            mask,
+            parent_interface: config.parent_interface.clone(),
+            clear_on_stop: config.on_stop == OnStop::Clear,
+            ..Settings::default()
+        };
+        let (tunnel, tunnel_state) = watch::channel(TunnelState::Off);
+        let reconcile =
+            Reconcile::new(env.kernel.clone(), env.clock.clone(), source, settings).with_tunnel(tunnel_state);
         *self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()) = Some(reconcile.status());
         self.look_for_events();
         let forwarding = reconcile.forwarding();
         let mut running = None;
         let engines = async {
-            running = Some(self.start_engines(mask, forwarding, &state, &local).await);
-            std::future::pending::<()>().await;
+            let started = self.start_engines(mask, forwarding, &state, &local).await;
+            let mut heard = started.tunnel();
+            running = Some(started);
+            loop {
+                let now = heard.borrow_and_update().clone();
+                tunnel.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+                if heard.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
         };
         tokio::select! {
             biased;
@@ -62,7 +77,9 @@ impl Node {
             // Nothing of a cluster that this host has left stays behind.
             let tables = env.kernel.remove_tables().await;
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
-            if let Err(e) = tables.and(policy.map(drop)) {
+            let forwarding = env.kernel.set_forwarding(false).await;
+            let interfaces = remove_interfaces(&*env.kernel).await;
+            if let Err(e) = tables.and(policy.map(drop)).and(forwarding.map(drop)).and(interfaces) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }
@@ -80,11 +97,16 @@ impl Node {
         state: &watch::Sender<EngineState>,
         local: &watch::Sender<Option<PeerId>>,
     ) -> Box<dyn RunningEngines> {
+        let reserved = self.env().engines.reserve(self.config().data_ports, mask.own());
+        if let Err(e) = &reserved {
+            tracing::warn!(error = %with_causes(e), "the port of the IP tunnel cannot be bound yet");
+        }
         let mut known = self.inner.identity.subscribe();
         let identity = match known.wait_for(Option::is_some).await.map(|found| found.clone()) {
             Ok(Some(identity)) => identity,
             _ => return std::future::pending().await,
         };
+        drop(reserved);
         let setup = engine_setup(self.config(), &identity, mask);
         let mut pause = ENGINE_RETRY_FIRST;
         loop {

@@ -46,7 +46,8 @@ struct Seen {
     lock: Option<(Digest, Value)>,
     license: Option<(State, UnixTime)>,
     conditions: BTreeMap<ServiceId, Vec<Condition>>,
-    drift_repairs: u64,
+    /// Of each reconciler that repairs.
+    drift_repairs: BTreeMap<Reconciler, u64>,
 }
 
 impl Seen {
@@ -72,8 +73,10 @@ impl Seen {
             let old = before.conditions.get(id).map_or(&[][..], Vec::as_slice);
             news.extend(self.condition_news(*id, old, conditions));
         }
-        for _ in before.drift_repairs..self.drift_repairs {
-            news.push(News::new("drift.repaired", json!({"reconciler": Reconciler::Firewall})));
+        for (reconciler, repairs) in &self.drift_repairs {
+            for _ in before.drift_repairs.get(reconciler).copied().unwrap_or(0)..*repairs {
+                news.push(News::new("drift.repaired", json!({"reconciler": reconciler})));
+            }
         }
         news
     }
@@ -336,7 +339,10 @@ impl Node {
             lock,
             license: self.entitlement().map(|e| (e.state, e.state_since)),
             conditions: status.conditions,
-            drift_repairs: status.firewall.drift_repairs,
+            drift_repairs: BTreeMap::from([
+                (Reconciler::Network, status.network.drift_repairs),
+                (Reconciler::Firewall, status.firewall.drift_repairs),
+            ]),
         })
     }
 
@@ -438,7 +444,7 @@ mod tests {
         assert_eq!(kinds(&failed.news_since(&later)), ["service.failed"]);
         assert_eq!(kinds(&seen(condition(ConditionStatus::Failed, "X", 5)).news_since(&failed)), [""; 0]);
         assert_eq!(kinds(&seen(condition(ConditionStatus::Pending, "Y", 5)).news_since(&failed)), [""; 0]);
-        let repaired = Seen { drift_repairs: 1, ..nothing.clone() };
+        let repaired = Seen { drift_repairs: BTreeMap::from([(Reconciler::Network, 1)]), ..nothing.clone() };
         assert_eq!(kinds(&repaired.news_since(&nothing)), ["drift.repaired"]);
     }
 

@@ -89,6 +89,11 @@ impl Node {
             node.drive_license(until).await;
             Ok(())
         });
+        let (node, until) = (self.clone(), stop.clone());
+        drivers.spawn(async move {
+            node.drive_vouchers(until).await;
+            Ok(())
+        });
         let mut outcome = Ok(());
         while let Some(ended) = drivers.join_next().await {
             if outcome.is_ok() {

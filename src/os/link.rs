@@ -2,7 +2,7 @@
 
 use super::netlink::{Message, NLM_F_DUMP, NLM_F_REQUEST, Netlink, Writer, attribute, text};
 use super::route::{dump, ne32};
-use crate::kernel::{HostFacts, KernelError, Link};
+use crate::kernel::{HostFacts, KernelError, Link, Mac};
 use ipnet::IpNet;
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -12,9 +12,16 @@ pub const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const LINK_HEADER_BYTES: usize = 16;
 const ADDRESS_HEADER_BYTES: usize = 8;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+/// `ARPHRD_ETHER`, the type of links with MAC addresses.
+const ETHERNET: [u8; 2] = 1u16.to_ne_bytes();
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -43,9 +50,15 @@ fn list(netlink: &Netlink, kind: u16, header: usize, attempted: &str) -> Result<
 fn parse_link(message: &Message) -> Option<(u32, Link)> {
     let header = message.payload.get(..LINK_HEADER_BYTES)?;
     let attributes = message.payload.get(LINK_HEADER_BYTES..)?;
+    let text_of = |kind| attribute(attributes, kind).map(text);
+    let mac = attribute(attributes, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok().map(Mac));
+    let elsewhere = attribute(attributes, IFLA_LINK_NETNSID).is_some();
     let link = Link {
-        name: attribute(attributes, IFLA_IFNAME).map(text)?,
-        alias: attribute(attributes, IFLA_IFALIAS).map(text),
+        name: text_of(IFLA_IFNAME)?,
+        alias: text_of(IFLA_IFALIAS),
+        kind: attribute(attributes, IFLA_LINKINFO).and_then(|info| attribute(info, IFLA_INFO_KIND)).map(text),
+        parent: attribute(attributes, IFLA_LINK).and_then(ne32).filter(|_| !elsewhere),
+        mac: mac.filter(|_| header[2..4] == ETHERNET),
         up: ne32(&header[8..12])? & IFF_UP != 0,
         mtu: attribute(attributes, IFLA_MTU).and_then(ne32).unwrap_or(0),
         addresses: BTreeSet::new(),

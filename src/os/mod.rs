@@ -1,18 +1,25 @@
 //! The only Linux code: the kernel of the host over netlink. No external command runs.
 
+mod announce;
+pub mod datagram;
+mod forwarding;
+mod interface;
 mod link;
 pub mod log;
 mod monitor;
 pub mod net;
 mod netlink;
 mod nft;
+mod packet;
 mod route;
 mod rule;
 pub mod sockets;
+mod sysctl;
+pub mod tun;
 
 use crate::kernel::{
-    BoxFuture, Family, Fingerprint, Hints, HostFacts, Kernel, KernelError, Owned, PolicyChange, PolicyItem,
-    PolicyRouting, Ruleset,
+    BoxFuture, Family, Fingerprint, Hints, HostFacts, Interface, InterfaceChange, Kernel, KernelError, Owned,
+    PolicyChange, PolicyItem, PolicyRouting, Ruleset,
 };
 use monitor::Monitor;
 use netlink::Netlink;
@@ -34,6 +41,7 @@ const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
 /// which it was opened, and all sockets are opened there, so later calls may come from any thread.
 pub struct LinuxKernel {
     sockets: Arc<Mutex<Sockets>>,
+    forwarding: Arc<Mutex<forwarding::Forwarding>>,
     monitor: Monitor,
 }
 
@@ -57,7 +65,7 @@ impl LinuxKernel {
         let sockets = Sockets { netfilter: Netlink::open(NETLINK_NETFILTER)?, route: Netlink::open(NETLINK_ROUTE)? };
         sockets.route.set_strict()?;
         let monitor = Monitor::start(sockets.netfilter.port(), sockets.route.port())?;
-        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), monitor })
+        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), forwarding: Arc::default(), monitor })
     }
 
     /// Runs `work` where it may take its time: a large ruleset keeps the kernel busy for tens of milliseconds.
@@ -97,6 +105,30 @@ impl Kernel for LinuxKernel {
     fn set_policy<'a>(&'a self, policy: &'a PolicyRouting) -> BoxFuture<'a, Result<PolicyChange, KernelError>> {
         let policy = policy.clone();
         self.run("setting policy routing", move |s| set_policy(&s.route, &policy))
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let forwarding = self.forwarding.clone();
+        self.run("setting forwarding", move |_| forwarding.lock().unwrap_or_else(PoisonError::into_inner).set(on))
+    }
+
+    fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>> {
+        let interface = interface.clone();
+        self.run("setting an interface", move |s| interface::set(&s.route, &interface))
+    }
+
+    fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>> {
+        let name = name.to_owned();
+        self.run("removing an interface", move |s| interface::remove(&s.route, &name))
+    }
+
+    fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
+        self.run("reading the default route", |s| {
+            Ok(match route::default_link(&s.route, Family::V4)? {
+                None => route::default_link(&s.route, Family::V6)?,
+                found => found,
+            })
+        })
     }
 
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {
@@ -152,6 +184,9 @@ fn set_policy(netlink: &Netlink, policy: &PolicyRouting) -> Result<PolicyChange,
     for item in &change.added {
         match *item {
             PolicyItem::LocalDefault { family, table } => route::add_local_default(netlink, family, table)?,
+            PolicyItem::DeviceDefault { family, table, device } => {
+                route::add_device_default(netlink, family, table, device)?;
+            }
             PolicyItem::Rule { family, priority, rule } => rule::add(netlink, family, priority, rule)?,
             PolicyItem::UnknownRoute { .. } => {}
         }

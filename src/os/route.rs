@@ -10,8 +10,14 @@ pub const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const HEADER_BYTES: usize = 12;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+const TABLE_MAIN: u32 = 254;
+const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
+const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
 /// In every namespace.
 const LOOPBACK_INDEX: u32 = 1;
@@ -49,6 +55,41 @@ pub fn add_local_default(netlink: &Netlink, family: Family, table: u32) -> Resul
     answer(netlink, &w.bytes, || format!("adding the local default route of {family:?} to table {table}"))
 }
 
+/// `default dev <device> table <table>`
+pub fn add_device_default(netlink: &Netlink, family: Family, table: u32, device: u32) -> Result<(), KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 0, |w| {
+        w.raw(&[address_family(family), 0, 0, 0, 0, POLICY_PROTOCOL, SCOPE_LINK, RTN_UNICAST, 0, 0, 0, 0]);
+        w.bytes(RTA_TABLE, &table.to_ne_bytes());
+        w.bytes(RTA_OIF, &device.to_ne_bytes());
+    });
+    answer(netlink, &w.bytes, || format!("adding the default route of {family:?} by device {device} to table {table}"))
+}
+
+/// Index of the link of the preferred default route in the main table.
+pub fn default_link(netlink: &Netlink, family: Family) -> Result<Option<u32>, KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, |w| {
+        w.raw(&[address_family(family), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        w.bytes(RTA_TABLE, &TABLE_MAIN.to_ne_bytes());
+    });
+    let routes = dump(netlink, &w.bytes, "reading the default route")?;
+    let of_family = routes.iter().filter(|m| m.payload.first() == Some(&address_family(family)));
+    Ok(of_family.filter_map(parse_default).min().map(|(_, index)| index))
+}
+
+/// Metric and link of a default route in the main table.
+fn parse_default(message: &Message) -> Option<(u32, u32)> {
+    let header = message.payload.get(..HEADER_BYTES)?;
+    let attributes = message.payload.get(HEADER_BYTES..)?;
+    let everywhere = header[1] == 0 && header[7] == RTN_UNICAST && table_of(message) == Some(TABLE_MAIN);
+    // The first next hop of several: length, flags, weight, index.
+    let first_hop = || ne32(attribute(attributes, RTA_MULTIPATH)?.get(4..8)?);
+    let index = attribute(attributes, RTA_OIF).and_then(ne32).or_else(first_hop)?;
+    let metric = attribute(attributes, RTA_PRIORITY).and_then(ne32).unwrap_or(0);
+    (message.kind == RTM_NEWROUTE && everywhere).then_some((metric, index))
+}
+
 /// Deletes exactly the route that was read.
 pub fn delete(netlink: &Netlink, found: &Found) -> Result<(), KernelError> {
     let mut w = Writer::default();
@@ -65,11 +106,14 @@ fn parse(message: &Message) -> Option<Found> {
     }
     let family = family_of(header[0])?;
     let leaves_by = attribute(message.payload.get(HEADER_BYTES..)?, RTA_OIF).and_then(ne32);
-    let as_written = header[1..4] == [0; 3] && header[7] == RTN_LOCAL && leaves_by == Some(LOOPBACK_INDEX);
-    let item = if as_written {
-        PolicyItem::LocalDefault { family, table }
-    } else {
-        PolicyItem::UnknownRoute { family, table }
+    let plain = header[1..4] == [0; 3];
+    let gateway = attribute(message.payload.get(HEADER_BYTES..)?, RTA_GATEWAY);
+    let item = match (header[7], leaves_by) {
+        (RTN_LOCAL, Some(LOOPBACK_INDEX)) if plain => PolicyItem::LocalDefault { family, table },
+        (RTN_UNICAST, Some(device)) if plain && gateway.is_none() => {
+            PolicyItem::DeviceDefault { family, table, device }
+        }
+        _ => PolicyItem::UnknownRoute { family, table },
     };
     Some(Found { item, payload: message.payload.clone() })
 }

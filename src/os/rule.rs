@@ -5,11 +5,14 @@ use super::netlink::{
 };
 use super::route::{Found, address_family, answer, dump, family_of, ne32};
 use crate::kernel::{Family, KernelError, POLICY_PRIORITIES, POLICY_PROTOCOL, PolicyItem, PolicyRule};
+use ipnet::IpNet;
+use std::net::IpAddr;
 
 pub const RTM_NEWRULE: u16 = 32;
 pub const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
 const HEADER_BYTES: usize = 12;
+const FRA_DST: u16 = 1;
 const FRA_GOTO: u16 = 4;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
@@ -47,11 +50,12 @@ pub fn delete(netlink: &Netlink, found: &Found) -> Result<(), KernelError> {
 fn write(w: &mut Writer, family: Family, priority: u32, rule: PolicyRule) {
     let (action, flags) = match rule {
         PolicyRule::SkipTo { .. } => (ACTION_GOTO, 0),
-        PolicyRule::Lookup { .. } => (ACTION_TO_TABLE, 0),
+        PolicyRule::Lookup { .. } | PolicyRule::LookupDest { .. } => (ACTION_TO_TABLE, 0),
         PolicyRule::LookupUnless { .. } => (ACTION_TO_TABLE, FLAG_INVERT),
         PolicyRule::Label | PolicyRule::Unknown => (ACTION_NOP, 0u32),
     };
-    w.raw(&[address_family(family), 0, 0, 0, 0, 0, 0, action]);
+    let dest_len = if let PolicyRule::LookupDest { net, .. } = rule { net.prefix_len() } else { 0 };
+    w.raw(&[address_family(family), dest_len, 0, 0, 0, 0, 0, action]);
     w.raw(&flags.to_ne_bytes());
     w.bytes(FRA_PRIORITY, &priority.to_ne_bytes());
     w.bytes(FRA_PROTOCOL, &[POLICY_PROTOCOL]);
@@ -64,8 +68,27 @@ fn write(w: &mut Writer, family: Family, priority: u32, rule: PolicyRule) {
             write_mark(w, value, mask);
             w.bytes(FRA_TABLE, &table.to_ne_bytes());
         }
+        PolicyRule::LookupDest { net, table } => {
+            w.bytes(FRA_DST, &address(net.network()));
+            w.bytes(FRA_TABLE, &table.to_ne_bytes());
+        }
         PolicyRule::Label | PolicyRule::Unknown => {}
     }
+}
+
+fn address(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().into(),
+        IpAddr::V6(ip) => ip.octets().into(),
+    }
+}
+
+fn network(bytes: &[u8], len: u8) -> Option<IpNet> {
+    let ip = match *bytes {
+        [a, b, c, d] => IpAddr::from([a, b, c, d]),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    };
+    IpNet::new(ip, len).ok()
 }
 
 fn write_mark(w: &mut Writer, value: u32, mask: u32) {
@@ -89,6 +112,12 @@ fn parse(message: &Message) -> Option<Found> {
         (ACTION_GOTO, false) => {
             mark().zip(number(FRA_GOTO)).map(|((value, mask), priority)| PolicyRule::SkipTo { value, mask, priority })
         }
+        (ACTION_TO_TABLE, false) if header[1] != 0 => {
+            let net = attribute(attributes, FRA_DST).and_then(|bytes| network(bytes, header[1]));
+            let alone = number(FRA_FWMARK).is_none();
+            let table = number(FRA_TABLE).filter(|_| alone);
+            net.zip(table).map(|(net, table)| PolicyRule::LookupDest { net, table })
+        }
         (ACTION_TO_TABLE, inverted) => mark().zip(number(FRA_TABLE)).map(|((value, mask), table)| {
             if inverted {
                 PolicyRule::LookupUnless { value, mask, table }
@@ -100,7 +129,8 @@ fn parse(message: &Message) -> Option<Found> {
         _ => None,
     };
     // A rule of ours that also looks at something else is not ours as we wrote it.
-    let narrowed = header[1] != 0 || header[2] != 0 || header[3] != 0;
+    let by_dest = matches!(rule, Some(PolicyRule::LookupDest { .. }));
+    let narrowed = (header[1] != 0 && !by_dest) || header[2] != 0 || header[3] != 0;
     let rule = rule.filter(|_| !narrowed).unwrap_or(PolicyRule::Unknown);
     let item = PolicyItem::Rule { family: family_of(header[0])?, priority, rule };
     Some(Found { item, payload: message.payload.clone() })

@@ -194,7 +194,7 @@ impl Skipped {
     pub(super) fn failed(reason: &'static str, message: impl Into<String>) -> Self {
         Self { status: ConditionStatus::Failed, reason, message: message.into() }
     }
-    fn pending(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn pending(reason: &'static str, message: impl Into<String>) -> Self {
         Self { status: ConditionStatus::Pending, reason, message: message.into() }
     }
 

@@ -257,7 +257,7 @@ mod tests {
             },
             peers: BTreeSet::from([peer]),
             captures,
-            tunnel: listener(rng).then(|| Tunnel { device: "arctic-tun0".into() }),
+            tunnel: listener(rng).then(|| Tunnel { device: "arctic-tun0".into(), index: 7 }),
         }
     }
 

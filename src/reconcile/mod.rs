@@ -5,12 +5,15 @@
 //!                                                     (pure)             (pure)            engines (Forwarding)
 //! ```
 //!
-//! `tproxy` publishes what the engines need, `firewall` owns the two tables and the policy routing. One loop runs both,
+//! `network` owns the interfaces of services, `tproxy` publishes what the engines need, `firewall` owns the two tables and
+//! the policy routing, `iptun` puts the tunnel's device into them and lets the host forward. One loop runs them all,
 //! because their order matters: an engine knows a service before packets reach it, and until no packet reaches it.
 
 mod desired;
 mod explain;
 mod firewall;
+mod iptun;
+mod network;
 mod report;
 mod run;
 mod status;
@@ -22,6 +25,7 @@ mod tests;
 pub use desired::{Change, Compiled, Desired, Marks, Source, StoreSource, compile};
 pub use explain::{Candidate, Explanation, Flow, Outcome, Plane, Reason, explain};
 pub use firewall::{FirewallStep, plan};
+pub use network::{InterfacePlan, InterfaceStep, InterfaceWish, interface_wishes, plan_interfaces, remove_interfaces};
 pub use run::{Pace, Reconcile, Settings};
-pub use status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status};
+pub use status::{Condition, ConditionStatus, InterfaceFacts, Reconciler, ReconcilerStatus, Status};
 pub use tproxy::EngineState;

@@ -3,14 +3,16 @@
 use super::{
     desired::{Change, Compiled, Desired, Marks, Skipped, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
+    iptun::{self, IpTunnel, TunnelChange},
+    network::{Network, Worked, interface_wishes},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
     tproxy::{Engine, EngineState, Published},
 };
 use crate::{
-    env::Clock,
+    env::{Clock, TunnelState},
     kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
-    model::{Mono, UnixTime},
+    model::{Mono, ServiceId, UnixTime},
     routing::Forwarding,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Pace {
     /// A burst of changes is one change.
     pub coalesce: Duration,
+    /// Between two looks at the interfaces because links changed.
+    pub links: Duration,
     /// A full pass without any change.
     pub resync: Duration,
     pub liveness: Duration,
@@ -36,6 +40,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             coalesce: Duration::from_millis(50),
+            links: Duration::from_secs(1),
             resync: Duration::from_secs(60),
             liveness: LIVENESS_REFRESH,
             retry_first: Duration::from_secs(1),
@@ -51,9 +56,11 @@ impl Pace {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     pub mask: MarkMask,
+    /// `PARENT_INTERFACE`.
+    pub parent_interface: Option<String>,
     /// `ON_STOP=clear`: a clean stop removes tables, rules and routes.
     pub clear_on_stop: bool,
     pub pace: Pace,
@@ -61,7 +68,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mask: MarkMask::default(), clear_on_stop: true, pace: Pace::default() }
+        Self { mask: MarkMask::default(), parent_interface: None, clear_on_stop: true, pace: Pace::default() }
     }
 }
 
@@ -72,8 +79,11 @@ pub struct Reconcile<S> {
     source: S,
     settings: Settings,
     marks: Marks,
+    network: Network,
     firewall: Firewall,
     engine: Engine,
+    tunnel: IpTunnel,
+    tunnel_state: watch::Receiver<TunnelState>,
     status: watch::Sender<Status>,
     reports: Reports,
     failures_in_a_row: u32,
@@ -82,17 +92,37 @@ pub struct Reconcile<S> {
 }
 
 struct Reports {
+    network: Report,
     firewall: Report,
     tproxy: Report,
+    iptun: Report,
 }
 
 enum Wake {
     Stop,
     Liveness,
     Pass,
+    Links,
     Engines,
     Changed(Change),
     Hint,
+}
+
+/// When to look at the interfaces because links changed: soon, but seldom, since our own work changes links too.
+#[derive(Default)]
+struct Looks {
+    last: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Looks {
+    fn ask(&mut self, apart: Duration) {
+        let soonest = self.last.map_or_else(Instant::now, |last| Instant::now().max(last + apart));
+        self.due.get_or_insert(soonest);
+    }
+    fn done(&mut self) {
+        *self = Self { last: Some(Instant::now()), due: None };
+    }
 }
 
 impl<S: Source> Reconcile<S> {
@@ -103,13 +133,26 @@ impl<S: Source> Reconcile<S> {
             source,
             settings,
             marks: Marks::default(),
+            network: Network::default(),
             firewall: Firewall::default(),
             engine: Engine::default(),
+            tunnel: IpTunnel::default(),
+            tunnel_state: watch::Sender::default().subscribe(),
             status: watch::Sender::default(),
-            reports: Reports { firewall: Report::new(Reconciler::Firewall), tproxy: Report::new(Reconciler::Tproxy) },
+            reports: Reports {
+                network: Report::new(Reconciler::Network),
+                firewall: Report::new(Reconciler::Firewall),
+                tproxy: Report::new(Reconciler::Tproxy),
+                iptun: Report::new(Reconciler::Iptun),
+            },
             failures_in_a_row: 0,
             settled: None,
         }
+    }
+
+    /// With an IP tunnel; there is none otherwise.
+    pub fn with_tunnel(self, tunnel_state: watch::Receiver<TunnelState>) -> Self {
+        Self { tunnel_state, ..self }
     }
 
     /// What the engines read. Start them with it, and tell `run` where they listen.
@@ -123,14 +166,17 @@ impl<S: Source> Reconcile<S> {
 
     /// Runs until `stop`; then the kernel state is removed or left, as set. Not cancel-safe otherwise.
     pub async fn run(mut self, mut engines: watch::Receiver<EngineState>, stop: CancellationToken) {
+        self.reports.network.info("started");
         self.reports.tproxy.info("started");
+        self.reports.iptun.info("started");
         self.reports.firewall.info(&format!("started, marks {}", self.settings.mask));
         let mut hints = self.kernel.changes();
         let mut seen = *hints.borrow_and_update();
         let mut next_pass = Instant::now();
         let mut next_liveness = Instant::now() + self.settings.pace.liveness;
+        let mut links = Looks::default();
         loop {
-            match self.wake(&stop, &mut engines, &mut hints, next_pass, next_liveness).await {
+            match self.wake(&stop, &mut engines, &mut hints, next_pass, next_liveness, links.due).await {
                 Wake::Stop => break,
                 Wake::Liveness => {
                     next_liveness = Instant::now() + self.settings.pace.liveness;
@@ -141,6 +187,12 @@ impl<S: Source> Reconcile<S> {
                 Wake::Pass => {
                     let drift = self.drift().await;
                     next_pass = self.repairing_pass(&engines, drift).await;
+                }
+                Wake::Links => {
+                    links.done();
+                    if !self.look_at_links().await {
+                        next_pass = next_pass.min(Instant::now() + self.settings.pace.retry_first);
+                    }
                 }
                 Wake::Engines => next_pass = self.repairing_pass(&engines, Ok(None)).await,
                 Wake::Changed(change) => {
@@ -153,6 +205,9 @@ impl<S: Source> Reconcile<S> {
                     sleep(self.settings.pace.coalesce).await;
                     let now = *hints.borrow_and_update();
                     let ours = (now.tables, now.policy) != (seen.tables, seen.policy);
+                    if now.links != seen.links {
+                        links.ask(self.settings.pace.links);
+                    }
                     seen = now;
                     let drift = if ours { self.drift().await } else { Ok(None) };
                     if !matches!(drift, Ok(None)) {
@@ -171,13 +226,16 @@ impl<S: Source> Reconcile<S> {
         hints: &mut watch::Receiver<Hints>,
         next_pass: Instant,
         next_liveness: Instant,
+        next_links: Option<Instant>,
     ) -> Wake {
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
+            () = sleep_until(next_links.unwrap_or(next_pass)), if next_links.is_some() => Wake::Links,
             () = change_of(engines) => Wake::Engines,
+            () = change_of(&mut self.tunnel_state) => Wake::Engines,
             change = self.source.changed() => Wake::Changed(change),
             () = change_of(hints) => Wake::Hint,
         }
@@ -239,14 +297,20 @@ impl<S: Source> Reconcile<S> {
             Ok(desired) => desired,
             Err(e) => {
                 let reason = format!("reading the store: {e}");
-                self.finish(started, None, &Err(reason.clone()), &Err(reason), intact);
+                let failed = || Err(reason.clone());
+                let outcomes = Outcomes { network: failed(), firewall: failed(), tproxy: failed(), iptun: failed() };
+                self.finish(started, None, &outcomes, intact);
                 return false;
             }
         };
+        let network = self.work_on_interfaces(&desired).await;
         let mut compiled = compile(&desired, self.settings.mask, engines.intercept(), &mut self.marks);
         if let EngineState::Failed(reason) = engines {
             without_engines(&mut compiled, reason);
         }
+        let tunnel_state = self.tunnel_state.borrow_and_update().clone();
+        iptun::complete(&mut compiled, &desired, &tunnel_state);
+        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref(), &tunnel_state).await;
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -265,10 +329,46 @@ impl<S: Source> Reconcile<S> {
         let published = published.unwrap_or_else(|| self.engine.publish(compiled.forwarding.clone()));
         let changed = before.as_ref() != self.firewall.applied() || !done.policy.is_empty();
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
-        let outcome = outcome.map_err(|e| e.to_string());
-        self.finish(started, Some(&compiled), &outcome, &engines.outcome(), intact);
-        self.settled = outcome.is_ok().then_some(desired);
+        let firewall = outcome.map_err(|e| e.to_string());
+        self.report_tunnel(&compiled, &tunnel, started);
+        let succeeded = firewall.is_ok() && network.is_ok();
+        let iptun = tunnel.map(drop).and(iptun::outcome(&tunnel_state));
+        let outcomes = Outcomes { network, firewall, tproxy: engines.outcome(), iptun };
+        self.finish(started, Some(&compiled), &outcomes, intact);
+        self.settled = succeeded.then_some(desired);
+        succeeded
+    }
+
+    /// Because links changed; whether it went well.
+    async fn look_at_links(&mut self) -> bool {
+        let started = self.clock.mono();
+        // A store that cannot be read is the business of the next pass.
+        let Ok(desired) = self.source.desired() else { return true };
+        let outcome = self.work_on_interfaces(&desired).await;
+        note(&mut self.reports.network, &outcome);
+        let (at, took_ms) = (self.clock.unix(), self.took_ms(started));
+        self.status.send_modify(|status| count(&mut status.network, &outcome, at, took_ms));
         outcome.is_ok()
+    }
+
+    async fn work_on_interfaces(&mut self, desired: &Desired) -> Result<(), String> {
+        let parent = self.settings.parent_interface.clone();
+        let worked = self.network.work(&*self.kernel, desired, parent.as_deref()).await.map_err(|e| e.to_string())?;
+        let report = &mut self.reports.network;
+        worked.lines.iter().for_each(|line| report.info(line));
+        worked.repaired.iter().for_each(|what| report.event("drift.repaired", what));
+        report.skipped(worked.skipped.iter().map(|(id, s)| (format!("service {id}"), s.message.clone())).collect());
+        let at = self.clock.unix();
+        self.status.send_modify(|status| {
+            status.network.drift_repairs += worked.repaired.len() as u64;
+            set_interface_conditions(status, desired, &worked, at);
+            status.interfaces = worked.facts.clone();
+        });
+        worked.failure.map_or(Ok(()), Err)
+    }
+
+    fn took_ms(&self, started: Mono) -> u64 {
+        u64::try_from(self.clock.mono().saturating_since(started).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn report(
@@ -307,32 +407,49 @@ impl<S: Source> Reconcile<S> {
         self.reports.tproxy.skipped(skipped_by(compiled, Reconciler::Tproxy));
     }
 
+    fn report_tunnel(&mut self, compiled: &Compiled, change: &Result<TunnelChange, String>, started: Mono) {
+        let report = &mut self.reports.iptun;
+        report.skipped(skipped_by(compiled, Reconciler::Iptun));
+        let Ok(change @ (TunnelChange::Applied | TunnelChange::Repaired)) = change else { return };
+        if *change == TunnelChange::Repaired {
+            report.event("drift.repaired", "the device of the tunnel was gone");
+            self.status.send_modify(|s| s.iptun.drift_repairs += 1);
+        }
+        let took = self.clock.mono().saturating_since(started).as_millis();
+        let (services, peers) = (compiled.forwarding.services.len(), compiled.forwarding.peers.len());
+        let revision = compiled.forwarding.revision;
+        let way = match &compiled.ruleset.tunnel {
+            Some(tunnel) => format!("by {}", tunnel.device),
+            None => "without a device".to_owned(),
+        };
+        report.info(&format!(
+            "applied tunnel config: {services} services, {peers} peers, {way}, in {took} ms, revision {revision}"
+        ));
+    }
+
     /// Publishes how the pass went.
-    fn finish(
-        &mut self,
-        started: Mono,
-        compiled: Option<&Compiled>,
-        firewall: &Result<(), String>,
-        tproxy: &Result<(), String>,
-        intact: bool,
-    ) {
+    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: &Outcomes, intact: bool) {
+        let Outcomes { network, firewall, tproxy, iptun } = outcomes;
+        note(&mut self.reports.network, network);
         note(&mut self.reports.firewall, firewall);
         note(&mut self.reports.tproxy, tproxy);
-        let at = self.clock.unix();
-        let took_ms = u64::try_from(self.clock.mono().saturating_since(started).as_millis()).unwrap_or(u64::MAX);
+        note(&mut self.reports.iptun, iptun);
+        let (at, took_ms) = (self.clock.unix(), self.took_ms(started));
         let (mask, marks) = (self.settings.mask, &self.marks);
         let applied = self.firewall.applied();
         self.status.send_modify(|status| {
             if let Some(applied) = applied.filter(|applied| **applied != *status.ruleset) {
                 status.ruleset = Arc::new(applied.clone());
             }
+            count(&mut status.network, network, at, took_ms);
             count(&mut status.firewall, firewall, at, took_ms);
             count(&mut status.tproxy, tproxy, at, took_ms);
+            count(&mut status.iptun, iptun, at, took_ms);
             let Some(compiled) = compiled else { return };
             set_conditions(status, compiled, firewall, intact, at);
             status.fwmarks =
                 compiled.outgoing.iter().filter_map(|id| Some((*id, mask.service(marks.of(*id)?)))).collect();
-            if firewall.is_ok() {
+            if firewall.is_ok() && network.is_ok() {
                 status.applied_revision = compiled.forwarding.revision;
             }
         });
@@ -346,9 +463,31 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
+        if self.settings.clear_on_stop {
+            match self.network.clear(&*self.kernel).await {
+                Ok(()) => self.reports.network.info("stopped, interfaces are removed"),
+                Err(e) => self.reports.network.failure(&e.to_string()),
+            }
+        } else {
+            self.reports.network.info("stopped, interfaces are kept");
+        }
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }
+}
+
+/// How a pass went, by reconciler.
+struct Outcomes {
+    network: Result<(), String>,
+    firewall: Result<(), String>,
+    tproxy: Result<(), String>,
+    iptun: Result<(), String>,
 }
 
 fn without_engines(compiled: &mut Compiled, reason: &str) {
@@ -380,6 +519,35 @@ fn skipped_by(compiled: &Compiled, reconciler: Reconciler) -> BTreeMap<String, S
     of.map(|((id, _), skipped)| (format!("service {id}"), skipped.message.clone())).collect()
 }
 
+fn set_interface_conditions(status: &mut Status, desired: &Desired, worked: &Worked, at: UnixTime) {
+    let by = Reconciler::Network;
+    let (wishes, _) = interface_wishes(desired);
+    let left: Vec<ServiceId> = status.conditions.keys().copied().collect();
+    for id in left {
+        if !worked.skipped.contains_key(&id) && !wishes.iter().any(|wish| wish.service == id) {
+            status.drop_condition(id, by);
+        }
+    }
+    for service in &desired.services {
+        let said = match worked.skipped.get(&service.id) {
+            Some(skipped) => Some(skipped.clone()),
+            None => wishes.iter().find(|w| w.service == service.id).and_then(|wish| wish.shortfall(worked)),
+        };
+        let about_it = worked.facts.contains_key(&service.id) || said.is_some();
+        let condition = said.map(|s| s.condition(by, service.version, at)).unwrap_or_else(|| Condition {
+            reconciler: by,
+            status: ConditionStatus::Applied,
+            reason: "APPLIED".to_owned(),
+            message: "its interface is in the kernel".to_owned(),
+            observed_version: service.version,
+            at,
+        });
+        if about_it {
+            status.set_condition(service.id, condition);
+        }
+    }
+}
+
 fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<(), String>, intact: bool, at: UnixTime) {
     status.conditions.retain(|id, _| compiled.versions.contains_key(id));
     for (&id, &version) in &compiled.versions {
@@ -395,8 +563,10 @@ fn set_conditions(status: &mut Status, compiled: &Compiled, firewall: &Result<()
         let applied = |by, message| made(by, ConditionStatus::Applied, "APPLIED", message);
         let tproxy = skipped(Reconciler::Tproxy);
         status.set_condition(id, tproxy.unwrap_or_else(|| applied(Reconciler::Tproxy, "the engine carries it")));
+        let tunnelled = compiled.ruleset.tunnel.is_some() && compiled.forwarding.services.contains_key(&id);
         match skipped(Reconciler::Iptun) {
             Some(tunnel) => status.set_condition(id, tunnel),
+            None if tunnelled => status.set_condition(id, applied(Reconciler::Iptun, "the IP tunnel carries the rest")),
             None => status.drop_condition(id, Reconciler::Iptun),
         }
         if !compiled.outgoing.contains(&id) {

@@ -1,9 +1,10 @@
 //! How the reconcilers are doing, as data: for `/readyz`, conditions of services, metrics.
 
 use crate::{
-    kernel::Ruleset,
+    kernel::{Mac, Ruleset},
     model::{ServiceId, UnixTime},
 };
+use ipnet::IpNet;
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -78,12 +79,26 @@ impl ReconcilerStatus {
     }
 }
 
+/// The interface of a service as it is in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InterfaceFacts {
+    pub mac: Mac,
+    pub up: bool,
+    /// The first address of each family.
+    pub ipv4: Option<IpNet>,
+    pub ipv6: Option<IpNet>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
+    pub network: ReconcilerStatus,
     pub firewall: ReconcilerStatus,
     pub tproxy: ReconcilerStatus,
+    pub iptun: ReconcilerStatus,
     /// Services of which the local peer is source or target.
     pub conditions: BTreeMap<ServiceId, Vec<Condition>>,
+    /// Of outgoing services, those that exist.
+    pub interfaces: BTreeMap<ServiceId, InterfaceFacts>,
     /// Packet marks of outgoing services, shifted into the mask.
     pub fwmarks: BTreeMap<ServiceId, u32>,
     /// Store revision of the last pass that succeeded in every reconciler.

@@ -1,6 +1,7 @@
 //! The rules agree with the routes; the loop keeps its promises on a kernel that fails.
 
 mod license;
+mod network;
 
 use super::*;
 use crate::{
@@ -357,12 +358,13 @@ impl Running {
         let (input, source) = watch::channel(Ok(first));
         let pace = Pace {
             coalesce: Duration::from_millis(5),
+            links: Duration::from_millis(20),
             resync,
             liveness: Duration::from_millis(30),
             retry_first: Duration::from_millis(20),
             retry_longest: Duration::from_millis(100),
         };
-        let settings = Settings { mask: MarkMask::default(), clear_on_stop, pace };
+        let settings = Settings { clear_on_stop, pace, ..Settings::default() };
         let reconcile = Reconcile::new(kernel.clone(), Arc::new(SystemClock::new()), TestSource(source), settings);
         let (forwarding, status) = (reconcile.forwarding(), reconcile.status());
         let (engines, engine_state) = watch::channel(EngineState::Ready(listening()));

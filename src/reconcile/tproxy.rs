@@ -52,7 +52,7 @@ impl Published {
             changed: before.intersection(&after).filter(|id| old.services[id] != new.services[id]).copied().collect(),
             removed: before.difference(&after).copied().collect(),
             peers_changed: old.peers != new.peers,
-            routes_changed: old.routes() != new.routes(),
+            routes_changed: old.routes() != new.routes() || old.ip_tunnel != new.ip_tunnel,
         }
     }
 

@@ -4,6 +4,7 @@ use super::{CompiledRoute, sort_routes};
 use crate::model::{DataPorts, Endpoint, PeerId, PublicKey, Service, ServiceId, Transport, X25519Public};
 use ipnet::IpNet;
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
@@ -57,6 +58,8 @@ pub struct Forwarding {
     /// Trusted, not revoked peers; a stream or datagram of anyone else is refused.
     pub peers: BTreeMap<PeerId, PeerPath>,
     pub services: BTreeMap<ServiceId, ForwardedService>,
+    /// Whether what is not TCP is carried too, by the IP tunnel.
+    pub ip_tunnel: bool,
     /// Routes of services whose source is the local peer, most preferred first.
     routes: Vec<CompiledRoute>,
 }
@@ -72,7 +75,7 @@ impl Forwarding {
         let mut routes: Vec<_> =
             outgoing.into_iter().flat_map(|s| s.body.routes.iter().map(|r| CompiledRoute::new(s, r))).collect();
         sort_routes(&mut routes);
-        Self { revision, peers, services, routes }
+        Self { revision, peers, services, ip_tunnel: true, routes }
     }
 
     /// Routes of outgoing services, most preferred first.
@@ -102,6 +105,38 @@ impl Forwarding {
             Err(ExitRefusal::OutsideRoutes)
         }
     }
+
+    /// The service of which a packet is that `from` sent through the tunnel to `local` as its exit: one with a route that
+    /// covers source and destination, the most specific one (dataplane.md §3).
+    pub fn tunnel_service(
+        &self,
+        from: PeerId,
+        local: PeerId,
+        source: IpAddr,
+        dest: IpAddr,
+    ) -> Result<ServiceId, ExitRefusal> {
+        let between = || self.services.iter().filter(|(_, s)| s.source == from && s.target == local);
+        if between().next().is_none() {
+            return Err(ExitRefusal::UnknownService);
+        }
+        if !dialable(dest) {
+            return Err(ExitRefusal::ForbiddenDestination);
+        }
+        let covers = |(s, d): &&(Option<IpNet>, Option<IpNet>)| {
+            s.is_none_or(|n| n.contains(&source)) && d.is_none_or(|n| n.contains(&dest))
+        };
+        // A route without a CIDR is of an interface.
+        let best = |s: &ForwardedService| s.routes.iter().filter(covers).map(specificity).max();
+        let covering = between().filter_map(|(id, s)| Some((best(s)?, Reverse(*id)))).max();
+        let whole = || between().find(|(_, s)| s.whole_interface).map(|(id, _)| *id);
+        covering.map(|(_, Reverse(id))| id).or_else(whole).ok_or(ExitRefusal::OutsideRoutes)
+    }
+}
+
+/// How much a route names, as far as routes of several services can be told apart here (dataplane.md §6, 2 to 4).
+fn specificity((source, dest): &(Option<IpNet>, Option<IpNet>)) -> impl Ord + use<> {
+    let length = |net: &Option<IpNet>| net.map(|n| n.prefix_len());
+    (source.is_some() && dest.is_some(), source.is_some(), length(source), length(dest))
 }
 
 fn dialable(ip: IpAddr) -> bool {

@@ -216,6 +216,8 @@ pub struct Heartbeat {
     /// Version of the software.
     pub version: String,
     pub endpoints: Vec<Endpoint>,
+    /// Not sent while it is the usual one.
+    #[serde(default = "usual_license_state", skip_serializing_if = "is_usual_license_state")]
     pub license_state: String,
     pub digests: Digests,
     /// Peers that the sender has news of; only in clusters too large for heartbeats to everyone.
@@ -236,6 +238,16 @@ pub struct Heartbeat {
 }
 
 pub type HeartbeatReply = Heartbeat;
+
+const USUAL_LICENSE_STATE: &str = "valid";
+
+fn usual_license_state() -> String {
+    USUAL_LICENSE_STATE.to_owned()
+}
+
+fn is_usual_license_state(state: &str) -> bool {
+    state == USUAL_LICENSE_STATE
+}
 
 impl Heartbeat {
     fn check(&self) -> Result<(), Malformed> {

@@ -176,6 +176,7 @@ impl World {
             entitlement,
             uncommitted: None,
             retry_at: None,
+            vouchers_due: Mono::default(),
             revision: node.disk.revision(),
             reconciled_revision: None,
         });

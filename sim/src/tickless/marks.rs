@@ -34,6 +34,7 @@ pub const ALL: &[&str] = &[
     "a node boots in 1970",
     "a node catches up with an owner",
     "a node dies in the middle of a write",
+    "a node gives its word about peers anew",
     "a node goes back to an old snapshot",
     "a node has caught up with an owner",
     "a node joins a peer of its own accord",

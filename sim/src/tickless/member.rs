@@ -13,7 +13,7 @@ use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
-    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side},
+    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side, VOUCHER_CHECK_INTERVAL},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
@@ -619,7 +619,22 @@ impl World {
                 return self.die(n);
             }
         }
+        self.renew_vouchers(n);
         self.settle(n);
+    }
+
+    /// Once an hour, as the driver of the node does.
+    fn renew_vouchers(&mut self, n: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[n];
+        let (unix, mono) = (node.clock.unix(now), node.clock.mono(now));
+        let Some(member) = node.member_mut().filter(|m| mono >= m.vouchers_due) else { return };
+        member.vouchers_due = mono + VOUCHER_CHECK_INTERVAL;
+        match self.write(n, |tx, own| Ok(membership::renew_vouchers(tx, own, unix)?)) {
+            Ok(renewed) => sometimes!(renewed > 0, "a node gives its word about peers anew"),
+            Err(NoResult::Dead) => self.die(n),
+            Err(_) => {}
+        }
     }
 
     /// The middle one of what healthy peers say the time is.

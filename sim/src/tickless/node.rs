@@ -152,6 +152,8 @@ pub struct Member {
     /// What the machine decided and the disk does not have yet.
     pub uncommitted: Option<Event>,
     pub retry_at: Option<Mono>,
+    /// When own vouchers are looked at again.
+    pub vouchers_due: Mono,
     pub revision: u64,
     pub reconciled_revision: Option<(u64, bool)>,
 }

@@ -1,13 +1,11 @@
 //! Names and ids of new services.
 
 use crate::{
-    model::{Code, PeerId, Refused, Rng, Service, ServiceId, UnixTime, looks_like_id},
+    model::{Code, PeerId, Refused, Rng, Service, ServiceId, UnixTime, interface_name, looks_like_id},
     store::{PeerRow, Tx},
 };
 use std::time::Duration;
 
-/// Characters of a service id that name its interface.
-const INTERFACE_NAME_CHARS: usize = 15;
 /// Characters of each peer's name in a default service name.
 const LABEL_MAX_CHARS: usize = 24;
 /// One character of those that name an interface is random, 32 values; after as many tries the next millisecond is used.
@@ -48,10 +46,6 @@ pub(super) fn mint_id(services: &[Service], now: UnixTime, rng: &mut Rng) -> Res
         ServiceId::mint(at, rng)
     });
     tries.find(|id| !taken(id)).ok_or_else(|| Refused::new(Code::Internal, "no free service id was found; try again"))
-}
-
-pub(super) fn interface_name(id: ServiceId) -> String {
-    id.to_string().chars().take(INTERFACE_NAME_CHARS).collect()
 }
 
 #[cfg(test)]

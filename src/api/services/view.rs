@@ -1,9 +1,9 @@
 //! A service as it is answered.
 
-use super::{super::admission::Request, names::interface_name};
+use super::super::admission::Request;
 use crate::{
     license::Entitlement,
-    model::{PeerId, Refused, Service},
+    model::{PeerId, Refused, Service, interface_name},
     reconcile::Status,
 };
 use serde_json::{Value, json};
@@ -34,6 +34,7 @@ impl Surroundings {
         let licensed = entitlement.data_plane_runs() && entitlement.document.features().missing_for(body).is_none();
         let active = ends_trusted && licensed;
         let conditions = reconciled.conditions.get(&service.id).map_or(&[][..], Vec::as_slice);
+        let interface = reconciled.interfaces.get(&service.id);
         json!({
             "id": service.id,
             "name": body.name,
@@ -50,9 +51,9 @@ impl Surroundings {
             "bandwidth_limit_mbps": body.bandwidth_limit_mbps,
             "fully_transparent": body.fully_transparent,
             "interface_name": body.requires_interface.then(|| interface_name(service.id)),
-            "interface_mac": null,
-            "interface_ipv4_cidr": null,
-            "interface_ipv6_cidr": null,
+            "interface_mac": interface.map(|i| i.mac.to_string()),
+            "interface_ipv4_cidr": interface.and_then(|i| i.ipv4),
+            "interface_ipv6_cidr": interface.and_then(|i| i.ipv6),
             "fwmark": reconciled.fwmarks.get(&service.id),
             "conditions": conditions,
             "version": service.version,

@@ -64,6 +64,30 @@ fn a_word_that_is_not_half_over_is_not_given_again() {
 }
 
 #[test]
+fn words_are_given_anew_when_half_over_while_trust_lasts() {
+    let world = World::of(3);
+    world.add(0, 1).unwrap();
+    world.add(0, 2).unwrap();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    let late = NOW.plus(crate::handshake::VOUCHER_LIFETIME / 2);
+    let renew = |now| renew_vouchers(&zero.ledger, zero.own(), now).unwrap();
+    assert_eq!(renew(late.minus(Duration::from_secs(1))), 0, "neither is half over");
+    assert_eq!(renew(late), 2);
+    assert_eq!(renew(late), 0, "both are new");
+    // The clock was ahead when they were given.
+    assert_eq!(renew(NOW), 2);
+    withdraw_trust(&zero.ledger, &zero.author, one.id()).unwrap();
+    assert_eq!(renew(late), 1, "of a peer that is not trusted nothing is said");
+    let words = zero.ledger.records_of(kind::VOUCHER).unwrap();
+    let live: Vec<_> = words.iter().filter(|r| r.key.owner == zero.id() && !r.deleted).collect();
+    assert_eq!(live.len(), 1);
+    let word: Voucher = live[0].body_as().unwrap();
+    assert_eq!((word.subject_peer_id, word.expires_at), (two.id(), late.plus(crate::handshake::VOUCHER_LIFETIME)));
+    let held = one.side().held;
+    assert!(handshake::accept_voucher(&word, &held, word.customer_id, late).is_ok(), "and it is a good one");
+}
+
+#[test]
 fn a_license_that_shrank_keeps_its_members_and_takes_no_other() {
     let mut world = World::of(4);
     world.add(0, 1).unwrap();

@@ -9,7 +9,7 @@ mod removal;
 use super::*;
 use crate::{
     handshake::{
-        DialFailure, Event, Initiator, PendingReverse, Purpose, Reason, Refusal, Reply, Request, Responder,
+        self, DialFailure, Event, Initiator, PendingReverse, Purpose, Reason, Refusal, Reply, Request, Responder,
         ReverseAnswer, Target,
     },
     license::{EffectiveClock, Entitlement, Features, LicenseDocument, Terms, TrustRoots},
@@ -19,7 +19,7 @@ use crate::{
     },
     wire::{
         handshake::Identity,
-        record::{Record, kind},
+        record::{Record, Voucher, kind},
     },
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};

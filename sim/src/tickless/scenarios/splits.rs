@@ -24,20 +24,29 @@ const HEALED_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of a node in a second, both ways, in a small cluster that has little to say.
 const QUIET_BYTES_PER_S: u64 = 16 * 1024;
 
-/// Two halves, apart for a minute to 29 days, each with work of its own.
+/// Two halves, apart for a minute to 29 days, each with work and a newcomer of its own.
 pub fn split_heals_without_seed_list(casting: Casting) -> World {
-    let mut stage = Stage::founded(casting, 6, |_| {});
+    let mut stage = Stage::founded_with_guests(casting, 6, 2, |_| {});
     stage.busy(&[0, 1, 2, 3, 4, 5], 8, Duration::from_secs(5));
     let size = 1 + stage.rng.below(3) as usize;
     let apart = [Duration::from_secs(60), HOUR, DAY, 7 * DAY, 29 * DAY][stage.rng.below(5) as usize];
-    stage.world.partition(Nodes::Below(size), Nodes::From(size));
     let (one, other): (Vec<usize>, Vec<usize>) = (0..6).partition(|n| *n < size);
+    let mask = |of: &[usize]| Nodes::Mask(of.iter().fold(0, |m, n| m | 1 << n));
+    let (with_six, with_seven) = ([&one[..], &[6]].concat(), [&other[..], &[7]].concat());
+    stage.world.partition(mask(&with_six), mask(&with_seven));
     stage.busy(&one, 6, Duration::from_secs(20));
     stage.busy(&other, 6, Duration::from_secs(20));
-    if apart >= DAY {
-        stage.days_pass((apart.as_secs() / DAY.as_secs()) as u32);
-    } else {
-        stage.world.run_for(apart.min(HOUR / 6));
+    let days = (apart.as_secs() / DAY.as_secs()) as u32;
+    // After nine days what was said of the members before the split has run out, and twenty days later what was said
+    // of the newcomers.
+    stage.days_pass(days / 3);
+    for (newcomer, member) in [(6, 0), (7, 5)] {
+        drop(stage.world.bootstrap(newcomer));
+        stage.world.work_at(newcomer, Work::Add { other: member });
+    }
+    stage.world.run_for((apart / 2).min(HOUR / 6));
+    stage.days_pass(days - days / 3);
+    if days == 0 {
         stage.world.leap(apart.saturating_sub(HOUR / 6));
     }
     stage.busy(&one, 2, Duration::from_secs(10));

@@ -42,7 +42,12 @@ impl Stage {
 
     /// Nodes that were made one cluster by their operators, at rest.
     pub fn founded(casting: Casting, nodes: usize, tune: impl FnOnce(&mut Options)) -> Self {
-        let mut stage = Self::empty(casting, nodes, tune);
+        Self::founded_with_guests(casting, nodes, 0, tune)
+    }
+
+    /// The same beside some nodes, the last ones, that belong to no cluster yet.
+    pub fn founded_with_guests(casting: Casting, nodes: usize, guests: usize, tune: impl FnOnce(&mut Options)) -> Self {
+        let mut stage = Self::empty(casting, nodes + guests, tune);
         let work = found_cluster(&mut stage.rng, nodes);
         stage.world.plan_work(work);
         stage.world.run_for(Duration::from_millis(2000 + 300 * nodes as u64));
