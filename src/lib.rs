@@ -12,7 +12,7 @@
 //!                reconcile: Desired --compile--> --plan--> apply --> kernel::Kernel --> os (nftables, rules)
 //!                   | Forwarding (watch, immutable)
 //!                   v
-//!  client --> dataplane: intercept --> TLS connection of the pool --> exit --> server
+//!  client --> dataplane: intercept --> TLS connection of the pool, or kcp session --> exit --> server
 //!                   |    what is not TCP: device --> iptun (WireGuard) --> device, masqueraded
 //!  license (pure) --- Entitlement (watch): gates api and reconcile, never the packet path
 //! ```
@@ -29,6 +29,7 @@
 //! |---|---|---|
 //! | `model`, `wire` | the nouns; signing, records, messages: bounded, versioned | values |
 //! | `gossip`, `handshake`, `license`, `lock`, `routing` | machines and rules | sans-IO: time and randomness are arguments |
+//! | `dhcp` | the client of one lease: messages, frames, times | sans-IO |
 //! | `membership` | what a change of membership means, over a `Ledger` | decisions; sans-IO |
 //! | `kernel`, `env` | what is outside the process, as traits: kernel, network, clock, engines, randomness | dyn, few verbs |
 //! | `store` | SQLite: signed records and facts of this host; every commit gives a `Revision` | transactions |
@@ -46,6 +47,7 @@
 //! | `gossip::Gossip`, `lock::Lock`, `handshake::Responder` | one each, from membership on; behind a lock that is never held across an await |
 //! | `handshake::Initiator` | one a handshake that this agent begins |
 //! | `reconcile::Reconcile`, `dataplane::Engine` | one each, from membership on |
+//! | `dataplane::kcp` endpoint and socket | one an engine; sessions one a direction of a pair of peers |
 //! | `routing::Forwarding`, `license::Entitlement` | one current snapshot in a watch; old ones live while a flow reads them |
 //!
 //! # What is absent
@@ -59,6 +61,7 @@ pub mod api;
 pub mod cli;
 pub mod compose;
 pub mod dataplane;
+pub mod dhcp;
 pub mod env;
 pub mod gossip;
 pub mod handshake;

@@ -6,7 +6,7 @@ use std::{fs, path::Path, path::PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["model"],
     &["wire"],
-    &["compose", "gossip", "handshake", "license", "lock", "routing"],
+    &["compose", "dhcp", "gossip", "handshake", "license", "lock", "routing"],
     &["membership"],
     &["kernel", "env"],
     &["store"],
@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
 ];
 const PURE_ROOMS: &[&str] =
-    &["model", "wire", "compose", "gossip", "handshake", "license", "lock", "routing", "membership"];
+    &["model", "wire", "compose", "dhcp", "gossip", "handshake", "license", "lock", "routing", "membership"];
 const UNSAFE_ROOMS: &[&str] = &["os", "dataplane"];
 const SECRET_WORDS: &[&str] = &["secret", "recovery_token", "sha256"];
 /// A file longer than this does not fit one reader's head.

@@ -3,73 +3,22 @@
 // Real time is the subject here.
 #![allow(clippy::disallowed_methods)]
 
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
+use netns_tests::agent::http_get;
 use netns_tests::cluster::Cluster;
-use netns_tests::lab::{Host, Lab};
-use netns_tests::probe::{Feature, require};
-use netns_tests::topology::{Profile, TwoSites};
-use netns_tests::vendor::Grant;
+use netns_tests::interfaces::{PRODUCT, SEEN_WITHIN, World, link, sysctl, wait};
+use netns_tests::lab::Host;
+use netns_tests::probe::require;
+use netns_tests::service::{TcpService, seen_from};
+use netns_tests::topology::{self, SERVER_NET, at};
 use serde_json::Value;
 
-const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Macvlan, Feature::NftTproxy, Feature::NftSocket];
 /// dataplane.md §7.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
-const SEEN_WITHIN: Duration = Duration::from_secs(10);
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-struct World {
-    cluster: Cluster,
-    sites: TwoSites,
-}
-
-impl World {
-    fn new(name: &str) -> World {
-        let sites = TwoSites::build(Lab::new(name).unwrap(), Profile::CLEAN, 1).unwrap();
-        World { cluster: Cluster::form(&sites, &Grant::default()).unwrap(), sites }
-    }
-
-    /// A service from london to tokyo with an interface; its id and the name of that.
-    fn serve(&self, more: &[&str]) -> (String, String) {
-        let base = ["services", "create", "--target-peer", "tokyo", "--requires-interface"];
-        let made: Value = self.cluster.operator.json(&[&base[..], more].concat()).unwrap();
-        let id = made["id"].as_str().unwrap().to_owned();
-        let name = id[..15].to_owned();
-        assert_eq!(made["interface_name"], name);
-        (id, name)
-    }
-
-    fn service(&self, id: &str) -> Value {
-        self.cluster.operator.json(&["services", "get", id]).unwrap()
-    }
-
-    fn condition(&self, id: &str) -> Value {
-        let service = self.service(id);
-        let conditions = service["conditions"].as_array().unwrap().clone();
-        conditions.into_iter().find(|c| c["reconciler"] == "network").unwrap_or(Value::Null)
-    }
-
-    /// Lines of the agent in london, as `journalctl -u arctic | grep <word>` shows them.
-    fn journal(&self, word: &str) -> Vec<String> {
-        self.cluster.london.log().unwrap().lines().filter(|l| l.contains(word)).map(str::to_owned).collect()
-    }
-}
-
-/// Waits until `seen` answers something; how long that took.
-fn wait<T>(what: &str, within: Duration, seen: impl Fn() -> Option<T>) -> (T, Duration) {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = seen() {
-            return (found, started.elapsed());
-        }
-        assert!(started.elapsed() < within, "never: {what}");
-        std::thread::sleep(POLL_INTERVAL);
-    }
-}
-
-fn link(host: &Host, name: &str) -> Option<String> {
-    host.ip(&format!("-d address show dev {name}")).ok()
-}
+const MIRROR_PORT: u16 = 7000;
+const PARENT_ARP: &str = "net/ipv4/conf/to-client/arp_ignore";
 
 fn mac_of_neighbour(host: &Host, address: &str) -> Option<String> {
     let shown = host.ip(&format!("neigh show {address}")).unwrap();
@@ -141,7 +90,7 @@ fn an_interface_is_made_repaired_announced_and_removed_with_its_service() {
     assert!(link(&sites.london, &name).is_none());
 }
 
-// accepts: 001-25, 001-26, 001-28, 002-24
+// accepts: 001-25, 001-26, 001-28, 001-69, 002-24
 #[test]
 fn what_stands_in_the_way_is_skipped_with_its_reason_until_it_is_gone() {
     if !require(&PRODUCT) {
@@ -163,6 +112,12 @@ fn what_stands_in_the_way_is_skipped_with_its_reason_until_it_is_gone() {
     assert_eq!(world.service(&id)["interface_ipv4_cidr"], Value::Null);
     let said = world.journal("reconciler=network");
     assert!(said.iter().any(|l| l.contains(&id) && l.contains("PARENT_INTERFACE")), "{said:?}");
+    for reconciler in ["network", "firewall", "tproxy", "iptun"] {
+        assert!(!world.journal(&format!("reconciler={reconciler}")).is_empty(), "{reconciler}");
+    }
+    let (status, body) = http_get(london, at(topology::LONDON_WAN, topology::API_PORT), "/readyz").unwrap();
+    assert_eq!(status, 200, "a service that is skipped does not make the agent unready: {body}");
+    assert!(body.contains("{\"name\":\"network\",\"status\":\"ok\""), "{body}");
 
     // A device of somebody else with the name.
     london.ip(&format!("link add {name} type bridge")).unwrap();
@@ -185,4 +140,107 @@ fn what_stands_in_the_way_is_skipped_with_its_reason_until_it_is_gone() {
         wait("the address is in use", SEEN_WITHIN, in_use);
         assert!(link(london, &name).is_none());
     }
+}
+
+#[test]
+fn what_enters_by_the_interface_is_of_its_service_before_any_other() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let world = World::new("tier1");
+    let (london, client) = (&world.sites.london, &world.sites.client);
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, MIRROR_PORT));
+    let _mirror = TcpService::mirror(&world.sites.server, any).unwrap();
+    let (whole, name) = world.serve(&["--desired-ipv4", "10.71.1.50/24", "--desired-ipv6", "fd71:1::50/64"]);
+    let rules = || london.sh("nft list table inet arctic").ok().filter(|t| t.contains(&format!("iifname \"{name}\"")));
+    wait("its rules", SEEN_WITHIN, rules);
+    let (shown, _) = wait("the interface", SEEN_WITHIN, || link(london, &name).filter(|l| l.contains("fd71:1::50")));
+    assert_eq!(sysctl(london, PARENT_ARP).unwrap(), "1");
+
+    // The server's networks lie behind the interface, its other ones behind the host.
+    client.route(SERVER_NET, "10.71.1.50").unwrap();
+    client.route("fd71:2::/64", "fd71:1::50").unwrap();
+    let seen = |server: IpAddr| seen_from(client, at(server, MIRROR_PORT)).unwrap();
+    assert_eq!(seen(topology::SERVER), topology::TOKYO_LAN);
+    assert_eq!(seen(topology::SERVER_V6), "fd71:2::1".parse::<IpAddr>().unwrap());
+    assert_eq!(seen(topology::SERVER_DIRECT), topology::CLIENT);
+    assert_eq!(seen(topology::SERVER_DIRECT_V6), topology::CLIENT_V6);
+    assert_eq!(world.opened(&whole), 2);
+    let neighbour = mac_of_neighbour(client, "10.71.1.50").unwrap();
+    assert!(shown.contains(&neighbour), "the parent answered for the interface: {neighbour}");
+
+    // Another service's route names the same destinations more exactly; a third has an interface and that route too.
+    let operator = &world.cluster.operator;
+    let plain: Value = operator.json(&["services", "create", "--target-peer", "tokyo"]).unwrap();
+    let plain = plain["id"].as_str().unwrap();
+    let exact = |service: &str| {
+        let route = ["routes", "add", "--service", service, "--source-cidr", "10.71.1.2/32", "--dest-cidr"];
+        operator.ok(&[&route[..], &["10.71.2.2/32"]].concat()).unwrap();
+        wait("the rule", SEEN_WITHIN, || rules().filter(|t| t.contains(service)));
+    };
+    exact(plain);
+    seen(topology::SERVER);
+    assert_eq!((world.opened(&whole), world.opened(plain)), (3, 0), "it enters by the interface");
+    client.ip(&format!("route replace {SERVER_NET} via 10.71.1.1")).unwrap();
+    seen(topology::SERVER);
+    assert_eq!((world.opened(&whole), world.opened(plain)), (3, 1), "it enters by the host");
+    let told: Value = operator
+        .json(&["routes", "explain", "--src", "10.71.1.2", "--dst", "10.71.2.2", "--dport", "80", "--iface", &name])
+        .unwrap();
+    assert_eq!(told["service_id"], whole.as_str(), "{told}");
+
+    operator.ok(&["services", "delete", &whole, "--yes"]).unwrap();
+    let restored = || (sysctl(london, PARENT_ARP).unwrap() == "0").then_some(());
+    wait("the parent's setting", SEEN_WITHIN, restored);
+}
+
+// accepts: 001-23
+#[test]
+fn an_address_is_leased_renewed_given_back_and_found_again_after_the_interface() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let world = World::new("dhcp");
+    let (london, tokyo) = (&world.sites.london, &world.sites.tokyo);
+    let (id, name) = world.serve(&[]);
+    let waiting = || Some(world.condition(&id)).filter(|c| c["reason"] == "NO_ADDRESS" && c["status"] == "pending");
+    wait("no address", SEEN_WITHIN, waiting);
+    assert_eq!(world.service(&id)["interface_ipv4_cidr"], Value::Null);
+    assert!(link(london, &name).unwrap().contains("@to-tokyo"), "the default route's");
+
+    // A server on the parent's link, whose leases are renewed after 5 s (T1).
+    tokyo.ip("address add 10.77.0.1/24 dev to-london").unwrap();
+    let log = world.sites.lab.scratch().join("dnsmasq.log");
+    let mut server = tokyo.command("dnsmasq");
+    server
+        .args(["--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--interface=to-london", "--log-dhcp"])
+        .args(["--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,2m", "--dhcp-option=58,5"])
+        .args(["--user=root", "--pid-file=/dev/null", "--dhcp-authoritative"])
+        .arg(format!("--dhcp-leasefile={}", world.sites.lab.scratch().join("leases").display()))
+        .arg(format!("--log-facility={}", log.display()));
+    let _server = tokyo.spawn(server).unwrap();
+    let times = |word: &str| std::fs::read_to_string(&log).unwrap_or_default().matches(word).count();
+    let leased = || {
+        let shown = link(london, &name)?;
+        let at = shown.find("inet 10.77.0.1")?;
+        Some(shown[at + 5..].split(' ').next()?.to_owned())
+    };
+    // The client has been asking for a while, and pauses for up to 17 s.
+    let (address, took) = wait("the lease", Duration::from_secs(20), leased);
+    println!("{address} leased in {took:?}");
+    assert!(address.ends_with("/24"));
+    wait("its report", SEEN_WITHIN, || (world.service(&id)["interface_ipv4_cidr"] == *address).then_some(()));
+    assert_eq!(world.condition(&id)["status"], "applied");
+    let acks = times("DHCPACK");
+    wait("the renewal", SEEN_WITHIN, || (times("DHCPACK") > acks).then_some(()));
+
+    london.ip(&format!("link delete {name}")).unwrap();
+    let (_, took) = wait("the repair", REPAIRED_WITHIN, || leased().filter(|again| *again == address));
+    println!("back with its lease in {took:?}");
+    let acks = times("DHCPACK");
+    wait("a renewal by the new link", SEEN_WITHIN, || (times("DHCPACK") > acks).then_some(()));
+
+    world.cluster.operator.ok(&["services", "delete", &id, "--yes"]).unwrap();
+    wait("the release", SEEN_WITHIN, || (times("DHCPRELEASE") == 1).then_some(()));
+    wait("the interface's end", SEEN_WITHIN, || link(london, &name).is_none().then_some(()));
 }

@@ -28,8 +28,6 @@ pub enum Refusal {
     UnknownTarget,
     /// The service asks for a transport that this engine does not have; it is not carried over another one.
     TransportUnavailable,
-    /// The service asks for transparent mode, which this engine does not have.
-    TransparentUnavailable,
     /// This engine is at its limit of flows, handshakes or idle connections.
     Busy,
     /// The target could not be connected, or proved another key.
@@ -38,7 +36,7 @@ pub enum Refusal {
     NoReply,
     /// A peer broke the protocol of streams.
     Protocol,
-    /// A TLS handshake failed: unknown key, or no TLS.
+    /// A handshake of TLS or Noise failed: unknown key, or another protocol.
     Handshake,
     /// The exit said no: counted at the source and at the exit.
     Exit(StreamRefusal),
@@ -46,12 +44,11 @@ pub enum Refusal {
     Tunnel(TunnelRefusal),
 }
 
-const OWN: [Refusal; 10] = [
+const OWN: [Refusal; 9] = [
     Refusal::NotCaptured,
     Refusal::NoRoute,
     Refusal::UnknownTarget,
     Refusal::TransportUnavailable,
-    Refusal::TransparentUnavailable,
     Refusal::Busy,
     Refusal::TargetUnreachable,
     Refusal::NoReply,
@@ -82,7 +79,6 @@ impl Refusal {
             Self::NoRoute => "no_route",
             Self::UnknownTarget => "unknown_target",
             Self::TransportUnavailable => "transport_unavailable",
-            Self::TransparentUnavailable => "transparent_unavailable",
             Self::Busy => "busy",
             Self::TargetUnreachable => "target_unreachable",
             Self::NoReply => "no_reply",
@@ -99,6 +95,7 @@ impl Refusal {
             Self::Exit(StreamRefusal::TransparentUnavailable) => "exit_transparent_unavailable",
             Self::Exit(StreamRefusal::Busy) => "exit_busy",
             Self::Exit(StreamRefusal::BadHeader) => "exit_bad_header",
+            Self::Exit(StreamRefusal::ForbiddenSource) => "exit_forbidden_source",
         }
     }
 }
@@ -110,12 +107,11 @@ impl fmt::Display for Refusal {
             Self::NoRoute => "no route covers the flow",
             Self::UnknownTarget => "target is not a trusted peer",
             Self::TransportUnavailable => "transport not available",
-            Self::TransparentUnavailable => "transparent mode not available",
             Self::Busy => "limit of concurrent connections reached",
             Self::TargetUnreachable => "target peer could not be connected",
             Self::NoReply => "connection to the target ended before it answered",
             Self::Protocol => "peer broke the stream protocol",
-            Self::Handshake => "TLS handshake failed",
+            Self::Handshake => "handshake failed",
             Self::Exit(refusal) => return refusal.fmt(f),
             Self::Tunnel(refusal) => refusal.text(),
         })

@@ -2,6 +2,7 @@
 
 use super::{
     Core,
+    carrier::Carrier,
     counters::Refusal,
     limits::{ACCEPT_RETRY, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, MAX_IDLE_PER_PEER},
     relay::{Relay, Role, conclude},
@@ -22,7 +23,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 use tokio::{
-    io::Interest,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -137,7 +137,7 @@ async fn admit(
     tokio::select! {
         biased;
         () = revoked => tracing::debug!(%peer, "connection cut: the peer or its key is not trusted any more"),
-        () = serve_stream(&core, session, peer, idle) => {}
+        () = serve_stream(&core, session, peer, Some(idle)) => {}
     }
 }
 
@@ -152,14 +152,15 @@ async fn handshake(core: &Core, acceptor: TlsAcceptor, tcp: TcpStream) -> io::Re
     Ok((Session::new(tcp, tls.into()), *peer, key))
 }
 
-async fn serve_stream(core: &Core, mut session: Session, peer: PeerId, idle: Place<PeerId>) {
+/// Serves a stream of a peer that proved its key; it keeps its place until the header is there.
+pub(super) async fn serve_stream<S: Carrier>(core: &Core, mut session: S, peer: PeerId, idle: Option<Place<PeerId>>) {
     let read = read_header(core, &mut session).await;
     drop(idle);
     match read {
         Ok(Some((header, early))) => carry(core, session, peer, header, early).await,
         Ok(None) => {
             // Never used: renewed, or its client stopped.
-            let _ = sockets::set_reset_on_drop(session.tcp(), false);
+            session.let_go();
         }
         Err(e) => {
             core.counters.refuse(Refusal::Protocol, format_args!("stream of {peer}: {e}"));
@@ -169,7 +170,7 @@ async fn serve_stream(core: &Core, mut session: Session, peer: PeerId, idle: Pla
 }
 
 /// The header and the client's bytes that came with it; `None` if the connection ended or grew old without a byte.
-async fn read_header(core: &Core, session: &mut Session) -> Result<Option<(StreamHeader, Vec<u8>)>, HeaderError> {
+async fn read_header<S: Carrier>(core: &Core, session: &mut S) -> Result<Option<(StreamHeader, Vec<u8>)>, HeaderError> {
     let mut arrived = Vec::new();
     match timeout(core.timing.unused, receive(session, &mut arrived)).await {
         Ok(Ok(Received::Bytes)) => {}
@@ -201,12 +202,12 @@ enum HeaderError {
     TooSlow,
 }
 
-async fn receive(session: &mut Session, into: &mut Vec<u8>) -> io::Result<Received> {
+async fn receive<S: Carrier>(session: &mut S, into: &mut Vec<u8>) -> io::Result<Received> {
     poll_fn(|cx| with_scratch(|scratch| session.poll_receive(cx, &mut scratch.raw, into))).await
 }
 
 /// Says no, and waits a little so that the answer is not lost to a reset by the client's bytes still arriving.
-async fn refuse(core: &Core, mut session: Session, refusal: StreamRefusal) {
+async fn refuse<S: Carrier>(core: &Core, mut session: S, refusal: StreamRefusal) {
     let answer = async {
         send(&mut session, &encode_reply(Err(refusal))).await?;
         poll_fn(|cx| session.poll_close(cx)).await?;
@@ -216,7 +217,7 @@ async fn refuse(core: &Core, mut session: Session, refusal: StreamRefusal) {
     let _ = timeout(core.timing.drain, answer).await;
 }
 
-async fn send(session: &mut Session, mut bytes: &[u8]) -> io::Result<()> {
+async fn send<S: Carrier>(session: &mut S, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let sent = poll_fn(|cx| session.poll_send(cx, bytes)).await?;
         bytes = &bytes[sent..];
@@ -224,14 +225,13 @@ async fn send(session: &mut Session, mut bytes: &[u8]) -> io::Result<()> {
     poll_fn(|cx| session.poll_flush(cx)).await
 }
 
-async fn carry(core: &Core, mut session: Session, peer: PeerId, header: StreamHeader, early: Vec<u8>) {
+async fn carry<S: Carrier>(core: &Core, mut session: S, peer: PeerId, header: StreamHeader, early: Vec<u8>) {
     let service = header.service;
-    let wan = session.tcp().clone();
     let opened = tokio::select! {
         biased;
         opened = open(core, peer, &header) => opened,
         // The source gave up while the destination was silent.
-        _ = wan.ready(Interest::ERROR) => return,
+        () = session.failed() => return,
     };
     let server = match opened {
         Ok(server) => server,
@@ -277,21 +277,26 @@ struct OpenedServer {
 async fn open(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<OpenedServer, StreamRefusal> {
     let permit = core.flows.clone().try_acquire_owned().map_err(|_| StreamRefusal::Busy)?;
     let forwarding = permitting(core, peer, header).await?;
-    // A header that asks for less than the service promises is no way around it either.
-    if header.transparent || forwarding.services.get(&header.service).is_some_and(|s| s.transparent) {
-        return Err(StreamRefusal::TransparentUnavailable);
-    }
     if core.forbids(header.dest) {
         return Err(StreamRefusal::ForbiddenDestination);
     }
-    let server = dial(core, header.dest).await?;
+    // A header that asks for less than the service promises is no way around it either.
+    let transparent = forwarding.services.get(&header.service).is_some_and(|s| s.transparent);
+    if transparent && core.is_local(header.source.ip()) {
+        return Err(StreamRefusal::ForbiddenSource);
+    }
+    let server = dial(core, transparent.then_some(header.source), header.dest).await?;
     Ok(OpenedServer { server: Arc::new(server), _permit: permit })
 }
 
 /// The snapshot that permits the stream; one that does not know its service or route yet is given time to.
 async fn permitting(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<Arc<Forwarding>, StreamRefusal> {
-    let check = |f: &Forwarding| f.check_exit(peer, header.service, header.dest);
-    let may_change = |r| matches!(r, Err(ExitRefusal::UnknownService | ExitRefusal::OutsideRoutes));
+    let check = |f: &Forwarding| {
+        f.check_exit(peer, header.service, header.dest)?;
+        f.check_source(header.service, header.transparent, header.source.ip(), header.dest.ip())
+    };
+    let behind = [ExitRefusal::UnknownService, ExitRefusal::OutsideRoutes, ExitRefusal::NotTransparent];
+    let may_change = |r: Result<(), ExitRefusal>| r.is_err_and(|refusal| behind.contains(&refusal));
     drop(timeout(core.timing.gossip_lag, core.until(|f| !may_change(check(f)))).await);
     let forwarding = core.forwarding.borrow().clone();
     check(&forwarding).map_err(on_wire)?;
@@ -304,13 +309,20 @@ fn on_wire(refusal: ExitRefusal) -> StreamRefusal {
         ExitRefusal::NotTheSource => StreamRefusal::NotTheSource,
         ExitRefusal::OutsideRoutes => StreamRefusal::OutsideRoutes,
         ExitRefusal::ForbiddenDestination => StreamRefusal::ForbiddenDestination,
+        ExitRefusal::NotTransparent => StreamRefusal::TransparentUnavailable,
+        ExitRefusal::ForbiddenSource => StreamRefusal::ForbiddenSource,
     }
 }
 
-async fn dial(core: &Core, dest: SocketAddr) -> Result<TcpStream, StreamRefusal> {
+/// `source`: the client's address, which the server is to see.
+async fn dial(core: &Core, source: Option<SocketAddr>, dest: SocketAddr) -> Result<TcpStream, StreamRefusal> {
     let dest = dialled(dest);
     let connect = async {
-        let server = sockets::edge_socket(dest, core.own_mark)?.connect(dest).await?;
+        let socket = match source {
+            Some(source) => sockets::transparent_edge_socket(source, core.own_mark)?,
+            None => sockets::edge_socket(dest, core.own_mark)?,
+        };
+        let server = socket.connect(dest).await?;
         sockets::tune_edge(&server)?;
         sockets::set_reset_on_drop(&server, true)?;
         Ok(server)

@@ -1,8 +1,9 @@
 //! A kernel in memory: the same verbs and the same meaning, with faults on demand.
 
 use super::{
-    BoxFuture, Fingerprint, Hints, HostFacts, HostView, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN,
-    Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, Table, Verdict, classify,
+    BoxFuture, Fingerprint, FramePort, Hints, HostFacts, HostSetting, HostView, Interface, InterfaceChange, Kernel,
+    KernelError, Link, MACVLAN, Owned, Packet, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange, Table,
+    Verdict, classify,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -50,10 +51,11 @@ pub enum Operation {
     RemoveTables,
     AddPolicy(PolicyItem),
     DeletePolicy(PolicyItem),
-    SetForwarding(bool),
     /// By name.
     SetInterface(String),
     RemoveInterface(String),
+    SetHostSettings,
+    SetForwarding(bool),
 }
 
 #[derive(Default)]
@@ -66,6 +68,7 @@ struct State {
     operations: Vec<Operation>,
     host: HostFacts,
     default_link: Option<u32>,
+    settings: BTreeSet<HostSetting>,
 }
 
 /// The kernel of a simulated host. Time does not pass in it: `expire_liveness` lets the liveness element expire.
@@ -136,6 +139,11 @@ impl FakeKernel {
             None => self.state().remove_link(index),
         };
         self.hints.send_modify(|h| h.links += 1);
+    }
+
+    /// The settings that hold because we need them.
+    pub fn settings(&self) -> BTreeSet<HostSetting> {
+        self.state().settings.clone()
     }
 
     /// The link of the default route.
@@ -271,6 +279,17 @@ fn digest(tables: &[Table]) -> Fingerprint {
     Fingerprint(Sha256::digest(format!("{tables:?}")).into())
 }
 
+struct Silence;
+
+impl FramePort for Silence {
+    fn send(&self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn receive(&mut self) -> BoxFuture<'_, std::io::Result<Vec<u8>>> {
+        Box::pin(std::future::pending())
+    }
+}
+
 impl Kernel for FakeKernel {
     fn replace_tables<'a>(&'a self, ruleset: &'a Ruleset) -> BoxFuture<'a, Result<(), KernelError>> {
         Box::pin(async move {
@@ -333,15 +352,6 @@ impl Kernel for FakeKernel {
         })
     }
 
-    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
-        let mut state = self.state();
-        let changed = std::mem::replace(&mut state.forwards, on) != on;
-        if changed {
-            state.operations.push(Operation::SetForwarding(on));
-        }
-        Box::pin(async move { Ok(changed) })
-    }
-
     fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>> {
         Box::pin(async move {
             let attempted = format!("setting interface {}", interface.name());
@@ -363,9 +373,42 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>> {
+        Box::pin(async move {
+            let old = self.state().settings.clone();
+            if old == *wanted {
+                return Ok(SettingsChange::default());
+            }
+            self.fault("setting what the host needs")?;
+            let told = |of: &BTreeSet<HostSetting>, others| of.difference(others).map(HostSetting::key).collect();
+            let change = SettingsChange { set: told(wanted, &old), restored: told(&old, wanted) };
+            let mut state = self.state();
+            state.settings.clone_from(wanted);
+            state.operations.push(Operation::SetHostSettings);
+            Ok(change)
+        })
+    }
+
+    /// Nobody leases addresses in a simulated network.
+    fn frame_port<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
+        Box::pin(async { Ok(Box::new(Silence) as Box<dyn FramePort>) })
+    }
+
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
         let found = self.state().default_link;
         Box::pin(async move { Ok(found) })
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let mut state = self.state();
+        let changed = std::mem::replace(&mut state.forwards, on) != on;
+        if changed {
+            state.operations.push(Operation::SetForwarding(on));
+        }
+        Box::pin(async move { Ok(changed) })
     }
 
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>> {

@@ -13,6 +13,7 @@ mod mark;
 mod policy;
 mod program;
 mod ruleset;
+mod setting;
 
 pub(crate) use ruleset::{DHCP_PORTS, ICMP_V6, NEIGHBOUR_DISCOVERY, TCP, UDP, sets, special_networks};
 
@@ -26,6 +27,7 @@ pub use policy::{
 };
 pub use program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table};
 pub use ruleset::{Capture, Intercept, PeerSocket, Ruleset, TABLE_TCP, TABLE_TUNNEL, Tunnel};
+pub use setting::{HostSetting, SettingsChange};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,8 +75,18 @@ pub trait Kernel: Send + Sync + 'static {
     /// Removes a link of ours by its name; succeeds when there is none, and leaves a foreign one of that name.
     fn remove_interface<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), KernelError>>;
 
+    /// A port to a link for DHCP, by its name.
+    fn frame_port<'a>(&'a self, link: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>>;
+
     /// Index of the link by which packets leave for destinations that no other route names: of IPv4, else of IPv6.
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>>;
+
+    /// Makes exactly these settings hold, as far as we have to do with them: sets those that do not serve, and gives those
+    /// that we set before and are not among them their former values. What is of a link that is not there is passed over.
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>>;
 
     /// What exists now of ours, but for interfaces, which `read_host` tells.
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>>;
@@ -87,6 +99,13 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Says when to look again. Our own writes do not count; lost notifications count as all kinds.
     fn changes(&self) -> watch::Receiver<Hints>;
+}
+
+/// Whole Ethernet frames on one link: out any, in those that may be answers of a DHCP server.
+pub trait FramePort: Send + Sync {
+    fn send(&self, frame: &[u8]) -> std::io::Result<()>;
+    /// Cancel-safe. An error says that the link has gone or is down.
+    fn receive(&mut self) -> BoxFuture<'_, std::io::Result<Vec<u8>>>;
 }
 
 /// Digest of the content of both tables: chains, sets, rules in order; not of counters, handles, the liveness element.

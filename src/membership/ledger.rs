@@ -162,8 +162,12 @@ pub trait LedgerView {
     /// Live services, ordered by id. A record is no service if its owner is neither trusted nor one that left by itself,
     /// or is not its service's source.
     fn services(&self) -> Result<Vec<Service>, Self::Error> {
+        self.services_among(self.records_of(kind::SERVICE)?)
+    }
+
+    /// Those of the records that are live services, in the same order.
+    fn services_among(&self, mut records: Vec<Record>) -> Result<Vec<Service>, Self::Error> {
         let trusted: BTreeSet<PeerId> = self.trusted_peers()?.into_iter().map(|p| p.peer_id).collect();
-        let mut records = self.records_of(kind::SERVICE)?;
         if records.iter().any(|r| !trusted.contains(&r.key.owner)) {
             let revocations = self.revocations()?;
             records.retain(|r| {
@@ -174,7 +178,7 @@ pub trait LedgerView {
     }
 
     fn service(&self, id: ServiceId) -> Result<Option<Service>, Self::Error> {
-        Ok(self.services()?.into_iter().find(|s| s.id == id))
+        Ok(self.services_among(self.records_about(kind::SERVICE, &id.to_string())?)?.into_iter().next())
     }
 }
 

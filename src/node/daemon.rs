@@ -53,7 +53,7 @@ pub async fn run() -> Result<(), DaemonError> {
     })?;
     let env = Env::new(
         Arc::new(TokioNet::new(Some(mask.own()))),
-        Arc::new(LinuxKernel::open()?),
+        Arc::new(LinuxKernel::open()?.remembering(config.data_dir.join("host-settings.json"))),
         Arc::new(SystemClock::new()),
         Arc::new(LinuxEngines),
         system_seed().map_err(DaemonError::Randomness)?,

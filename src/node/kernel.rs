@@ -45,6 +45,7 @@ impl Node {
         let settings = Settings {
             mask,
             parent_interface: config.parent_interface.clone(),
+            lease_rng: env.rng("leases"),
             clear_on_stop: config.on_stop == OnStop::Clear,
             ..Settings::default()
         };
@@ -77,9 +78,11 @@ impl Node {
             // Nothing of a cluster that this host has left stays behind.
             let tables = env.kernel.remove_tables().await;
             let policy = env.kernel.set_policy(&PolicyRouting::default()).await;
-            let forwarding = env.kernel.set_forwarding(false).await;
             let interfaces = remove_interfaces(&*env.kernel).await;
-            if let Err(e) = tables.and(policy.map(drop)).and(forwarding.map(drop)).and(interfaces) {
+            let settings = env.kernel.set_host_settings(&BTreeSet::new()).await;
+            let forwarding = env.kernel.set_forwarding(false).await;
+            let settings = settings.map(drop).and(forwarding.map(drop));
+            if let Err(e) = tables.and(policy.map(drop)).and(interfaces).and(settings) {
                 tracing::error!(error = %with_causes(&e), "kernel state of the left cluster was not removed");
             }
         }

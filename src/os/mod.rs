@@ -2,7 +2,6 @@
 
 mod announce;
 pub mod datagram;
-mod forwarding;
 mod interface;
 mod link;
 pub mod log;
@@ -18,21 +17,24 @@ mod sysctl;
 pub mod tun;
 
 use crate::kernel::{
-    BoxFuture, Family, Fingerprint, Hints, HostFacts, Interface, InterfaceChange, Kernel, KernelError, Owned,
-    PolicyChange, PolicyItem, PolicyRouting, Ruleset,
+    BoxFuture, Family, Fingerprint, FramePort, Hints, HostFacts, HostSetting, Interface, InterfaceChange, Kernel,
+    KernelError, Owned, PolicyChange, PolicyItem, PolicyRouting, Ruleset, SettingsChange,
 };
 use monitor::Monitor;
 use netlink::Netlink;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use route::Found;
 use std::{
+    collections::BTreeSet,
     io,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use sysctl::NeededBy;
 use tokio::sync::watch;
 
 const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
@@ -41,7 +43,7 @@ const CLAIM_NAME: &[u8] = b"arctic/kernel-state";
 /// which it was opened, and all sockets are opened there, so later calls may come from any thread.
 pub struct LinuxKernel {
     sockets: Arc<Mutex<Sockets>>,
-    forwarding: Arc<Mutex<forwarding::Forwarding>>,
+    before: Arc<Mutex<sysctl::Before>>,
     monitor: Monitor,
 }
 
@@ -65,7 +67,12 @@ impl LinuxKernel {
         let sockets = Sockets { netfilter: Netlink::open(NETLINK_NETFILTER)?, route: Netlink::open(NETLINK_ROUTE)? };
         sockets.route.set_strict()?;
         let monitor = Monitor::start(sockets.netfilter.port(), sockets.route.port())?;
-        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), forwarding: Arc::default(), monitor })
+        Ok(Self { sockets: Arc::new(Mutex::new(sockets)), before: Arc::default(), monitor })
+    }
+
+    /// Keeps in `file` what settings of the host were before they were changed.
+    pub fn remembering(self, file: PathBuf) -> Self {
+        Self { before: Arc::new(Mutex::new(sysctl::Before::kept_in(file))), ..self }
     }
 
     /// Runs `work` where it may take its time: a large ruleset keeps the kernel busy for tens of milliseconds.
@@ -107,11 +114,6 @@ impl Kernel for LinuxKernel {
         self.run("setting policy routing", move |s| set_policy(&s.route, &policy))
     }
 
-    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
-        let forwarding = self.forwarding.clone();
-        self.run("setting forwarding", move |_| forwarding.lock().unwrap_or_else(PoisonError::into_inner).set(on))
-    }
-
     fn set_interface<'a>(&'a self, interface: &'a Interface) -> BoxFuture<'a, Result<InterfaceChange, KernelError>> {
         let interface = interface.clone();
         self.run("setting an interface", move |s| interface::set(&s.route, &interface))
@@ -122,12 +124,44 @@ impl Kernel for LinuxKernel {
         self.run("removing an interface", move |s| interface::remove(&s.route, &name))
     }
 
+    fn set_host_settings<'a>(
+        &'a self,
+        wanted: &'a BTreeSet<HostSetting>,
+    ) -> BoxFuture<'a, Result<SettingsChange, KernelError>> {
+        let (before, wanted) = (self.before.clone(), wanted.clone());
+        self.run("setting what the host needs", move |_| {
+            before.lock().unwrap_or_else(PoisonError::into_inner).set(NeededBy::Network, wanted)
+        })
+    }
+
+    fn frame_port<'a>(&'a self, link: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
+        let name = link.to_owned();
+        Box::pin(async move {
+            let attempted = format!("listening on {name}");
+            let missing = KernelError::from_errno(attempted.clone(), libc::ENODEV);
+            let host = self.read_host().await?;
+            let found = host.links.iter().find(|(_, link)| link.name == name);
+            let index = found.map(|(index, _)| *index).ok_or(missing)?;
+            let port = packet::DhcpPort::open(index).map_err(|e| KernelError::new(attempted, e.to_string()))?;
+            Ok(Box::new(port) as Box<dyn FramePort>)
+        })
+    }
+
     fn default_link(&self) -> BoxFuture<'_, Result<Option<u32>, KernelError>> {
         self.run("reading the default route", |s| {
             Ok(match route::default_link(&s.route, Family::V4)? {
                 None => route::default_link(&s.route, Family::V6)?,
                 found => found,
             })
+        })
+    }
+
+    fn set_forwarding(&self, on: bool) -> BoxFuture<'_, Result<bool, KernelError>> {
+        let before = self.before.clone();
+        self.run("setting forwarding", move |_| {
+            let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = if on { before.forwarding_of_both() } else { BTreeSet::new() };
+            before.set(NeededBy::Tunnel, wanted).map(|change| change != SettingsChange::default())
         })
     }
 

@@ -13,8 +13,8 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
 const TABLE_MAIN: u32 = 254;
+const RTA_TABLE: u16 = 15;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const SCOPE_LINK: u8 = 253;
@@ -55,17 +55,6 @@ pub fn add_local_default(netlink: &Netlink, family: Family, table: u32) -> Resul
     answer(netlink, &w.bytes, || format!("adding the local default route of {family:?} to table {table}"))
 }
 
-/// `default dev <device> table <table>`
-pub fn add_device_default(netlink: &Netlink, family: Family, table: u32, device: u32) -> Result<(), KernelError> {
-    let mut w = Writer::default();
-    w.message(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 0, |w| {
-        w.raw(&[address_family(family), 0, 0, 0, 0, POLICY_PROTOCOL, SCOPE_LINK, RTN_UNICAST, 0, 0, 0, 0]);
-        w.bytes(RTA_TABLE, &table.to_ne_bytes());
-        w.bytes(RTA_OIF, &device.to_ne_bytes());
-    });
-    answer(netlink, &w.bytes, || format!("adding the default route of {family:?} by device {device} to table {table}"))
-}
-
 /// Index of the link of the preferred default route in the main table.
 pub fn default_link(netlink: &Netlink, family: Family) -> Result<Option<u32>, KernelError> {
     let mut w = Writer::default();
@@ -88,6 +77,17 @@ fn parse_default(message: &Message) -> Option<(u32, u32)> {
     let index = attribute(attributes, RTA_OIF).and_then(ne32).or_else(first_hop)?;
     let metric = attribute(attributes, RTA_PRIORITY).and_then(ne32).unwrap_or(0);
     (message.kind == RTM_NEWROUTE && everywhere).then_some((metric, index))
+}
+
+/// `default dev <device> table <table>`
+pub fn add_device_default(netlink: &Netlink, family: Family, table: u32, device: u32) -> Result<(), KernelError> {
+    let mut w = Writer::default();
+    w.message(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, 0, |w| {
+        w.raw(&[address_family(family), 0, 0, 0, 0, POLICY_PROTOCOL, SCOPE_LINK, RTN_UNICAST, 0, 0, 0, 0]);
+        w.bytes(RTA_TABLE, &table.to_ne_bytes());
+        w.bytes(RTA_OIF, &device.to_ne_bytes());
+    });
+    answer(netlink, &w.bytes, || format!("adding the default route of {family:?} by device {device} to table {table}"))
 }
 
 /// Deletes exactly the route that was read.

@@ -1,4 +1,4 @@
-//! TCP sockets of the data plane: transparent, marked, tuned for long links; and the addresses of this host.
+//! Sockets of the data plane: transparent, marked, tuned for long links; and the addresses of this host.
 //!
 //! "WAN" sockets run between two engines; "edge" sockets face clients and servers and keep the kernel's own tuning.
 
@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Each direction of a WAN socket; the kernel doubles it for its own overhead. The default ceilings (4 MiB sending, 6 MiB
 /// receiving, overhead included) are below two bandwidth-delay products of 200 Mbit/s x 150 ms, which loss recovery
@@ -18,11 +18,18 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub const WAN_BUFFER_BYTES: usize = 16 << 20;
 /// Bytes a WAN socket takes beyond what the window lets out at once: bounds the queue in front of the link.
 pub const WAN_UNSENT_BYTES: u32 = 512 << 10;
+/// Each direction of the datagram socket: what arrives while the engine is busy with something else.
+const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 /// dataplane.md §1.
 pub const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// `linux/in.h` and `linux/in6.h`; not in libc.
+const IP_PKTOPTIONS: i32 = 9;
+const IPV6_2292PKTOPTIONS: i32 = 6;
+/// Room for the control messages of one connection.
+const CONTROL_WORDS: usize = 64;
 const CONGESTION: &[u8] = b"bbr";
 
 fn tcp_socket(addr: SocketAddr, mark: u32) -> io::Result<Socket> {
@@ -78,6 +85,41 @@ fn no_such_family(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
+/// The socket for datagrams of other engines: every address of both families, or IPv4 alone where IPv6 is off.
+pub fn wan_datagrams(port: u16, mark: u32) -> io::Result<UdpSocket> {
+    match wan_datagrams_at((Ipv6Addr::UNSPECIFIED, port).into(), mark) {
+        Err(e) if no_such_family(&e) => wan_datagrams_at((Ipv4Addr::UNSPECIFIED, port).into(), mark),
+        other => other,
+    }
+}
+
+fn wan_datagrams_at(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if set_int(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
+        socket.set_send_buffer_size(DATAGRAM_BUFFER_BYTES)?;
+    }
+    if set_int(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
+        socket.set_recv_buffer_size(DATAGRAM_BUFFER_BYTES)?;
+    }
+    socket.bind(&SockAddr::from(addr))?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Lets datagrams that are larger than the path be cut on the way (IPv4) or here (IPv6) instead of being lost.
+pub fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    if socket.local_addr()?.is_ipv6() {
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    Ok(())
+}
+
 /// A tuned socket to another engine; connect it.
 pub fn wan_socket(dest: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
     let socket = tcp_socket(dest, mark)?;
@@ -88,6 +130,30 @@ pub fn wan_socket(dest: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
 /// A socket from the exit to a server; connect it.
 pub fn edge_socket(dest: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
     let socket = tcp_socket(dest, mark)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// The same, from an address that need not be of this host: the client's own port if that is free, else any. Answers
+/// come to it only where a rule gives them to it. Needs CAP_NET_ADMIN.
+pub fn transparent_edge_socket(source: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
+    match transparently_bound(source, mark) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => transparently_bound(SocketAddr::new(source.ip(), 0), mark),
+        bound => bound,
+    }
+}
+
+fn transparently_bound(source: SocketAddr, mark: u32) -> io::Result<TcpSocket> {
+    let socket = tcp_socket(source, mark)?;
+    match source {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    socket.set_reuse_address(true)?;
+    if source.port() == 0 {
+        // The port is chosen when the destination is known, so that many destinations share it.
+        set_int(&socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    }
+    socket.bind(&SockAddr::from(source))?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
@@ -139,6 +205,61 @@ pub fn set_reset_on_drop(stream: &TcpStream, reset: bool) -> io::Result<()> {
 /// Ends the sending direction: FIN behind all bytes sent.
 pub fn finish_sending(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+}
+
+/// The interface by which the opening packets of an accepted connection entered; none if it has gone since.
+pub fn entered_by(stream: &TcpStream) -> io::Result<Option<String>> {
+    let v4 = stream.local_addr()?.is_ipv4();
+    let (level, wanted, option) = if v4 {
+        (libc::SOL_IP, libc::IP_PKTINFO, IP_PKTOPTIONS)
+    } else {
+        (libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, IPV6_2292PKTOPTIONS)
+    };
+    set_int(stream, level, wanted, 1)?;
+    let index = packet_index(stream, level, option);
+    set_int(stream, level, wanted, 0)?;
+    let Some(index) = index? else { return Ok(None) };
+    let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the IF_NAMESIZE bytes that the call may write.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null() {
+        return Ok(None);
+    }
+    let bytes: Vec<u8> = name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect();
+    Ok(String::from_utf8(bytes).ok())
+}
+
+/// The interface index in the control messages that the kernel keeps of a connection.
+fn packet_index(stream: &TcpStream, level: i32, option: i32) -> io::Result<Option<u32>> {
+    let mut buffer = [0u64; CONTROL_WORDS];
+    let mut length = size_of_val(&buffer) as libc::socklen_t;
+    // SAFETY: the buffer is writable for the length that is given; the kernel writes no more, and says how much.
+    let rc =
+        unsafe { libc::getsockopt(stream.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &raw mut length) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes: Vec<u8> = buffer.iter().flat_map(|word| word.to_ne_bytes()).take(length as usize).collect();
+    Ok(control_index(&bytes))
+}
+
+/// Control messages are `length: usize, level: i32, kind: i32, data`, each padded to the size of a word.
+fn control_index(mut bytes: &[u8]) -> Option<u32> {
+    const WORD: usize = size_of::<usize>();
+    const HEADER: usize = WORD + 8;
+    let int = |bytes: &[u8], at: usize| Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    loop {
+        let length = usize::from_ne_bytes(bytes.get(..WORD)?.try_into().ok()?);
+        let data = bytes.get(HEADER..length)?;
+        let index = match (int(bytes, WORD)?, int(bytes, WORD + 4)?) {
+            (libc::SOL_IP, libc::IP_PKTINFO) => int(data, 0),
+            (libc::SOL_IPV6, libc::IPV6_PKTINFO) => int(data, 16),
+            _ => None,
+        };
+        if let Some(index) = index {
+            return u32::try_from(index).ok().filter(|index| *index > 0);
+        }
+        bytes = bytes.get(length.next_multiple_of(WORD)..)?;
+    }
 }
 
 fn set_int(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result<()> {

@@ -253,6 +253,12 @@ pub fn compile(desired: &Desired, mask: MarkMask, intercept: Intercept, marks: &
     }
 }
 
+/// Whether this peer dials with the addresses of clients for some service (dataplane.md §4).
+pub(super) fn has_transparent_exit(desired: &Desired) -> bool {
+    let here = |s: &&Service| s.body.fully_transparent && Some(s.body.target_peer_id) == desired.local;
+    desired.services.iter().filter(here).any(|s| obstacle(desired, s, None).is_none())
+}
+
 /// Why nothing of a service can be carried. `mark` is given for outgoing services.
 fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> Option<Skipped> {
     let body = &service.body;
@@ -266,8 +272,14 @@ fn obstacle(desired: &Desired, service: &Service, mark: Option<Option<u32>>) -> 
     if let Some(feature) = desired.features.missing_for(body) {
         return Some(lacks_feature(format!("the license does not include the feature {feature}")));
     }
-    if body.transport_type == Transport::Kcp {
-        return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "transport kcp is not available in this version"));
+    if body.transport_type == Transport::Kcp && body.fully_transparent {
+        return Some(Skipped::failed("TRANSPORT_UNAVAILABLE", "a fully transparent service needs transport tcp"));
+    }
+    if body.fully_transparent && (!body.requires_interface || body.transport_type != Transport::Tcp) {
+        return Some(Skipped::failed(
+            "TRANSPARENT_UNAVAILABLE",
+            "transparent mode needs an interface and transport tcp",
+        ));
     }
     if Some(other) == desired.local {
         return Some(Skipped::failed("SAME_PEER", "source and target are this peer"));
@@ -322,7 +334,7 @@ fn unheard(captures: &[Capture], intercept: Intercept) -> BTreeMap<ServiceId, Sk
         let family = capture.source.or(capture.dest).map(|net| Family::of(net.addr()));
         let name = match family {
             Some(f) if deaf(f) => f.name(),
-            None if Family::BOTH.into_iter().any(deaf) => "IPv4 or IPv6",
+            None if Family::BOTH.into_iter().all(deaf) => "IPv4 or IPv6",
             _ => continue,
         };
         let message = format!("the engine has no listener for {name}, so route {capture} captures nothing");

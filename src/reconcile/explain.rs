@@ -4,7 +4,7 @@
 use super::status::Status;
 use crate::{
     kernel::{DHCP_PORTS, Family, HostFacts, Ruleset, TCP, UDP, special_networks},
-    model::{Service, ServiceId},
+    model::{Service, ServiceId, interface_name},
     routing::{CompiledRoute, Criterion, Mismatch, sort_routes},
 };
 use ipnet::IpNet;
@@ -77,10 +77,17 @@ impl Explanation {
 
 /// What becomes of `flow` on this host, whose outgoing services are `services`.
 pub fn explain(services: &[Service], status: &Status, host: &HostFacts, flow: &Flow) -> Explanation {
-    let mut routes: Vec<CompiledRoute> =
-        services.iter().flat_map(|s| s.body.routes.iter().map(|r| CompiledRoute::new(s, r))).collect();
+    let mut routes: Vec<CompiledRoute> = services.iter().flat_map(CompiledRoute::of).collect();
+    routes.retain(|route| counts(route, services, flow));
     sort_routes(&mut routes);
     judge(routes, &status.ruleset, &not_forwarded(host), flow, |service| inactive(status, service))
+}
+
+/// A route of a service with an interface stands twice in the order. The one that decides is told.
+fn counts(route: &CompiledRoute, services: &[Service], flow: &Flow) -> bool {
+    let Some(service) = services.iter().find(|s| s.id == route.service) else { return true };
+    let entered = service.body.requires_interface && flow.interface == Some(interface_name(service.id));
+    route.route.is_none() || route.interface.is_some() == entered
 }
 
 /// `routes`: most preferred first.

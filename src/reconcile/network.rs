@@ -1,11 +1,12 @@
 //! `network`: the MACVLANs of services whose source is this peer (dataplane.md §5).
 
 use super::{
-    desired::{Desired, Skipped},
+    desired::{Desired, Skipped, has_transparent_exit},
+    lease::Leases,
     status::InterfaceFacts,
 };
 use crate::{
-    kernel::{HostFacts, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN, Mac},
+    kernel::{HostFacts, HostSetting, Interface, InterfaceChange, Kernel, KernelError, Link, MACVLAN, Mac},
     model::{Service, ServiceId, interface_name},
 };
 use ipnet::IpNet;
@@ -21,6 +22,8 @@ pub struct InterfaceWish {
     /// While nothing may be carried it is kept, and down.
     pub up: bool,
     pub addresses: BTreeSet<IpNet>,
+    /// Its address is to be leased.
+    pub leases: bool,
 }
 
 impl InterfaceWish {
@@ -33,7 +36,7 @@ impl InterfaceWish {
                 Some(Skipped::pending("NOT_CARRIED", "nothing may be carried: its interface is down"))
             }
             Some(facts) if facts.ipv4.is_none() && facts.ipv6.is_none() => {
-                Some(Skipped::pending("NO_ADDRESS", "its interface has no address yet"))
+                Some(Skipped::pending("NO_ADDRESS", "its interface has no address yet: no DHCP server has leased one"))
             }
             Some(_) => None,
         }
@@ -64,14 +67,12 @@ pub fn interface_wishes(desired: &Desired) -> (Vec<InterfaceWish>, BTreeMap<Serv
     for service in desired.services.iter().filter(here) {
         match unlicensed(desired) {
             Some(reason) => drop(skipped.insert(service.id, reason)),
-            None => wishes.push(InterfaceWish {
-                service: service.id,
-                up: desired.data_plane_runs && !desired.contested,
-                addresses: [service.body.desired_ipv4_cidr, service.body.desired_ipv6_cidr]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
-            }),
+            None => {
+                let addresses = [service.body.desired_ipv4_cidr, service.body.desired_ipv6_cidr];
+                let addresses: BTreeSet<IpNet> = addresses.into_iter().flatten().collect();
+                let up = desired.data_plane_runs && !desired.contested;
+                wishes.push(InterfaceWish { service: service.id, up, leases: addresses.is_empty(), addresses });
+            }
         }
     }
     (wishes, skipped)
@@ -224,10 +225,14 @@ impl Network {
     pub async fn work(
         &mut self,
         kernel: &dyn Kernel,
+        leases: &mut Leases,
         desired: &Desired,
         parent: Option<&str>,
     ) -> Result<Worked, KernelError> {
-        let (wishes, unlicensed) = interface_wishes(desired);
+        let (mut wishes, unlicensed) = interface_wishes(desired);
+        for wish in wishes.iter_mut().filter(|wish| wish.leases) {
+            wish.addresses.extend(leases.address_of(wish.service));
+        }
         let host = kernel.read_host().await?;
         // Only where it may decide: a host can have very many routes.
         let default_link = match parent {
@@ -237,14 +242,26 @@ impl Network {
         let plan = plan_interfaces(&wishes, &host, default_link, parent);
         let mut worked = Worked { skipped: unlicensed, ..Worked::default() };
         worked.skipped.extend(plan.skipped);
+        let leasing = |wish: &&InterfaceWish| wish.leases && wish.up && plan.wanted.contains_key(&wish.service);
+        let leasing: BTreeSet<ServiceId> = wishes.iter().filter(leasing).map(|wish| wish.service).collect();
+        leases.keep(&leasing).await;
         for step in &plan.steps {
             self.apply(kernel, step, &plan.wanted, &mut worked).await;
         }
         self.applied.retain(|service, _| plan.wanted.contains_key(service));
+        leases.begin(&leasing);
+        let settings = needed_settings(desired, &plan.wanted, &host);
         for (service, interface) in plan.wanted {
             if !worked.skipped.contains_key(&service) {
                 self.applied.insert(service, interface);
             }
+        }
+        match kernel.set_host_settings(&settings).await {
+            Ok(change) => {
+                worked.lines.extend(change.set.into_iter().map(|text| format!("set {text}")));
+                worked.lines.extend(change.restored.into_iter().map(|text| format!("put back {text}")));
+            }
+            Err(e) => worked.failure = worked.failure.take().or(Some(e.to_string())),
         }
         let host = if plan.steps.is_empty() { host } else { kernel.read_host().await? };
         worked.facts = self.applied.keys().filter_map(|id| Some((*id, facts(*id, &host)?))).collect();
@@ -281,10 +298,28 @@ impl Network {
     }
 
     /// Removes every interface of ours (`ON_STOP=clear`).
-    pub async fn clear(&mut self, kernel: &dyn Kernel) -> Result<(), KernelError> {
+    pub async fn clear(&mut self, kernel: &dyn Kernel, leases: &mut Leases) -> Result<(), KernelError> {
         self.applied.clear();
-        remove_interfaces(kernel).await
+        leases.keep(&BTreeSet::new()).await;
+        let removed = remove_interfaces(kernel).await;
+        removed.and(kernel.set_host_settings(&BTreeSet::new()).await.map(drop))
     }
+}
+
+/// What the host must do, or not do, while there are these interfaces and while this peer dials with clients' addresses.
+fn needed_settings(
+    desired: &Desired,
+    wanted: &BTreeMap<ServiceId, Interface>,
+    host: &HostFacts,
+) -> BTreeSet<HostSetting> {
+    let parents = wanted.values().filter(|interface| interface.up).filter_map(|i| host.links.get(&i.parent));
+    let mut needed: BTreeSet<_> = parents.map(|link| HostSetting::OwnArpOnly { link: link.name.clone() }).collect();
+    if has_transparent_exit(desired) {
+        let foreign = host.links.values().filter(|link| link.up && link.name != "lo" && !link.is_ours());
+        needed.extend(foreign.map(|link| HostSetting::LooseReversePath { link: link.name.clone() }));
+        needed.insert(HostSetting::Forwarding);
+    }
+    needed
 }
 
 /// Removes every interface of ours.

@@ -4,6 +4,7 @@ use super::{
     desired::{Change, Compiled, Desired, Marks, Skipped, Source, change_of, compile},
     firewall::{Applied, Drift, Firewall, FirewallStep, plan},
     iptun::{self, IpTunnel, TunnelChange},
+    lease::{Leased, Leases},
     network::{Network, Worked, interface_wishes},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     env::{Clock, TunnelState},
     kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
-    model::{Mono, ServiceId, UnixTime},
+    model::{Mono, Rng, ServiceId, UnixTime},
     routing::Forwarding,
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -61,6 +62,8 @@ pub struct Settings {
     pub mask: MarkMask,
     /// `PARENT_INTERFACE`.
     pub parent_interface: Option<String>,
+    /// For the leases of interfaces.
+    pub lease_rng: Rng,
     /// `ON_STOP=clear`: a clean stop removes tables, rules and routes.
     pub clear_on_stop: bool,
     pub pace: Pace,
@@ -68,7 +71,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mask: MarkMask::default(), parent_interface: None, clear_on_stop: true, pace: Pace::default() }
+        Self {
+            mask: MarkMask::default(),
+            parent_interface: None,
+            lease_rng: Rng::from_seed([0; 32]),
+            clear_on_stop: true,
+            pace: Pace::default(),
+        }
     }
 }
 
@@ -80,6 +89,8 @@ pub struct Reconcile<S> {
     settings: Settings,
     marks: Marks,
     network: Network,
+    leases: Leases,
+    leased: watch::Receiver<Leased>,
     firewall: Firewall,
     engine: Engine,
     tunnel: IpTunnel,
@@ -127,7 +138,10 @@ impl Looks {
 
 impl<S: Source> Reconcile<S> {
     pub fn new(kernel: Arc<dyn Kernel>, clock: Arc<dyn Clock>, source: S, settings: Settings) -> Self {
+        let leases = Leases::new(kernel.clone(), clock.clone(), settings.lease_rng.clone());
         Self {
+            leased: leases.watch(),
+            leases,
             kernel,
             clock,
             source,
@@ -234,6 +248,7 @@ impl<S: Source> Reconcile<S> {
             () = sleep_until(next_liveness) => Wake::Liveness,
             () = sleep_until(next_pass) => Wake::Pass,
             () = sleep_until(next_links.unwrap_or(next_pass)), if next_links.is_some() => Wake::Links,
+            () = change_of(&mut self.leased) => Wake::Links,
             () = change_of(engines) => Wake::Engines,
             () = change_of(&mut self.tunnel_state) => Wake::Engines,
             change = self.source.changed() => Wake::Changed(change),
@@ -353,7 +368,8 @@ impl<S: Source> Reconcile<S> {
 
     async fn work_on_interfaces(&mut self, desired: &Desired) -> Result<(), String> {
         let parent = self.settings.parent_interface.clone();
-        let worked = self.network.work(&*self.kernel, desired, parent.as_deref()).await.map_err(|e| e.to_string())?;
+        let worked = self.network.work(&*self.kernel, &mut self.leases, desired, parent.as_deref()).await;
+        let worked = worked.map_err(|e| e.to_string())?;
         let report = &mut self.reports.network;
         worked.lines.iter().for_each(|line| report.info(line));
         worked.repaired.iter().for_each(|what| report.event("drift.repaired", what));
@@ -463,20 +479,20 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
-        if self.settings.clear_on_stop
-            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
-        {
-            self.reports.iptun.failure(&reason);
-        }
-        self.reports.iptun.info("stopped");
         if self.settings.clear_on_stop {
-            match self.network.clear(&*self.kernel).await {
+            match self.network.clear(&*self.kernel, &mut self.leases).await {
                 Ok(()) => self.reports.network.info("stopped, interfaces are removed"),
                 Err(e) => self.reports.network.failure(&e.to_string()),
             }
         } else {
             self.reports.network.info("stopped, interfaces are kept");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }

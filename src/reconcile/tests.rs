@@ -286,6 +286,7 @@ fn without_a_listener_a_forwarded_packet_is_plain() {
 fn what_cannot_be_carried_has_a_reason_and_no_rules() {
     let kcp = |mut s: Service| {
         s.body.transport_type = Transport::Kcp;
+        (s.body.requires_interface, s.body.fully_transparent) = (true, true);
         s
     };
     let stranger = service(12, peer_id(HERE), peer_id(9), vec![route(1, None, net("10.3.0.0/16"), 1)]);

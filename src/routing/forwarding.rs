@@ -49,6 +49,10 @@ pub enum ExitRefusal {
         "destination may not be dialled: loopback, link-local, multicast, unspecified, or a port of the agent itself"
     )]
     ForbiddenDestination,
+    #[error("service is not transparent")]
+    NotTransparent,
+    #[error("the client's address may not be dialled with: outside the routes, special, or of the other family")]
+    ForbiddenSource,
 }
 
 /// Everything the engines need to know, as of one revision of the store.
@@ -72,8 +76,7 @@ impl Forwarding {
         services: BTreeMap<ServiceId, ForwardedService>,
         outgoing: impl IntoIterator<Item = &'a Service>,
     ) -> Self {
-        let mut routes: Vec<_> =
-            outgoing.into_iter().flat_map(|s| s.body.routes.iter().map(|r| CompiledRoute::new(s, r))).collect();
+        let mut routes: Vec<_> = outgoing.into_iter().flat_map(CompiledRoute::of).collect();
         sort_routes(&mut routes);
         Self { revision, peers, services, ip_tunnel: true, routes }
     }
@@ -81,6 +84,12 @@ impl Forwarding {
     /// Routes of outgoing services, most preferred first.
     pub fn routes(&self) -> &[CompiledRoute] {
         &self.routes
+    }
+
+    /// Whether it matters by which interface a packet enters.
+    pub fn has_interfaces(&self) -> bool {
+        // Routes of interfaces come first.
+        self.routes.first().is_some_and(|route| route.interface.is_some())
     }
 
     /// The route that takes a packet, by the total order of dataplane.md §6.
@@ -106,6 +115,25 @@ impl Forwarding {
         }
     }
 
+    /// Whether the destination may be dialled with the client's address `source` (dataplane.md §4); anything goes for a
+    /// service that does not keep it.
+    pub fn check_source(
+        &self,
+        service: ServiceId,
+        transparent: bool,
+        source: IpAddr,
+        dest: IpAddr,
+    ) -> Result<(), ExitRefusal> {
+        let known = self.services.get(&service).ok_or(ExitRefusal::UnknownService)?;
+        if transparent && !known.transparent {
+            return Err(ExitRefusal::NotTransparent);
+        }
+        let (source, dest) = (source.to_canonical(), dest.to_canonical());
+        let covers = |net: &Option<IpNet>, ip| net.is_none_or(|n| n.contains(&ip));
+        let routed = known.whole_interface || known.routes.iter().any(|(s, d)| covers(s, source) && covers(d, dest));
+        let fit = source.is_ipv4() == dest.is_ipv4() && dialable(source) && routed;
+        if !known.transparent || fit { Ok(()) } else { Err(ExitRefusal::ForbiddenSource) }
+    }
     /// The service of which a packet is that `from` sent through the tunnel to `local` as its exit: one with a route that
     /// covers source and destination, the most specific one (dataplane.md §3).
     pub fn tunnel_service(
@@ -145,4 +173,52 @@ fn dialable(ip: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     !(special || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Rng, UnixTime};
+
+    fn forwarding(transparent: bool) -> (Forwarding, ServiceId) {
+        let (at, mut rng) = (UnixTime::from_secs(1), Rng::from_seed([1; 32]));
+        let (source, target, id) =
+            (PeerId::mint(at, &mut rng), PeerId::mint(at, &mut rng), ServiceId::mint(at, &mut rng));
+        let net = |s: &str| Some(s.parse().unwrap());
+        let service = ForwardedService {
+            source,
+            target,
+            transport: Transport::Tcp,
+            transparent,
+            limit_mbps: 0,
+            mark: None,
+            routes: vec![(net("10.1.0.0/16"), net("10.2.0.0/16")), (None, net("fd02::/16"))],
+            whole_interface: false,
+        };
+        (Forwarding::new(1, BTreeMap::new(), BTreeMap::from([(id, service)]), []), id)
+    }
+
+    #[test]
+    fn only_clients_of_a_transparent_service_are_dialled_for_by_their_address() {
+        let check = |transparent, asked, source: &str, dest: &str| {
+            let (forwarding, id) = forwarding(transparent);
+            forwarding.check_source(id, asked, source.parse().unwrap(), dest.parse().unwrap())
+        };
+        assert_eq!(check(true, true, "10.1.0.9", "10.2.0.1"), Ok(()));
+        assert_eq!(check(true, true, "fd01::9", "fd02::1"), Ok(()));
+        assert_eq!(check(false, false, "127.0.0.1", "10.2.0.1"), Ok(()), "the exit's own address is used");
+        assert_eq!(check(false, true, "10.1.0.9", "10.2.0.1"), Err(ExitRefusal::NotTransparent));
+        for (source, dest) in [
+            ("10.9.0.9", "10.2.0.1"),
+            ("fd01::9", "10.2.0.1"),
+            ("::1", "fd02::1"),
+            ("fe80::1", "fd02::1"),
+            ("ff02::1", "fd02::1"),
+            ("::", "fd02::1"),
+        ] {
+            for asked in [true, false] {
+                assert_eq!(check(true, asked, source, dest), Err(ExitRefusal::ForbiddenSource), "{source}");
+            }
+        }
+    }
 }

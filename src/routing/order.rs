@@ -1,6 +1,6 @@
 //! The total order of routes, used by firewall, engines and `routes explain`; first match wins.
 
-use crate::model::{PeerId, Route, RouteId, Service, ServiceId};
+use crate::model::{PeerId, Route, RouteId, Service, ServiceId, interface_name};
 use ipnet::IpNet;
 use std::{cmp::Reverse, net::IpAddr};
 
@@ -29,6 +29,30 @@ impl CompiledRoute {
             dest: route.dest_cidr,
             priority: route.priority,
         }
+    }
+
+    /// What takes packets for a service, in no order: each route, once more for what enters by the interface of the
+    /// service, and all that enters by it if there is no route.
+    pub fn of(service: &Service) -> Vec<Self> {
+        let routes = &service.body.routes;
+        let mut found: Vec<_> = routes.iter().map(|route| Self::new(service, route)).collect();
+        if !service.body.requires_interface {
+            return found;
+        }
+        let interface = Some(interface_name(service.id));
+        found.extend(routes.iter().map(|route| Self { interface: interface.clone(), ..Self::new(service, route) }));
+        if routes.is_empty() {
+            found.push(Self {
+                service: service.id,
+                target: service.body.target_peer_id,
+                route: None,
+                interface,
+                source: None,
+                dest: None,
+                priority: 0,
+            });
+        }
+        found
     }
 
     pub fn matches(&self, source: IpAddr, dest: IpAddr, interface: Option<&str>) -> bool {

@@ -133,10 +133,12 @@ pub enum StreamRefusal {
     Busy = 9,
     #[error("exit could not read the stream header")]
     BadHeader = 10,
+    #[error("the client's address may not be dialled with")]
+    ForbiddenSource = 11,
 }
 
 impl StreamRefusal {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::UnknownService,
         Self::NotTheSource,
         Self::OutsideRoutes,
@@ -147,6 +149,7 @@ impl StreamRefusal {
         Self::TransparentUnavailable,
         Self::Busy,
         Self::BadHeader,
+        Self::ForbiddenSource,
     ];
 }
 

@@ -344,7 +344,10 @@ impl Gate {
 fn reason_of(refusal: ExitRefusal) -> TunnelRefusal {
     match refusal {
         ExitRefusal::UnknownService | ExitRefusal::NotTheSource => TunnelRefusal::UnknownService,
-        ExitRefusal::OutsideRoutes => TunnelRefusal::OutsideRoutes,
+        // Nothing that is tunnelled is dialled with the client's address.
+        ExitRefusal::OutsideRoutes | ExitRefusal::NotTransparent | ExitRefusal::ForbiddenSource => {
+            TunnelRefusal::OutsideRoutes
+        }
         ExitRefusal::ForbiddenDestination => TunnelRefusal::ForbiddenDestination,
     }
 }

@@ -97,8 +97,14 @@ async fn a_target_that_comes_back_is_used_again() {
 async fn a_service_over_kcp_is_not_carried_over_tcp() {
     let mut pair = Pair::unpublished();
     pair.forwarded.transport = Transport::Kcp;
-    pair.publish_a(|_| {});
+    pair.a.start_timed(0, Timing { peer_connect: Duration::from_millis(300), ..Timing::default() });
+    let b = pair.b.id;
+    pair.publish_a(|f| f.peers.get_mut(&b).unwrap().data_ports.kcp = 1);
     pair.publish_b(|_| {});
+    assert_refused(&pair, "198.18.0.9:80", Refusal::TargetUnreachable).await;
+
+    pair.forwarded.transparent = true;
+    pair.publish_a(|_| {});
     assert_refused(&pair, "198.18.0.9:80", Refusal::TransportUnavailable).await;
     assert_eq!(Refusal::TransportUnavailable.to_string(), "transport not available");
 }
@@ -110,10 +116,12 @@ async fn a_transparent_service_is_not_carried_with_the_address_of_the_exit() {
     pair.publish_b(|_| {});
     pair.forwarded.transparent = false;
     pair.publish_a(|_| {});
-    assert_refused(&pair, "198.18.0.9:80", Refusal::Exit(StreamRefusal::TransparentUnavailable)).await;
+    // The client's address is of loopback here: it is asked for, and no exit dials with it.
+    assert_refused(&pair, "198.18.0.9:80", Refusal::Exit(StreamRefusal::ForbiddenSource)).await;
+    pair.publish_b(|_| {});
     pair.forwarded.transparent = true;
     pair.publish_a(|_| {});
-    assert_refused(&pair, "198.18.0.9:80", Refusal::TransparentUnavailable).await;
+    assert_refused(&pair, "198.18.0.9:80", Refusal::Exit(StreamRefusal::TransparentUnavailable)).await;
 }
 
 /// A connection of peer `a` to the exit with nothing sent.

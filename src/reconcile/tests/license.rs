@@ -50,10 +50,8 @@ fn a_service_that_asks_for_a_feature_the_license_lacks_is_left_out_with_the_reas
             }
             let captured = output.ruleset.captures.iter().any(|c| c.service == service.id);
             assert!(!(lacks && (captured || output.forwarding.services.contains_key(&service.id))));
-            // kcp is licensed here, and not in this version.
-            let carried = !lacks && feature != Some("kcp");
-            assert_eq!(captured, carried, "{missing} {feature:?}");
-            assert_eq!(disabled(&output, service.id, Reconciler::Iptun), carried && missing == "ip_tunnel");
+            assert_eq!(captured, !lacks, "{missing} {feature:?}");
+            assert_eq!(disabled(&output, service.id, Reconciler::Iptun), !lacks && missing == "ip_tunnel");
         }
         let message = output.skipped.values().find(|s| s.reason == "LICENSE_FEATURE_DISABLED").map(|s| &s.message);
         assert!(message.is_some_and(|m| m.contains(missing)), "{message:?}");

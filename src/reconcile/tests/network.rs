@@ -26,8 +26,8 @@ fn with_interface(seed: u8, ipv4: Option<&str>) -> Service {
 }
 
 fn wish(seed: u8, addresses: &[&str]) -> InterfaceWish {
-    let addresses = addresses.iter().map(|net| net.parse().unwrap()).collect();
-    InterfaceWish { service: service_id(seed), up: true, addresses }
+    let addresses: BTreeSet<IpNet> = addresses.iter().map(|net| net.parse().unwrap()).collect();
+    InterfaceWish { service: service_id(seed), up: true, leases: addresses.is_empty(), addresses }
 }
 
 fn made(interface: &Interface) -> Link {
@@ -220,4 +220,122 @@ async fn a_stop_removes_interfaces_or_keeps_them_as_set() {
         running.task.await.unwrap();
         assert_eq!(interfaces(&running.kernel).is_empty(), clear);
     }
+}
+
+proptest! {
+    /// dataplane.md §6, rule 1.
+    #[test]
+    fn what_enters_by_an_interface_is_of_its_service_first(
+        services in any_services(),
+        with in proptest::collection::vec(any::<bool>(), 6),
+        pairs in proptest::collection::vec((any_ip(true), any_ip(true), 0usize..7), 1..20),
+    ) {
+        let mut services = services;
+        for (service, with) in services.iter_mut().zip(with) {
+            service.body.requires_interface = with;
+        }
+        let compiled = compiled(&desired(services.clone()));
+        for (source, dest, by) in pairs {
+            let entered = services.get(by).map(|s| (s, crate::model::interface_name(s.id)));
+            let interface = entered.as_ref().map_or("lan0".to_owned(), |(_, name)| name.clone());
+            let packet = Packet {
+                arrival: Arrival::Entered { interface: interface.clone() },
+                source,
+                dest,
+                ..packet("10.0.0.1", "10.0.0.1")
+            };
+            let chosen = compiled.forwarding.select(source, dest, Some(&interface));
+            let told = match classify(&compiled.ruleset.tables(), &packet, &view()) {
+                Verdict::Captured { comment, .. } => Some(comment),
+                _ => None,
+            };
+            let name = |r: &crate::routing::CompiledRoute| match r.route {
+                Some(route) => format!("{}/{route}", r.service),
+                None => r.service.to_string(),
+            };
+            prop_assert_eq!(told, chosen.map(name));
+            if let Some((service, _)) = entered.filter(|(s, _)| s.body.requires_interface) {
+                let covers = |net: &Option<IpNet>, ip| net.is_none_or(|n: IpNet| n.contains(&ip));
+                let routes = &service.body.routes;
+                let own = routes.is_empty()
+                    || routes.iter().any(|r| covers(&r.source_cidr, source) && covers(&r.dest_cidr, dest));
+                prop_assert!(!own || chosen.is_some_and(|r| r.service == service.id));
+            }
+            let explained = explain(&services, &explained_status(&compiled), &HostFacts::default(), &Flow {
+                source,
+                dest,
+                protocol: TCP,
+                dest_port: None,
+                interface: Some(interface),
+            });
+            prop_assert_eq!(explained.winner(), chosen);
+        }
+    }
+}
+
+fn explained_status(compiled: &Compiled) -> Status {
+    Status { ruleset: Arc::new(compiled.ruleset.clone()), ..Status::default() }
+}
+
+fn transparent(seed: u8, source: u8, target: u8) -> Service {
+    let mut service = service(seed, peer_id(source), peer_id(target), vec![route(1, None, net("10.1.0.0/16"), 1)]);
+    service.body.requires_interface = true;
+    service.body.fully_transparent = true;
+    service
+}
+
+#[tokio::test]
+async fn the_host_is_set_for_transparent_exits_and_interfaces_only_while_there_are_some() {
+    use crate::kernel::HostSetting::{Forwarding, LooseReversePath, OwnArpOnly};
+    let (eth0, tun0) = (|| "eth0".to_owned(), || "tun0".to_owned());
+    let mut running = with_eth0(at_revision(1, vec![transparent(10, THERE, HERE)]));
+    running.kernel.set_link(3, Some(Link { name: tun0(), up: true, ..Link::default() }));
+    let exit = BTreeSet::from([Forwarding, LooseReversePath { link: eth0() }, LooseReversePath { link: tun0() }]);
+    let wanted: [(Vec<Service>, BTreeSet<_>); 4] = [
+        (vec![transparent(10, THERE, HERE)], exit),
+        (vec![with_interface(11, Some("192.0.2.9/24"))], BTreeSet::from([OwnArpOnly { link: eth0() }])),
+        (vec![outgoing(12, "10.0.0.0/8")], BTreeSet::new()),
+        (vec![transparent(13, HERE, THERE)], BTreeSet::new()),
+    ];
+    for (revision, (services, settings)) in (2..).zip(wanted) {
+        running.set(&at_revision(revision, services));
+        running.wait("applied", |s| s.applied_revision == revision).await;
+        timeout(Duration::from_secs(5), async {
+            while running.kernel.settings() != settings {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{revision}: {:?}", running.kernel.settings()));
+    }
+    running.set(&at_revision(9, vec![transparent(10, THERE, HERE)]));
+    running.wait("applied", |s| s.applied_revision == 9).await;
+    running.stop.cancel();
+    running.task.await.unwrap();
+    assert!(running.kernel.settings().is_empty());
+}
+
+#[test]
+fn a_transparent_service_is_carried_over_tcp_with_an_interface_only() {
+    let good = transparent(10, HERE, THERE);
+    let (mut kcp, mut bare) = (transparent(11, HERE, THERE), transparent(12, HERE, THERE));
+    kcp.body.transport_type = Transport::Kcp;
+    bare.body.requires_interface = false;
+    let now = compiled(&desired(vec![good, kcp, bare]));
+    assert_eq!(now.forwarding.services.keys().copied().collect::<Vec<_>>(), [service_id(10)]);
+    assert!(now.forwarding.services[&service_id(10)].transparent);
+    assert_eq!(now.skipped[&(service_id(12), Reconciler::Tproxy)].reason, "TRANSPARENT_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn without_a_desired_address_the_interface_waits_for_a_lease() {
+    let service = with_interface(10, None);
+    let mut running = with_eth0(at_revision(1, vec![service.clone()]));
+    running.kernel.set_default_link(Some(2));
+    running.wait("the interface", |s| s.interfaces.contains_key(&service.id)).await;
+    let (status, reason, _) = running.reason(10, Reconciler::Network).unwrap();
+    assert_eq!((status, reason.as_str()), (ConditionStatus::Pending, "NO_ADDRESS"));
+    assert_eq!(running.status.borrow().interfaces[&service.id].ipv4, None);
+    running.set(&at_revision(2, vec![]));
+    running.wait("gone", |s| s.interfaces.is_empty() && s.applied_revision == 2).await;
 }
