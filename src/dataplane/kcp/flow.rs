@@ -321,7 +321,7 @@ mod tests {
         fn parts_in_any_order_and_number_give_the_bytes_once(
             cuts in proptest::collection::vec((0..3000u64, 0..700usize), 1..120),
         ) {
-            let whole: Vec<u8> = (0..4000u32).map(|i| (i * 7 >> 3) as u8).collect();
+            let whole: Vec<u8> = (0..4000u32).map(|i| ((i * 7) >> 3) as u8).collect();
             let mut receiving = Receiving::new();
             let mut out = vec![];
             for (i, (offset, length)) in cuts.iter().enumerate() {

@@ -231,7 +231,8 @@ impl Session {
     pub fn detach(&mut self, id: FlowId) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         flow.detached = true;
-        if !flow.reset && !(flow.sending.is_ended() && flow.receiving.is_at_end()) {
+        let ended = flow.sending.is_ended() && flow.receiving.is_at_end();
+        if !flow.reset && !ended {
             flow.reset = true;
             self.resets.push_back(id);
         }

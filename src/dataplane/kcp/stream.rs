@@ -20,7 +20,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-pub(in crate::dataplane) struct KcpStream {
+/// Resets the flow when dropped, unless it has ended both ways.
+pub(in crate::dataplane) struct KcpStream(View);
+
+/// Which flow; only looks.
+#[derive(Clone)]
+struct View {
     shared: Arc<Shared>,
     session: Handle,
     flow: FlowId,
@@ -41,9 +46,11 @@ fn lost(untouched: bool) -> io::Error {
 
 impl KcpStream {
     pub(super) fn new(shared: Arc<Shared>, session: Handle, flow: FlowId) -> Self {
-        Self { shared, session, flow }
+        Self(View { shared, session, flow })
     }
+}
 
+impl View {
     /// Works on the flow; blocked, the task is woken by the waker that `slot` names.
     fn with(
         &self,
@@ -88,8 +95,9 @@ impl KcpStream {
 
 impl Carrier for KcpStream {
     fn poll_receive(&mut self, cx: &mut Context<'_>, _raw: &mut [u8], out: &mut Vec<u8>) -> Poll<io::Result<Received>> {
-        let read = |session: &mut Session, now| session.read(now, self.flow, READ_BYTES, out);
-        self.with(cx, |w| &mut w.reader, read).map(|outcome| match outcome {
+        let view = &self.0;
+        let read = |session: &mut Session, now| session.read(now, view.flow, READ_BYTES, out);
+        view.with(cx, |w| &mut w.reader, read).map(|outcome| match outcome {
             Outcome::Moved(_) => Ok(Received::Bytes),
             Outcome::Ended(End::Finished) => Ok(Received::Closed),
             Outcome::Ended(End::Cut) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -99,19 +107,19 @@ impl Carrier for KcpStream {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write(cx, data)
+        self.0.poll_write(cx, data)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_write(cx, &[]).map_ok(|_| ())
+        self.0.poll_write(cx, &[]).map_ok(|_| ())
     }
 
     fn poll_close(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end(End::Finished)
+        self.0.end(End::Finished)
     }
 
     fn poll_cut(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end(End::Cut)
+        self.0.end(End::Cut)
     }
 
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -127,9 +135,7 @@ impl Carrier for KcpStream {
     }
 
     fn failed(&self) -> impl Future<Output = ()> + Send + 'static {
-        let view = Self { shared: self.shared.clone(), session: self.session, flow: self.flow };
-        // Only looks: the stream itself lets go of the flow.
-        let view = std::mem::ManuallyDrop::new(view);
+        let view = self.0.clone();
         poll_fn(move |cx| {
             let look = |session: &mut Session, _| match session.is_reset(view.flow) {
                 true => Outcome::Reset { untouched: false },
@@ -144,10 +150,11 @@ impl Carrier for KcpStream {
 
 impl Drop for KcpStream {
     fn drop(&mut self) {
-        self.shared.run(|state| {
-            state.wakers.remove(&(self.session, self.flow));
-            if let Some(session) = state.endpoint.session(self.session) {
-                session.detach(self.flow);
+        let View { shared, session, flow } = &self.0;
+        shared.run(|state| {
+            state.wakers.remove(&(*session, *flow));
+            if let Some(session) = state.endpoint.session(*session) {
+                session.detach(*flow);
             }
         });
     }
