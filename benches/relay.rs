@@ -43,7 +43,7 @@ async fn side(seed: u8) -> Side {
     let config = EngineSetup {
         local: id,
         key: key.clone(),
-        ports: DataPorts { tproxy: 0, ..DataPorts::default() },
+        ports: DataPorts { tproxy: 0, kcp: 0, ..DataPorts::default() },
         own_mark: 0,
         forbidden_ports: vec![],
     };

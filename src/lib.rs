@@ -13,7 +13,7 @@
 //!                   | Forwarding (watch, immutable)
 //!                   v
 //!  client --> dataplane: intercept --> TLS connection of the pool --> exit --> server
-//!                   ^
+//!                   |    what is not TCP: device --> iptun (WireGuard) --> device, masqueraded
 //!  license (pure) --- Entitlement (watch): gates api and reconcile, never the packet path
 //! ```
 //!

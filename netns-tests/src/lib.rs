@@ -7,8 +7,10 @@
 //! | `topology` | [`topology::TwoSites`]: `client - london =WAN= tokyo - server`, and the named profiles        |
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
+//! | `datagram` | services of the far end that are not TCP, and clients that ask them                             |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
+//! | `api`      | one connection to an agent's API                                                            |
 //! | `disk`     | a disk under SQLite: records, fails on demand, plays power cuts                             |
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `interfaces` | the same for services with an interface, and what is seen of it              |
@@ -25,9 +27,11 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod agent;
+pub mod api;
 pub mod bulk;
 pub mod cluster;
 pub mod content;
+pub mod datagram;
 pub mod disk;
 pub mod interfaces;
 pub mod lab;

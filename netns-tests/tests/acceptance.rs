@@ -338,8 +338,16 @@ fn a_license_is_judged_by_the_keys_in_the_binary_without_a_network_and_no_settin
     for name in ["ARCTIC_LICENSE_KEYS", "ARCTIC_LICENSE_KEY", "LICENSE_KEYS", "LICENSE_KEY", "ARCTIC_TRUST_ROOTS"] {
         settings.environment.insert(name.to_owned(), public.display().to_string());
     }
-    let _agent = Agent::start(&host, settings).unwrap();
     let operator = Cli::new(&host, &lab.scratch().join("operator")).unwrap();
+    let state = || {
+        let output = operator.run(&["status", "-j"]).unwrap();
+        let shown: Value = serde_json::from_str(&output.stdout).unwrap();
+        (shown["state"].as_str().unwrap().to_owned(), output.exit)
+    };
+    let is_agent_host = ["/etc/arctic", "/opt/tillered"].iter().any(|mark| Path::new(mark).exists());
+    assert_eq!(state(), (if is_agent_host { "unreachable" } else { "not_installed" }.to_owned(), 4));
+    let _agent = Agent::start(&host, settings).unwrap();
+    assert_eq!(state(), ("unbootstrapped".to_owned(), 6));
     let refused = bootstrap(&operator, LOOPBACK, &forged, "london");
     assert_eq!(refused.exit, 8, "{refused:?}");
     assert!(refused.stderr.contains("LICENSE_INVALID"), "{refused:?}");

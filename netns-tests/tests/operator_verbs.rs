@@ -354,6 +354,14 @@ fn a_sync_tells_the_others_at_once_and_a_deletion_gets_there_by_itself() {
     let id = serve_through_tokyo(operator, &[SERVER_NET]).unwrap();
     assert_eq!(operator.ok(&["cluster", "sync"]).unwrap(), "Cluster sync triggered\n");
     assert_eq!(listed(), 1, "no heartbeat is waited for");
+    for n in 0..3 {
+        operator.ok(&["api", "POST", "/v1/cluster/lock", "--data", r#"{"purpose": "test"}"#]).unwrap();
+        operator.ok(&["cluster", "lock", "clear"]).unwrap();
+        let name = format!("unlocked-{n}");
+        let create = ["services", "create", "--target-peer", "london", "--name", &name, "--url", &there];
+        operator.ok(&create).unwrap();
+        operator.ok(&["services", "delete", &name, "--yes", "--url", &there]).unwrap();
+    }
     operator.ok(&["services", "delete", &id, "--yes"]).unwrap();
     let deleted = Instant::now();
     eventually("the deletion is known in tokyo", || listed() == 0);

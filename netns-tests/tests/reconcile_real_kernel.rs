@@ -101,7 +101,7 @@ fn a_thousand_services_are_applied_repaired_and_removed() {
             "nft flush chain inet arctic output",
             "nft add rule inet arctic input drop",
             "nft delete table inet arctic_iptun",
-            "ip rule del pref 10003",
+            "ip rule del pref 10004",
             "ip -6 rule del pref 10000",
             "ip route flush table 610",
             "ip -6 route flush table 610",

@@ -410,7 +410,7 @@ fn changes_by_others_are_hinted_and_seen() {
         assert!(now.tables > before.tables, "{edit}: {before:?} {now:?}");
         before = now;
     }
-    for edit in ["ip rule del pref 10003", "ip -6 rule del pref 10000", "ip route flush table 610"] {
+    for edit in ["ip rule del pref 10004", "ip -6 rule del pref 10000", "ip route flush table 610"] {
         lab.apply(&["10.2.0.0/24"]);
         let whole = owned().policy;
         lab.router.sh(edit);

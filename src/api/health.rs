@@ -30,6 +30,9 @@ impl Health {
     }
 }
 
+/// What the check of a reconciler says between the start of the agent and its first pass.
+pub const NO_PASS_YET: &str = "no pass has succeeded yet";
+
 /// The order of the fields is part of the contract.
 #[derive(Serialize)]
 struct Live {
@@ -101,7 +104,7 @@ fn reconciler(status: &ReconcilerStatus) -> Result<String, String> {
     match (&status.failure, status.last_success) {
         (Some(failure), _) => Err(failure.clone()),
         (None, Some(at)) => Ok(format!("applied at {at}")),
-        (None, None) => Err("no pass has succeeded yet".into()),
+        (None, None) => Err(NO_PASS_YET.into()),
     }
 }
 

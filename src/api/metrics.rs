@@ -147,6 +147,18 @@ fn services(page: &mut Page, r: &Request) -> Result<(), Refused> {
         (all, n as f64)
     });
     page.add("service_connections_total", "counter", "Connections of a service by what became of them.", results);
+    // A service without the tunnel has no figure of it.
+    let tunnelled = |t: &crate::env::ServiceTraffic| t.tunnel_packets > 0 || !t.tunnel_drops.is_empty();
+    let packets = rows.iter().enumerate().filter(|(_, (_, _, t))| tunnelled(t));
+    let packets = packets.map(|(i, (_, _, t))| (labels(i), t.tunnel_packets as f64));
+    page.add("tunnel_packets_total", "counter", "Packets that the IP tunnel carried for a service.", packets);
+    let drops = rows.iter().enumerate().flat_map(|(i, (_, _, t))| t.tunnel_drops.iter().map(move |drop| (i, drop)));
+    let drops = drops.map(|(i, (reason, n))| {
+        let mut all = labels(i);
+        all.push(("reason", *reason));
+        (all, *n as f64)
+    });
+    page.add("tunnel_drops_total", "counter", "Packets of a service that the IP tunnel dropped.", drops);
     let limits =
         rows.iter().enumerate().map(|(i, (_, s, _))| (labels(i), f64::from(s.body.bandwidth_limit_mbps) * 1_000_000.0));
     page.add("service_limit_bps", "gauge", "Limit of a service in bit/s; 0 is none.", limits);

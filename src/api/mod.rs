@@ -50,6 +50,7 @@ mod transaction;
 mod tests;
 
 pub use crate::node::RecoveryToken;
+pub use health::NO_PASS_YET;
 pub use server::ServeError;
 
 use crate::{

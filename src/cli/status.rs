@@ -7,6 +7,7 @@ use super::{
     output,
     session::{Session, print},
 };
+use crate::api::NO_PASS_YET;
 use serde_json::{Value, json};
 
 const WARNINGS_SHOWN: usize = 8;
@@ -75,6 +76,7 @@ async fn look(session: &Session) -> (Value, Option<CliError>) {
     let degraded = match state {
         READY => None,
         SUSPENDED => not_ready(state, "the license is suspended: services have stopped"),
+        STARTING => not_ready(state, "the agent has not applied everything since its start"),
         _ => not_ready(state, "the agent or its cluster is degraded"),
     };
     (object, failure.or(degraded))
@@ -85,9 +87,16 @@ fn state_of(object: &Value, ready: bool) -> &'static str {
     let all = |key: &str, good: &str| count(key, good) == count(key, "total");
     match object["license"]["state"].as_str() {
         Some("suspended") => SUSPENDED,
+        _ if !ready && is_starting(&object["checks"]) => STARTING,
         _ if !ready || !all("peers", "healthy") || !all("services", "active") => DEGRADED,
         _ => READY,
     }
+}
+
+/// Nothing is wrong but that the first pass of a reconciler is not over.
+fn is_starting(checks: &Value) -> bool {
+    let mut failing = checks.as_array().into_iter().flatten().filter(|c| c["status"] == "fail").peekable();
+    failing.peek().is_some() && failing.all(|check| check["message"] == NO_PASS_YET)
 }
 
 async fn add_checks(session: &Session, object: &mut Value) -> bool {
@@ -213,5 +222,13 @@ mod tests {
         assert_eq!(state_of(&object("active", 1), true), DEGRADED);
         assert_eq!(state_of(&object("active", 2), false), DEGRADED);
         assert_eq!(state_of(&object("suspended", 2), true), SUSPENDED);
+        let checked = |messages: [&str; 2]| {
+            let mut object = object("active", 2);
+            object["checks"] =
+                messages.map(|m| json!({"status": if m.is_empty() { "ok" } else { "fail" }, "message": m})).into();
+            state_of(&object, false)
+        };
+        assert_eq!(checked(["", NO_PASS_YET]), STARTING);
+        assert_eq!(checked(["port in use", NO_PASS_YET]), DEGRADED);
     }
 }

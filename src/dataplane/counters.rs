@@ -154,6 +154,7 @@ pub struct ServiceCounters {
     pub(super) bytes_to_source: AtomicU64,
     pub(super) opened: AtomicU64,
     pub(super) active: AtomicU64,
+    pub(super) tunnel_packets: AtomicU64,
     refused: Refusals,
 }
 
@@ -165,17 +166,25 @@ pub struct ServiceCounts {
     /// Streams opened since the start, and those open now.
     pub opened: u64,
     pub active: u64,
+    /// Packets that the IP tunnel carried, both ways.
+    pub tunnel_packets: u64,
     pub refused: BTreeMap<Refusal, u64>,
 }
 
 impl From<ServiceCounts> for ServiceTraffic {
     fn from(counts: ServiceCounts) -> Self {
+        let is_of_tunnel = |refusal: &Refusal| matches!(refusal, Refusal::Tunnel(_));
+        let (tunnel_drops, refused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            counts.refused.into_iter().partition(|(refusal, _)| is_of_tunnel(refusal));
+        let labelled = |all: BTreeMap<Refusal, u64>| all.into_iter().map(|(r, n)| (r.label(), n)).collect();
         Self {
             bytes_to_target: counts.bytes_to_target,
             bytes_to_source: counts.bytes_to_source,
             opened: counts.opened,
             active: counts.active,
-            refused: counts.refused.into_iter().map(|(refusal, n)| (refusal.label(), n)).collect(),
+            tunnel_packets: counts.tunnel_packets,
+            tunnel_drops: labelled(tunnel_drops),
+            refused: labelled(refused),
         }
     }
 }
@@ -254,6 +263,7 @@ impl ServiceCounters {
             bytes_to_source: self.bytes_to_source.load(Relaxed),
             opened: self.opened.load(Relaxed),
             active: self.active.load(Relaxed),
+            tunnel_packets: self.tunnel_packets.load(Relaxed),
             refused: self.refused.snapshot(),
         }
     }

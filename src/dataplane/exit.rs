@@ -2,6 +2,7 @@
 
 use super::{
     Core,
+    carrier::Carrier,
     counters::Refusal,
     limits::{ACCEPT_RETRY, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, MAX_IDLE_PER_PEER},
     relay::{Relay, Role, conclude},
@@ -22,7 +23,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
 };
 use tokio::{
-    io::Interest,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -137,7 +137,7 @@ async fn admit(
     tokio::select! {
         biased;
         () = revoked => tracing::debug!(%peer, "connection cut: the peer or its key is not trusted any more"),
-        () = serve_stream(&core, session, peer, idle) => {}
+        () = serve_stream(&core, session, peer, Some(idle)) => {}
     }
 }
 
@@ -152,14 +152,15 @@ async fn handshake(core: &Core, acceptor: TlsAcceptor, tcp: TcpStream) -> io::Re
     Ok((Session::new(tcp, tls.into()), *peer, key))
 }
 
-async fn serve_stream(core: &Core, mut session: Session, peer: PeerId, idle: Place<PeerId>) {
+/// Serves a stream of a peer that proved its key; it keeps its place until the header is there.
+pub(super) async fn serve_stream<S: Carrier>(core: &Core, mut session: S, peer: PeerId, idle: Option<Place<PeerId>>) {
     let read = read_header(core, &mut session).await;
     drop(idle);
     match read {
         Ok(Some((header, early))) => carry(core, session, peer, header, early).await,
         Ok(None) => {
             // Never used: renewed, or its client stopped.
-            let _ = sockets::set_reset_on_drop(session.tcp(), false);
+            session.let_go();
         }
         Err(e) => {
             core.counters.refuse(Refusal::Protocol, format_args!("stream of {peer}: {e}"));
@@ -169,7 +170,7 @@ async fn serve_stream(core: &Core, mut session: Session, peer: PeerId, idle: Pla
 }
 
 /// The header and the client's bytes that came with it; `None` if the connection ended or grew old without a byte.
-async fn read_header(core: &Core, session: &mut Session) -> Result<Option<(StreamHeader, Vec<u8>)>, HeaderError> {
+async fn read_header<S: Carrier>(core: &Core, session: &mut S) -> Result<Option<(StreamHeader, Vec<u8>)>, HeaderError> {
     let mut arrived = Vec::new();
     match timeout(core.timing.unused, receive(session, &mut arrived)).await {
         Ok(Ok(Received::Bytes)) => {}
@@ -201,12 +202,12 @@ enum HeaderError {
     TooSlow,
 }
 
-async fn receive(session: &mut Session, into: &mut Vec<u8>) -> io::Result<Received> {
+async fn receive<S: Carrier>(session: &mut S, into: &mut Vec<u8>) -> io::Result<Received> {
     poll_fn(|cx| with_scratch(|scratch| session.poll_receive(cx, &mut scratch.raw, into))).await
 }
 
 /// Says no, and waits a little so that the answer is not lost to a reset by the client's bytes still arriving.
-async fn refuse(core: &Core, mut session: Session, refusal: StreamRefusal) {
+async fn refuse<S: Carrier>(core: &Core, mut session: S, refusal: StreamRefusal) {
     let answer = async {
         send(&mut session, &encode_reply(Err(refusal))).await?;
         poll_fn(|cx| session.poll_close(cx)).await?;
@@ -216,7 +217,7 @@ async fn refuse(core: &Core, mut session: Session, refusal: StreamRefusal) {
     let _ = timeout(core.timing.drain, answer).await;
 }
 
-async fn send(session: &mut Session, mut bytes: &[u8]) -> io::Result<()> {
+async fn send<S: Carrier>(session: &mut S, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         let sent = poll_fn(|cx| session.poll_send(cx, bytes)).await?;
         bytes = &bytes[sent..];
@@ -224,14 +225,13 @@ async fn send(session: &mut Session, mut bytes: &[u8]) -> io::Result<()> {
     poll_fn(|cx| session.poll_flush(cx)).await
 }
 
-async fn carry(core: &Core, mut session: Session, peer: PeerId, header: StreamHeader, early: Vec<u8>) {
+async fn carry<S: Carrier>(core: &Core, mut session: S, peer: PeerId, header: StreamHeader, early: Vec<u8>) {
     let service = header.service;
-    let wan = session.tcp().clone();
     let opened = tokio::select! {
         biased;
         opened = open(core, peer, &header) => opened,
         // The source gave up while the destination was silent.
-        _ = wan.ready(Interest::ERROR) => return,
+        () = session.failed() => return,
     };
     let server = match opened {
         Ok(server) => server,

@@ -2,15 +2,18 @@
 //!
 //! TProxy (dataplane.md §1-2): `intercept` (here) accepts a captured connection, `source` picks its service and opens a
 //! stream to the target on a connection of `pool`, `exit` checks the stream and dials, `relay` moves the bytes on both
-//! sides. `session` is TLS over one TCP connection, `tls` says who may speak.
+//! sides. `session` is TLS over one TCP connection, `tls` says who may speak; `kcp` is the other transport, and `carrier`
+//! what both have in common.
 //!
 //! IP tunnel (§3): `iptun` carries what is not TCP.
 //!
 //! Every socket resets when dropped, unless its stream ended in order: whatever goes wrong, no cut stream looks complete.
 
+mod carrier;
 mod counters;
 mod exit;
 mod iptun;
+mod kcp;
 mod limits;
 mod pool;
 mod relay;
@@ -24,9 +27,9 @@ pub use counters::{Counters, EngineCounts, Refusal, ServiceCounters, ServiceCoun
 pub use iptun::TunnelRefusal;
 
 use crate::{
-    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, TunnelState},
-    model::{PeerId, PublicKey},
-    os::sockets,
+    env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, TunnelState, system_seed},
+    model::{DataPorts, PeerId, PublicKey},
+    os::{datagram::Datagrams, sockets},
     routing::Forwarding,
 };
 use limits::{ACCEPT_RETRY, MAX_FLOWS, Timing};
@@ -51,6 +54,10 @@ pub enum EngineError {
     Intercept { addr: SocketAddr, source: io::Error },
     #[error("port {port}/tcp for other engines cannot be bound: free it, or set TPROXY_PORT")]
     Listen { port: u16, source: io::Error },
+    #[error("port {port}/udp for other engines cannot be bound: free it, or set KCP_PORT")]
+    ListenKcp { port: u16, source: io::Error },
+    #[error("the system gives no randomness for keys: {0}")]
+    Randomness(String),
     #[error("cannot use the identity key for TLS")]
     Identity(#[source] rustls::Error),
 }
@@ -66,6 +73,7 @@ struct Core {
     counters: Counters,
     identity: tls::Identity,
     pools: pool::Pools,
+    kcp: kcp::Kcp,
     flows: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -104,6 +112,10 @@ impl Core {
 pub struct LinuxEngines;
 
 impl Engines for LinuxEngines {
+    fn reserve(&self, ports: DataPorts, own_mark: u32) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(Datagrams::bind(ports.iptun, own_mark)?))
+    }
+
     fn start(
         &self,
         setup: EngineSetup,
@@ -142,6 +154,7 @@ impl RunningEngines for Engine {
 pub struct Engine {
     core: Arc<Core>,
     stream_port: u16,
+    kcp_port: u16,
     intercept: Option<InterceptPorts>,
     tunnel: watch::Receiver<TunnelState>,
     _stop: DropGuard,
@@ -185,11 +198,15 @@ impl Engine {
         let wan = sockets::wan_listener(port, config.own_mark).map_err(listen)?;
         let stream_port = wan.local_addr().map_err(listen)?.port();
         report_congestion(&wan);
+        let port = config.ports.kcp;
+        let listen = |source| EngineError::ListenKcp { port, source };
+        let datagrams = sockets::wan_datagrams(port, config.own_mark).map_err(listen)?;
+        let kcp_port = datagrams.local_addr().map_err(listen)?.port();
         let ports = intercept
             .as_ref()
             .map(|(v4, v6)| InterceptPorts { v4: v4.addr.port(), v6: v6.as_ref().map(|v6| v6.addr.port()) });
         let mut forbidden_ports = config.forbidden_ports;
-        forbidden_ports.push(stream_port);
+        forbidden_ports.extend([stream_port, kcp_port]);
         forbidden_ports.extend(ports.iter().flat_map(|p| [Some(p.v4), p.v6]).flatten());
         let stop = CancellationToken::new();
         let core = Arc::new(Core {
@@ -202,10 +219,12 @@ impl Engine {
             forwarding,
             counters: Counters::default(),
             pools: pool::Pools::default(),
+            kcp: kcp::Kcp::new(&config.key, system_seed().map_err(|e| EngineError::Randomness(e.to_string()))?),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         });
+        core.kcp.start(&core, datagrams).map_err(listen)?;
         core.tasks.spawn(exit::serve(core.clone(), wan));
         core.tasks.spawn(follow(core.clone()));
         let (tunnel, state) = watch::channel(TunnelState::Off);
@@ -216,7 +235,7 @@ impl Engine {
         for listener in intercept.into_iter().flat_map(|(v4, v6)| [Some(v4), v6]).flatten() {
             core.tasks.spawn(accept_captured(core.clone(), listener));
         }
-        Ok(Engine { core, stream_port, intercept: ports, tunnel: state, _stop: stop.drop_guard() })
+        Ok(Engine { core, stream_port, kcp_port, intercept: ports, tunnel: state, _stop: stop.drop_guard() })
     }
 
     /// Where the firewall is to send captured connections.
@@ -230,6 +249,11 @@ impl Engine {
     /// The TCP port on which other engines are served.
     pub fn stream_port(&self) -> u16 {
         self.stream_port
+    }
+
+    /// The UDP port of the kcp transport.
+    pub fn kcp_port(&self) -> u16 {
+        self.kcp_port
     }
 
     pub fn counters(&self) -> &Counters {

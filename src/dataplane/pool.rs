@@ -10,7 +10,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    model::{PeerId, PublicKey, Rng, Transport},
+    model::{Endpoint, PeerId, PublicKey, Rng, Transport},
     os::sockets,
     routing::{Forwarding, PeerPath},
 };
@@ -207,19 +207,9 @@ impl Target {
     async fn addresses(&self) -> Vec<SocketAddr> {
         let port = self.path.data_ports.tproxy;
         let mut addresses: Vec<SocketAddr> = lock(&self.last_good).into_iter().collect();
-        for endpoint in &self.path.endpoints {
-            let resolved = match endpoint.ip() {
-                Some(ip) => vec![SocketAddr::new(ip, port)],
-                None => match timeout(self.connect_timeout, tokio::net::lookup_host((endpoint.host(), port))).await {
-                    Ok(Ok(found)) => found.collect(),
-                    // A name that does not resolve is an address that does not answer: the next one is tried.
-                    _ => vec![],
-                },
-            };
-            for addr in resolved {
-                if !addresses.contains(&addr) && addresses.len() < MAX_DIAL_ADDRESSES {
-                    addresses.push(addr);
-                }
+        for addr in resolve(&self.path.endpoints, port, self.connect_timeout).await {
+            if !addresses.contains(&addr) && addresses.len() < MAX_DIAL_ADDRESSES {
+                addresses.push(addr);
             }
         }
         addresses
@@ -290,6 +280,27 @@ impl Target {
         lock(&self.ready).sessions.clear();
         self.level.send_replace(0);
     }
+}
+
+/// The addresses of endpoints with a data port, in order.
+pub(super) async fn resolve(endpoints: &[Endpoint], port: u16, limit: Duration) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for endpoint in endpoints {
+        let resolved = match endpoint.ip() {
+            Some(ip) => vec![SocketAddr::new(ip, port)],
+            None => match timeout(limit, tokio::net::lookup_host((endpoint.host(), port))).await {
+                Ok(Ok(found)) => found.collect(),
+                // A name that does not resolve is an address that does not answer: the next one is tried.
+                _ => vec![],
+            },
+        };
+        for addr in resolved {
+            if !addresses.contains(&addr) && addresses.len() < MAX_DIAL_ADDRESSES {
+                addresses.push(addr);
+            }
+        }
+    }
+    addresses
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -1,8 +1,9 @@
 //! Bytes both ways between a session and an edge socket: half-close kept, resets told from ends.
 
 use super::{
+    carrier::Carrier,
     counters::ServiceCounters,
-    session::{READ_BYTES, Received, Session, with_scratch},
+    session::{READ_BYTES, Received, with_scratch},
 };
 use crate::os::sockets;
 use std::{
@@ -69,8 +70,8 @@ impl Held {
     }
 }
 
-pub(super) struct Relay<'a> {
-    session: &'a mut Session,
+pub(super) struct Relay<'a, S> {
+    session: &'a mut S,
     edge: &'a TcpStream,
     role: Role,
     counters: &'a ServiceCounters,
@@ -81,10 +82,10 @@ pub(super) struct Relay<'a> {
     last_byte: Instant,
 }
 
-impl<'a> Relay<'a> {
+impl<'a, S: Carrier> Relay<'a, S> {
     /// `to_session` and `to_edge` are bytes already read, to be sent first; the former are counted already.
     pub fn new(
-        session: &'a mut Session,
+        session: &'a mut S,
         edge: &'a TcpStream,
         role: Role,
         counters: &'a ServiceCounters,
@@ -111,8 +112,8 @@ impl<'a> Relay<'a> {
 
     /// Runs to the end. `drain` bounds what happens after a reset was seen behind bytes that cannot leave.
     pub async fn run(mut self, idle: Duration, drain: Duration) -> End {
-        let (wan, edge) = (self.session.tcp().clone(), self.edge);
-        let mut wan_error = std::pin::pin!(wan.ready(Interest::ERROR));
+        let edge = self.edge;
+        let mut wan_error = std::pin::pin!(self.session.failed());
         let mut edge_error = std::pin::pin!(edge.ready(Interest::ERROR));
         let (mut wan_failed, mut edge_failed) = (false, false);
         let mut deadline = self.last_byte + idle;
@@ -120,7 +121,7 @@ impl<'a> Relay<'a> {
             tokio::select! {
                 biased;
                 end = poll_fn(|cx| self.poll(cx)) => return end,
-                _ = &mut wan_error, if !wan_failed => {
+                () = &mut wan_error, if !wan_failed => {
                     wan_failed = true;
                     deadline = deadline.min(Instant::now() + drain);
                 }
@@ -293,11 +294,11 @@ fn poll_edge_write(edge: &TcpStream, cx: &mut Context<'_>, data: &[u8]) -> Poll<
 }
 
 /// Lets both sockets go as the stream ended. They reset on drop unless told otherwise here.
-pub(super) async fn conclude(end: End, mut session: Session, edge: Arc<TcpStream>, drain: Duration) {
+pub(super) async fn conclude<S: Carrier>(end: End, mut session: S, edge: Arc<TcpStream>, drain: Duration) {
     match end {
         End::Closed => {
+            session.let_go();
             // A failure here means the connection is gone already.
-            let _ = sockets::set_reset_on_drop(session.tcp(), false);
             let _ = sockets::set_reset_on_drop(&edge, false);
         }
         End::EdgeReset => {

@@ -2,14 +2,16 @@
 
 use super::{
     Core,
+    carrier::Carrier,
     counters::{Refusal, ServiceCounters},
+    kcp::{self, KcpStream},
     limits::HELD_MAX_BYTES,
     pool::Target,
     relay::{End, Relay, Role, conclude},
     session::{Received, Session, with_scratch},
 };
 use crate::{
-    model::{PeerId, ServiceId, Transport},
+    model::{PeerId, PublicKey, ServiceId, Transport, X25519Public},
     os::sockets,
     routing::Forwarding,
     wire::stream::{REPLY_BYTES, StreamHeader, StreamReply, decode_reply},
@@ -64,9 +66,9 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
     };
     let (service, target) = (route.service, route.target);
     let opened = match choose(&core, &forwarding, service, target) {
-        Ok(target) => {
+        Ok(way) => {
             let counters = core.counters.service(service);
-            let flow = Flow { core: &core, service, target, counters, client: Arc::new(client) };
+            let flow = Flow { core: &core, service, target, way, counters, client: Arc::new(client) };
             let transparent = forwarding.services.get(&service).is_some_and(|s| s.transparent);
             flow.run(StreamHeader { service, source, dest, transparent }).await
         }
@@ -88,31 +90,46 @@ fn entered_by(forwarding: &Forwarding, client: &TcpStream) -> Option<String> {
     })
 }
 
-fn choose(
-    core: &Arc<Core>,
-    forwarding: &Forwarding,
-    service: ServiceId,
-    target: PeerId,
-) -> Result<Arc<Target>, NotOpened> {
+/// What carries the flows of a service to its target.
+enum Way {
+    Tcp(Arc<Target>),
+    /// The session with the peer of these keys.
+    Kcp {
+        public_key: PublicKey,
+        x25519_key: X25519Public,
+    },
+}
+
+fn choose(core: &Arc<Core>, forwarding: &Forwarding, service: ServiceId, target: PeerId) -> Result<Way, NotOpened> {
     let known = forwarding.services.get(&service).ok_or_else(|| refused(Refusal::NoRoute, "service is gone"))?;
-    if known.transport != Transport::Tcp {
-        return Err(refused(Refusal::TransportUnavailable, known.transport));
+    if known.transparent && known.transport == Transport::Kcp {
+        return Err(refused(Refusal::TransportUnavailable, "kcp does not keep the client's address"));
     }
-    let path = forwarding.peers.get(&target);
-    path.and_then(|path| core.pools.target(core, target, path)).ok_or_else(|| refused(Refusal::UnknownTarget, target))
+    let path = forwarding.peers.get(&target).ok_or_else(|| refused(Refusal::UnknownTarget, target))?;
+    match known.transport {
+        Transport::Tcp => {
+            core.pools.target(core, target, path).map(Way::Tcp).ok_or_else(|| refused(Refusal::UnknownTarget, target))
+        }
+        Transport::Kcp => Ok(Way::Kcp { public_key: path.public_key, x25519_key: path.x25519_key }),
+    }
 }
 
 struct Flow<'a> {
     core: &'a Arc<Core>,
     service: ServiceId,
-    target: Arc<Target>,
+    target: PeerId,
+    way: Way,
     counters: Arc<ServiceCounters>,
     client: Arc<TcpStream>,
 }
 
 impl Flow<'_> {
     async fn run(self, header: StreamHeader) -> Result<(), NotOpened> {
-        let (local, service, target, key) = (self.core.local, self.service, self.target.peer, self.target.public_key());
+        let (local, service, target) = (self.core.local, self.service, self.target);
+        let key = match &self.way {
+            Way::Tcp(target) => target.public_key(),
+            Way::Kcp { public_key, .. } => *public_key,
+        };
         let still_valid = move |f: &Forwarding| {
             f.services.get(&service).is_some_and(|s| s.source == local && s.target == target)
                 && f.peers.get(&target).is_some_and(|p| p.public_key == key)
@@ -128,10 +145,23 @@ impl Flow<'_> {
     }
 
     async fn carry(&self, header: StreamHeader) -> Result<(), NotOpened> {
-        let (mut session, opening) = self.open(header.encode()).await?;
+        match &self.way {
+            Way::Tcp(target) => {
+                let (session, opening) = self.open(target, header.encode()).await?;
+                // From here the reader at the other end may pause as long as it likes.
+                let _ = sockets::set_user_timeout(session.tcp(), None);
+                self.relay(session, opening).await;
+            }
+            Way::Kcp { x25519_key, .. } => {
+                let (stream, opening) = self.open_kcp(*x25519_key, header.encode()).await?;
+                self.relay(stream, opening).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn relay<S: Carrier>(&self, mut session: S, opening: Opening<'_>) {
         let _open = self.counters.open();
-        // From here the reader at the other end may pause as long as it likes.
-        let _ = sockets::set_user_timeout(session.tcp(), None);
         let timing = &self.core.timing;
         let unsent = opening.held[opening.sent..].to_vec();
         let relay = Relay::new(&mut session, &self.client, Role::Source, &self.counters, unsent, opening.arrived);
@@ -140,14 +170,35 @@ impl Flow<'_> {
             tracing::info!(service = %self.service, "flow closed: idle for {} s", timing.idle.as_secs());
         }
         conclude(end, session, self.client.clone(), timing.drain).await;
-        Ok(())
+    }
+
+    /// Opens the stream in the session with the target, and once more in the next one if that had forgotten it.
+    async fn open_kcp(&self, key: X25519Public, header: Vec<u8>) -> Result<(KcpStream, Opening<'_>), NotOpened> {
+        let (mut held, mut again) = (header, false);
+        loop {
+            let opened = self.core.kcp.open(key.0, self.core.timing.peer_connect).await;
+            let mut stream = opened.map_err(|e| match e {
+                kcp::OpenError::Busy => refused(Refusal::Busy, e),
+                kcp::OpenError::Unreachable => refused(Refusal::TargetUnreachable, e),
+            })?;
+            let mut opening = Opening::new(held, &self.counters);
+            match self.await_reply(&mut stream, &mut opening).await? {
+                Ok(()) => return Ok((stream, opening)),
+                // Nothing of it ever reached the exit.
+                Err(e) if e.kind() == io::ErrorKind::NotConnected && !again => {
+                    self.core.counters.retried.fetch_add(1, Relaxed);
+                    (held, again) = (opening.held, true);
+                }
+                Err(e) => return Err(refused(Refusal::NoReply, e)),
+            }
+        }
     }
 
     /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
-    async fn open(&self, header: Vec<u8>) -> Result<(Session, Opening<'_>), NotOpened> {
+    async fn open(&self, target: &Target, header: Vec<u8>) -> Result<(Session, Opening<'_>), NotOpened> {
         let mut held = header;
         let counters = &self.core.counters;
-        if let Some(mut session) = self.target.take() {
+        if let Some(mut session) = target.take() {
             counters.warm_taken.fetch_add(1, Relaxed);
             let mut opening = Opening::new(held, &self.counters);
             match self.await_reply(&mut session, &mut opening).await? {
@@ -158,8 +209,7 @@ impl Flow<'_> {
             held = opening.held;
         }
         counters.dialled_for_flow.fetch_add(1, Relaxed);
-        let mut session =
-            self.target.dial_for_flow().await.map_err(|e| refused(Refusal::TargetUnreachable, e.detail()))?;
+        let mut session = target.dial_for_flow().await.map_err(|e| refused(Refusal::TargetUnreachable, e.detail()))?;
         let mut opening = Opening::new(held, &self.counters);
         match self.await_reply(&mut session, &mut opening).await? {
             Ok(()) => Ok((session, opening)),
@@ -168,11 +218,15 @@ impl Flow<'_> {
     }
 
     /// The outer error is final; the inner one says that the connection ended without an answer.
-    async fn await_reply(&self, session: &mut Session, opening: &mut Opening<'_>) -> Result<io::Result<()>, NotOpened> {
+    async fn await_reply<S: Carrier>(
+        &self,
+        session: &mut S,
+        opening: &mut Opening<'_>,
+    ) -> Result<io::Result<()>, NotOpened> {
         let answered = timeout(self.core.timing.reply, poll_fn(|cx| opening.poll(cx, session, &self.client)));
         match answered.await {
             Ok(Ok(Ok(()))) => Ok(Ok(())),
-            Ok(Ok(Err(refusal))) => Err(refused(Refusal::Exit(refusal), self.target.peer)),
+            Ok(Ok(Err(refusal))) => Err(refused(Refusal::Exit(refusal), self.target)),
             Ok(Err(OpenError::ClientLeft)) => Err(NotOpened::ClientLeft),
             Ok(Err(OpenError::Protocol(e))) => Err(refused(Refusal::Protocol, e)),
             Ok(Err(OpenError::Session(e))) => Ok(Err(e)),
@@ -208,10 +262,10 @@ impl<'a> Opening<'a> {
         Self { counters, held, sent: 0, arrived: vec![], client_ended: false }
     }
 
-    fn poll(
+    fn poll<S: Carrier>(
         &mut self,
         cx: &mut Context<'_>,
-        session: &mut Session,
+        session: &mut S,
         client: &TcpStream,
     ) -> Poll<Result<StreamReply, OpenError>> {
         // Reading first lets the client's first bytes travel in the header's packet.
@@ -230,10 +284,10 @@ impl<'a> Opening<'a> {
     }
 
     /// A connection that takes no more bytes may still have brought the exit's refusal.
-    fn after_error(
+    fn after_error<S: Carrier>(
         &mut self,
         cx: &mut Context<'_>,
-        session: &mut Session,
+        session: &mut S,
         e: io::Error,
     ) -> Poll<Result<StreamReply, OpenError>> {
         match self.poll_reply(cx, session) {
@@ -242,7 +296,11 @@ impl<'a> Opening<'a> {
         }
     }
 
-    fn poll_reply(&mut self, cx: &mut Context<'_>, session: &mut Session) -> Poll<Result<StreamReply, OpenError>> {
+    fn poll_reply<S: Carrier>(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut S,
+    ) -> Poll<Result<StreamReply, OpenError>> {
         while self.arrived.len() < REPLY_BYTES {
             let received = with_scratch(|scratch| session.poll_receive(cx, &mut scratch.raw, &mut self.arrived));
             if let Received::Closed = ready!(received).map_err(OpenError::Session)? {

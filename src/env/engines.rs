@@ -41,6 +41,11 @@ pub enum TunnelState {
 
 /// Starts the data planes of one host.
 pub trait Engines: Send + Sync + 'static {
+    /// Keeps the port of the IP tunnel open until the engines start, so that a path probe finds it open from the start
+    /// of the agent (dataplane.md §3). What it gives is dropped just before `start`.
+    fn reserve(&self, _ports: DataPorts, _own_mark: u32) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(()))
+    }
     fn start(
         &self,
         setup: EngineSetup,
@@ -56,6 +61,9 @@ pub struct ServiceTraffic {
     /// Streams opened, and those open now.
     pub opened: u64,
     pub active: u64,
+    /// Packets that the IP tunnel carried, and those that it dropped, by reason.
+    pub tunnel_packets: u64,
+    pub tunnel_drops: BTreeMap<&'static str, u64>,
     /// Flows that were refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }

@@ -3,7 +3,7 @@
 use super::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
 use crate::{
     gossip::Standing,
-    model::{PeerId, ServiceId, UnixTime},
+    model::{PeerId, PublicKey, ServiceId, UnixTime},
     wire::{
         gossip::{ENVELOPE_MAX_BYTES, RECORDS_MAX_BYTES, RECORDS_MAX_COUNT},
         record::{Deactivation, DepartureBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
@@ -97,11 +97,19 @@ pub fn remove_peer<L: Ledger>(
 
 /// Trust that the other side does not return ends, and with it this peer's word for it and all that it owns here but
 /// revocations, which nobody else would take from here; its key stays held. Says whether there was any.
+///
+/// Nothing is dropped where removals say what stays: of a peer that was removed or left, and by an agent that was removed
+/// itself. The gossip machine goes by the same rule ([`Gossip::handle_trust`](crate::gossip::Gossip::handle_trust)).
 pub fn withdraw_trust<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> Result<bool, L::Error> {
     let Some(row) = ledger.peer(peer)?.filter(|row| row.trusted) else { return Ok(false) };
     ledger.put_peer(&PeerRow { trusted: false, ..row })?;
-    let owned = ledger.records_since(peer, 0)?.into_iter().map(|record| record.key);
-    owned.filter(|key| !is_about_removal(&key.kind)).try_for_each(|key| ledger.forget_record(&key))?;
+    let revocations = ledger.revocations()?;
+    let is_clear = |id, key: Option<&PublicKey>| revocations.standing(id, key) == Standing::Clear;
+    let is_stranger = is_clear(peer, None) && revocations.left_at(peer).is_none();
+    if is_stranger && is_clear(author.peer_id, Some(&author.key.public())) {
+        let owned = ledger.records_since(peer, 0)?.into_iter().map(|record| record.key);
+        owned.filter(|key| !is_about_removal(&key.kind)).try_for_each(|key| ledger.forget_record(&key))?;
+    }
     let voucher = RecordKey { kind: kind::VOUCHER.into(), id: peer.to_string(), owner: author.peer_id };
     if !ledger.is_contested()? && ledger.record(&voucher)?.is_some_and(|held| !held.deleted) {
         ledger.delete_own(author, kind::VOUCHER, &voucher.id)?;

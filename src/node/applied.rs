@@ -11,6 +11,9 @@ use serde_json::json;
 use std::time::Duration;
 use tokio::{sync::watch, time::timeout};
 
+/// Reasons of failed conditions that no retry cures.
+const LASTING_REASONS: [&str; 4] =
+    ["LICENSE_FEATURE_DISABLED", "MARKS_EXHAUSTED", "SAME_PEER", "TRANSPORT_UNAVAILABLE"];
 /// Beyond the time that a peer was asked to wait.
 const ANSWER_MARGIN: Duration = Duration::from_secs(3);
 
@@ -59,11 +62,16 @@ impl Node {
         service.ok().flatten().is_some_and(|s| Some(s.body.source_peer_id) == own)
     }
 
+    /// Waits until nothing is unapplied, until what is has failed for good, or for the whole time.
     async fn wait_for_status(&self, within: Duration, judge: impl Fn(&Status) -> Vec<Unapplied>) -> AppliedReply {
         let status = self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()).clone();
         let Some(mut status) = status else { return AppliedReply { waiting_for: judge(&Status::default()) } };
         // On time-out the last state is judged.
-        drop(timeout(within, until(&mut status, |now| judge(now).is_empty())).await);
+        let is_settled = |now: &Status| {
+            let left = judge(now);
+            left.is_empty() || left.iter().any(failed_for_good)
+        };
+        drop(timeout(within, until(&mut status, is_settled)).await);
         let waiting_for = judge(&status.borrow());
         AppliedReply { waiting_for }
     }
@@ -73,6 +81,11 @@ async fn until(status: &mut watch::Receiver<Status>, done: impl Fn(&Status) -> b
     if status.wait_for(|now| done(now)).await.is_err() {
         std::future::pending::<()>().await;
     }
+}
+
+/// Trying again does not help, only another change of service, license or host.
+fn failed_for_good(unapplied: &Unapplied) -> bool {
+    unapplied.status == "failed" && LASTING_REASONS.contains(&unapplied.reason.as_str())
 }
 
 /// What stands in the way. A source has rules of the firewall, both ends have an engine.
@@ -155,6 +168,13 @@ mod tests {
         let unlicensed = condition(Iptun, Failed, "LICENSE_FEATURE_DISABLED", 7);
         let all = status(vec![condition(Firewall, Applied, "APPLIED", 7), tproxy, unlicensed]);
         assert!(reasons(&all, &wish, true).is_empty());
+        let lasting = |reason, version| {
+            let failed = status(vec![condition(Firewall, Failed, reason, version)]);
+            unapplied(&failed, &wish, true).iter().any(failed_for_good)
+        };
+        assert!(lasting("TRANSPORT_UNAVAILABLE", 7), "waiting does not help");
+        assert!(!lasting("TRANSPORT_UNAVAILABLE", 6), "an earlier version had it");
+        assert!(!lasting("KERNEL_REFUSED", 7), "the next try may do");
         let gone = AppliedRequest { version: None, ..wish };
         assert_eq!(reasons(&all, &gone, true), ["STILL_APPLIED"; 3]);
         assert!(reasons(&Status::default(), &gone, true).is_empty());

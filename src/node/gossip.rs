@@ -467,23 +467,29 @@ impl Node {
 
     /// A round with every trusted peer now; wakes all reconcilers.
     pub async fn sync(&self) -> SyncOutcome {
-        let started = self.env().clock.mono();
-        self.with_gossip(|machine, now| machine.handle_sync(now));
-        self.inner.gossip_wake.notify_one();
         self.inner.reconcile_wake.notify_waiters();
         let local = self.identity().map(|i| i.peer_id);
         let peers: Vec<PeerId> =
             self.trusted_keys().unwrap_or_default().into_keys().filter(|p| Some(*p) != local).collect();
+        let reached = self.gossip_round(&peers, SYNC_TIMEOUT).await;
+        SyncOutcome { peers: peers.len(), reached }
+    }
+
+    /// A round with every peer now; returns how many of these were heard, once all of them were or the time is up.
+    pub(super) async fn gossip_round(&self, peers: &[PeerId], within: Duration) -> usize {
+        let started = self.env().clock.mono();
+        self.with_gossip(|machine, now| machine.handle_sync(now));
+        self.inner.gossip_wake.notify_one();
         let reached = || {
             let gossip = self.gossip();
             let seen = |p: &&PeerId| gossip.as_ref()?.peer_view(**p)?.last_seen;
             peers.iter().filter(|p| seen(p).is_some_and(|at| at >= started)).count()
         };
         let idle = || self.gossip().as_ref().is_none_or(Gossip::is_idle);
-        while !(idle() && reached() == peers.len()) && self.env().clock.mono() - started < SYNC_TIMEOUT {
+        while !(idle() && reached() == peers.len()) && self.env().clock.mono() - started < within {
             tokio::time::sleep(SYNC_POLL).await;
         }
-        SyncOutcome { peers: peers.len(), reached: reached() }
+        reached()
     }
 }
 

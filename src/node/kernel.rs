@@ -100,11 +100,16 @@ impl Node {
         state: &watch::Sender<EngineState>,
         local: &watch::Sender<Option<PeerId>>,
     ) -> Box<dyn RunningEngines> {
+        let reserved = self.env().engines.reserve(self.config().data_ports, mask.own());
+        if let Err(e) = &reserved {
+            tracing::warn!(error = %with_causes(e), "the port of the IP tunnel cannot be bound yet");
+        }
         let mut known = self.inner.identity.subscribe();
         let identity = match known.wait_for(Option::is_some).await.map(|found| found.clone()) {
             Ok(Some(identity)) => identity,
             _ => return std::future::pending().await,
         };
+        drop(reserved);
         let setup = engine_setup(self.config(), &identity, mask);
         let mut pause = ENGINE_RETRY_FIRST;
         loop {

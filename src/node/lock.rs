@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A peer that has not granted in this time is asked again.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Healthy peers that have not heard by then of a lock that was cleared hear of it by gossip.
+const CLEARED_TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// How long the driver sleeps when the machine has no deadline.
 const IDLE_WAIT: Duration = Duration::from_secs(3600);
 
@@ -218,6 +220,15 @@ impl Node {
             .await
             .map_err(|e: StoreError| Refused::from(e))?;
         Ok(self.refresh_lock()?)
+    }
+
+    /// So that a write which follows at another peer does not meet a lock that is gone.
+    pub async fn tell_cleared(&self) -> Result<(), Refused> {
+        let peers: Vec<PeerId> = self.healthy_peers()?.into_iter().collect();
+        let own = self.identity().map(|i| i.peer_id);
+        let others: Vec<PeerId> = peers.into_iter().filter(|p| Some(*p) != own).collect();
+        self.gossip_round(&others, CLEARED_TOLD_WITHIN).await;
+        Ok(())
     }
 
     async fn publish_lease(&self, identity: &Arc<Identity>, lease: &Lease) -> Result<(), Refused> {

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 const HOLD_FIRST: Duration = Duration::from_secs(30);
 /// ...three times as long after each further change, up to this; and from the start after this much quiet.
 const HOLD_LONGEST: Duration = Duration::from_secs(600);
+/// From the second change on, a state counts only when it has lasted for so long.
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the driver sleeps when nothing is held back.
 const IDLE_WAIT: Duration = Duration::from_secs(3600);
 
@@ -186,14 +188,21 @@ struct Told {
     at: Mono,
     /// Changes told with less than [`HOLD_LONGEST`] between them.
     flaps: u32,
+    /// What was seen last, and since when.
+    seen: (PeerStatus, Mono),
 }
 
 impl Told {
-    fn hold(self) -> Duration {
-        if self.flaps == 0 {
-            return Duration::ZERO;
+    /// When a change may be told.
+    fn due(self) -> Mono {
+        match self.flaps {
+            0 => self.at,
+            1 => self.at + HOLD_FIRST,
+            flaps => {
+                let hold = HOLD_FIRST.saturating_mul(3u32.saturating_pow(flaps - 1)).min(HOLD_LONGEST);
+                (self.at + hold).max(self.seen.1 + STEADY)
+            }
         }
-        HOLD_FIRST.saturating_mul(3u32.saturating_pow(self.flaps - 1)).min(HOLD_LONGEST)
     }
 }
 
@@ -213,16 +222,21 @@ impl Healths {
                 PeerStatus::Unreachable => "peer.unreachable",
                 PeerStatus::Discovered | PeerStatus::Handshaking => continue,
             };
-            let told = self.0.get(peer).copied();
+            let told = self.0.get_mut(peer).map(|told| {
+                if told.seen.0 != *status {
+                    told.seen = (*status, now);
+                }
+                *told
+            });
             if told.is_some_and(|told| told.status == *status) {
                 continue;
             }
-            if let Some(due) = told.map(|told| told.at + told.hold()).filter(|due| *due > now) {
+            if let Some(due) = told.map(Told::due).filter(|due| *due > now) {
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
             let flaps = told.map_or(0, |told| if now - told.at >= HOLD_LONGEST { 1 } else { told.flaps + 1 });
-            self.0.insert(*peer, Told { status: *status, at: now, flaps });
+            self.0.insert(*peer, Told { status: *status, at: now, flaps, seen: (*status, now) });
             news.push(News::new(kind, json!({"peer_id": peer, "name": name, "status": status})));
         }
         (news, next)
@@ -448,13 +462,16 @@ mod tests {
                 told += healths.news(now, &current(status)).0.len();
             }
         }
-        assert!(told <= 10, "{told} events of 50 flaps");
+        assert!(told <= 5, "{told} events of 50 flaps");
+        for status in [PeerStatus::Unhealthy, PeerStatus::Healthy] {
+            let (news, due) = healths.news(now, &current(status));
+            if news.is_empty() && healths.0[&peer].status != status {
+                now = due.expect("what is held back is looked at again");
+                assert_eq!(healths.news(now, &current(status)).0.len(), 1);
+            }
+            assert_eq!(healths.0[&peer].status, status, "the last state is told in the end");
+        }
         now = now + HOLD_LONGEST;
-        let (news, _) = healths.news(now, &current(PeerStatus::Unhealthy));
-        assert_eq!(kinds(&news), ["peer.unhealthy"]);
-        let (news, due) = healths.news(now + Duration::from_secs(1), &current(PeerStatus::Healthy));
-        assert!(news.is_empty());
-        let due = due.expect("what is held back is looked at again");
-        assert_eq!(kinds(&healths.news(due, &current(PeerStatus::Healthy)).0), ["peer.healthy"]);
+        assert_eq!(kinds(&healths.news(now, &current(PeerStatus::Unhealthy)).0), [""; 0], "not before it is steady");
     }
 }

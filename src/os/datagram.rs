@@ -127,6 +127,21 @@ impl Datagrams {
     }
 }
 
+/// The largest packet on the way to an address, as far as the kernel knows it. `mark` 0 = none.
+pub fn path_mtu(remote: SocketAddr, mark: u32) -> io::Result<u32> {
+    let socket = Socket::new(Domain::for_address(remote), Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    socket.connect(&remote.into())?;
+    let (level, option) =
+        if remote.is_ipv4() { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
+    let (mut value, mut size): (libc::c_int, libc::socklen_t) = (0, size_of::<libc::c_int>() as u32);
+    // SAFETY: `value` and `size` outlive the call, and `size` says how large `value` is; the descriptor is open.
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut size) };
+    if rc == 0 { Ok(u32::try_from(value).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Space for one batch.
 pub struct Buffers(Box<[u8]>);
 

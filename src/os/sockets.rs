@@ -1,4 +1,4 @@
-//! TCP sockets of the data plane: transparent, marked, tuned for long links; and the addresses of this host.
+//! Sockets of the data plane: transparent, marked, tuned for long links; and the addresses of this host.
 //!
 //! "WAN" sockets run between two engines; "edge" sockets face clients and servers and keep the kernel's own tuning.
 
@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Each direction of a WAN socket; the kernel doubles it for its own overhead. The default ceilings (4 MiB sending, 6 MiB
 /// receiving, overhead included) are below two bandwidth-delay products of 200 Mbit/s x 150 ms, which loss recovery
@@ -18,6 +18,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub const WAN_BUFFER_BYTES: usize = 16 << 20;
 /// Bytes a WAN socket takes beyond what the window lets out at once: bounds the queue in front of the link.
 pub const WAN_UNSENT_BYTES: u32 = 512 << 10;
+/// Each direction of the datagram socket: what arrives while the engine is busy with something else.
+const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 /// dataplane.md §1.
 pub const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -81,6 +83,41 @@ fn wan_listener_at(addr: SocketAddr, mark: u32) -> io::Result<TcpListener> {
 /// Whether an error says that the host has no such address family, or none of its addresses.
 fn no_such_family(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// The socket for datagrams of other engines: every address of both families, or IPv4 alone where IPv6 is off.
+pub fn wan_datagrams(port: u16, mark: u32) -> io::Result<UdpSocket> {
+    match wan_datagrams_at((Ipv6Addr::UNSPECIFIED, port).into(), mark) {
+        Err(e) if no_such_family(&e) => wan_datagrams_at((Ipv4Addr::UNSPECIFIED, port).into(), mark),
+        other => other,
+    }
+}
+
+fn wan_datagrams_at(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if set_int(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
+        socket.set_send_buffer_size(DATAGRAM_BUFFER_BYTES)?;
+    }
+    if set_int(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
+        socket.set_recv_buffer_size(DATAGRAM_BUFFER_BYTES)?;
+    }
+    socket.bind(&SockAddr::from(addr))?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Lets datagrams that are larger than the path be cut on the way (IPv4) or here (IPv6) instead of being lost.
+pub fn allow_fragments(socket: &UdpSocket) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    if socket.local_addr()?.is_ipv6() {
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    Ok(())
 }
 
 /// A tuned socket to another engine; connect it.

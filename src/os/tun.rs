@@ -16,6 +16,8 @@ const QUEUE_PACKETS: libc::c_int = 4096;
 /// A TUN device of the network namespace of the thread that made it.
 pub struct Tun {
     file: AsyncFd<OwnedFd>,
+    /// To ask about the device.
+    control: OwnedFd,
     name: String,
     index: u32,
 }
@@ -35,11 +37,12 @@ impl Tun {
         control(file.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
         let name: Vec<u8> = request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
         let text = String::from_utf8(name.clone()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-        set_up(&name, &text, mtu)?;
+        let control = datagram_socket()?;
+        set_up(&control, &name, &text, mtu)?;
         let index = index_of(&name)?;
         // SAFETY: the descriptor stays open for as long as the `OwnedFd` in it lives, and it always returns it.
         let file = unsafe { AsyncFd::register(file) }?;
-        Ok(Self { file, name: text, index })
+        Ok(Self { file, control, name: text, index })
     }
 
     pub fn name(&self) -> &str {
@@ -48,6 +51,15 @@ impl Tun {
 
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Fails when someone has removed the device, or set it down, so that the routes into it are gone.
+    pub fn check(&self) -> io::Result<()> {
+        let mut request = named(self.name.as_bytes());
+        control(self.control.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request)?;
+        // SAFETY: SIOCGIFFLAGS has written this member.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        if flags & libc::IFF_UP as libc::c_short == 0 { Err(io::ErrorKind::NetworkDown.into()) } else { Ok(()) }
     }
 
     /// Ready when there may be a packet to read.
@@ -72,7 +84,17 @@ impl Tun {
     }
 }
 
-fn set_up(name: &[u8], text: &str, mtu: u16) -> io::Result<()> {
+fn datagram_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+fn set_up(socket: &OwnedFd, name: &[u8], text: &str, mtu: u16) -> io::Result<()> {
     // No addresses, and nobody to ask for any.
     setting("ipv6", text, "addr_gen_mode", "1")?;
     setting("ipv6", text, "accept_ra", "0")?;
@@ -82,13 +104,6 @@ fn set_up(name: &[u8], text: &str, mtu: u16) -> io::Result<()> {
     // that a strict host needs the loose value here.
     let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter")?;
     setting("ipv4", text, "rp_filter", if all.trim() == "0" { "0" } else { "2" })?;
-    // SAFETY: no pointers; the result is checked by `OwnedFd`'s owner below.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just opened, owned by nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let mut request = named(name);
     request.ifr_ifru.ifru_mtu = libc::c_int::from(mtu);
     control(socket.as_raw_fd(), libc::SIOCSIFMTU, &mut request)?;

@@ -109,14 +109,6 @@ struct Reports {
     iptun: Report,
 }
 
-/// How a pass went for each reconciler.
-struct Outcomes<'a> {
-    network: &'a Result<(), String>,
-    firewall: &'a Result<(), String>,
-    tproxy: &'a Result<(), String>,
-    iptun: &'a Result<(), String>,
-}
-
 enum Wake {
     Stop,
     Liveness,
@@ -320,9 +312,9 @@ impl<S: Source> Reconcile<S> {
             Ok(desired) => desired,
             Err(e) => {
                 let reason = format!("reading the store: {e}");
-                let failed = Err(reason);
-                let outcomes = Outcomes { network: &failed, firewall: &failed, tproxy: &failed, iptun: &failed };
-                self.finish(started, None, outcomes, intact);
+                let failed = || Err(reason.clone());
+                let outcomes = Outcomes { network: failed(), firewall: failed(), tproxy: failed(), iptun: failed() };
+                self.finish(started, None, &outcomes, intact);
                 return false;
             }
         };
@@ -333,7 +325,7 @@ impl<S: Source> Reconcile<S> {
         }
         let tunnel_state = self.tunnel_state.borrow_and_update().clone();
         iptun::complete(&mut compiled, &desired, &tunnel_state);
-        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref()).await;
+        let tunnel = self.tunnel.apply(&*self.kernel, compiled.ruleset.tunnel.as_ref(), &tunnel_state).await;
         let before = self.firewall.applied().cloned();
         let mut done = Applied::default();
         let mut published = None;
@@ -354,10 +346,10 @@ impl<S: Source> Reconcile<S> {
         self.report(&compiled, &published, &done, changed && outcome.is_ok(), started);
         let firewall = outcome.map_err(|e| e.to_string());
         self.report_tunnel(&compiled, &tunnel, started);
-        let (tproxy, iptun) = (engines.outcome(), tunnel.map(drop).and(iptun::outcome(&tunnel_state)));
-        let outcomes = Outcomes { network: &network, firewall: &firewall, tproxy: &tproxy, iptun: &iptun };
-        self.finish(started, Some(&compiled), outcomes, intact);
         let succeeded = firewall.is_ok() && network.is_ok();
+        let iptun = tunnel.map(drop).and(iptun::outcome(&tunnel_state));
+        let outcomes = Outcomes { network, firewall, tproxy: engines.outcome(), iptun };
+        self.finish(started, Some(&compiled), &outcomes, intact);
         self.settled = succeeded.then_some(desired);
         succeeded
     }
@@ -452,7 +444,7 @@ impl<S: Source> Reconcile<S> {
     }
 
     /// Publishes how the pass went.
-    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: Outcomes<'_>, intact: bool) {
+    fn finish(&mut self, started: Mono, compiled: Option<&Compiled>, outcomes: &Outcomes, intact: bool) {
         let Outcomes { network, firewall, tproxy, iptun } = outcomes;
         note(&mut self.reports.network, network);
         note(&mut self.reports.firewall, firewall);
@@ -487,6 +479,12 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
         if self.settings.clear_on_stop {
             match self.network.clear(&*self.kernel, &mut self.leases).await {
                 Ok(()) => self.reports.network.info("stopped, interfaces are removed"),
@@ -495,15 +493,17 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.network.info("stopped, interfaces are kept");
         }
-        if self.settings.clear_on_stop
-            && let Err(reason) = self.tunnel.apply(&*self.kernel, None).await
-        {
-            self.reports.iptun.failure(&reason);
-        }
-        self.reports.iptun.info("stopped");
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }
+}
+
+/// How a pass went, by reconciler.
+struct Outcomes {
+    network: Result<(), String>,
+    firewall: Result<(), String>,
+    tproxy: Result<(), String>,
+    iptun: Result<(), String>,
 }
 
 fn without_engines(compiled: &mut Compiled, reason: &str) {

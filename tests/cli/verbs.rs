@@ -246,6 +246,9 @@ fn status_has_a_state_for_every_life_cycle() {
     assert!(screen.lines().count() <= 24 && screen.lines().all(|l| l.chars().count() <= 80));
     agent.on("GET /readyz", 503, json!({"status":"fail","checks":[{"name":"tproxy","status":"fail","message":"m"}]}));
     assert_eq!(state(&station), ("degraded".to_owned(), 6));
+    let first = json!([{"name":"tproxy","status":"fail","message":"no pass has succeeded yet"}]);
+    agent.on("GET /readyz", 503, json!({"status":"fail","checks":first}));
+    assert_eq!(state(&station), ("starting".to_owned(), 6));
     agent.on("GET /v1/license", 200, license("suspended"));
     assert_eq!(state(&station), ("suspended".to_owned(), 6));
     agent.on("GET /v1/cluster/identity", 200, json!({"peer_id":"","cluster_id":"","version":"v1"}));

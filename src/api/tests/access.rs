@@ -214,7 +214,7 @@ async fn license_states_open_and_close_endpoints() {
     assert_eq!(suspended.caller.get("/v1/license").await.expect(200)["state"], "suspended");
     suspended.caller.get("/livez").await.expect(200);
     suspended.caller.get("/v1/cluster/identity").await.expect(200);
-    assert_eq!(suspended.caller.get("/readyz?exclude=network,firewall,tproxy").await.status, 503);
+    assert_eq!(suspended.caller.get("/readyz?exclude=network,firewall,tproxy,iptun").await.status, 503);
     let init = suspended.caller.post("/v1/handshake/init", json!({})).await;
     assert_eq!((init.refusal(), init.error()), ((403, "LICENSE_SUSPENDED"), "handshake failed: license suspended"));
     // The recovery token opens everything but making and changing.
@@ -269,7 +269,7 @@ async fn an_internal_agent_takes_only_the_recovery_token() {
     let made = agent.caller.post("/v1/bootstrap", json!({"license": license(terms(1))})).await.expect(201);
     let form = token_form(made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
     assert_eq!(agent.caller.form("/v1/oauth/token", &form).await.refusal(), (403, "API_ACCESS_INTERNAL"));
-    agent.caller.get("/readyz?exclude=network,firewall,tproxy").await.expect(200);
+    agent.caller.get("/readyz?exclude=network,firewall,tproxy,iptun").await.expect(200);
     agent.caller.get("/v1/cluster/identity").await.expect(200);
     let get =
         async |token: &str| agent.caller.send(Method::GET, "/v1/peers", &[("x-arctic-recovery", token)], "").await;

@@ -60,7 +60,7 @@ async fn bootstrap_gives_the_secret_once_and_only_one_call_wins() {
     assert_eq!(identity["license_id"], made["license_id"]);
     assert_eq!(identity.as_object().unwrap().len(), 5);
     assert_eq!(agent.caller.get("/readyz").await.status, 503, "no reconciler runs in this test");
-    agent.caller.get("/readyz?exclude=network,firewall,tproxy").await.expect(200);
+    agent.caller.get("/readyz?exclude=network,firewall,tproxy,iptun").await.expect(200);
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ const ROUTES: &str = "/v1/services/{sid}/routes";
 /// A new endpoint needs a row here. Its column `allowed` is copied from licensing.md §3, not from `endpoints.rs`.
 const ROWS: &[Row] = &[
     row("GET", "/livez", Always, [200; 3]),
-    Row { query: "?exclude=license,network,firewall,tproxy", ..row("GET", "/readyz", Always, [200; 3]) },
+    Row { query: "?exclude=license,network,firewall,tproxy,iptun", ..row("GET", "/readyz", Always, [200; 3]) },
     row("GET", "/v1/cluster/identity", Always, [200; 3]),
     row("GET", "/metrics", UntilSuspended, [200; 3]),
     row("GET", "/v1/openapi.json", UntilSuspended, [200; 3]),
@@ -260,7 +260,7 @@ async fn gossip_of_a_trusted_peer_is_taken_until_suspended() {
 async fn readiness_fails_for_the_license_only_when_suspended() {
     for (days, state) in moments() {
         let agent = agent_in(days, state).await;
-        let ready = agent.caller.get("/readyz?exclude=network,firewall,tproxy").await;
+        let ready = agent.caller.get("/readyz?exclude=network,firewall,tproxy,iptun").await;
         let check = ready.body["checks"].as_array().unwrap().iter().find(|c| c["name"] == "license").unwrap().clone();
         let (status, word) = if state == State::Suspended { (503, "fail") } else { (200, "ok") };
         assert_eq!((ready.status, &check["status"]), (status, &word.into()), "{state}");

@@ -3,13 +3,14 @@
 use super::{
     INNER_MTU, TunnelError, TunnelRefusal,
     gate::{Gate, Passed, Stop},
+    packet::{End, Header, too_big},
     sessions::{Outgoing, Received, Sessions},
 };
 use crate::{
     dataplane::{Core, Refusal, ServiceCounters},
     model::{Endpoint, PeerId, ServiceId, SigningKey},
     os::{
-        datagram::{Buffers, Datagrams},
+        datagram::{Buffers, Datagrams, path_mtu},
         sockets,
         tun::Tun,
     },
@@ -26,6 +27,8 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 const TICK: Duration = Duration::from_millis(250);
+/// How often the device and the paths to the peers are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Host names in endpoints are looked up again so often.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(60);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,7 +48,9 @@ pub(super) struct Carrier {
     sessions: Sessions,
     out: Vec<Outgoing>,
     buffers: Buffers,
-    counted: BTreeMap<(ServiceId, bool), u64>,
+    packet: Box<[u8]>,
+    /// Packets and bytes since they were last counted, to the target and to the source.
+    counted: BTreeMap<(ServiceId, bool), (u64, u64)>,
     services: BTreeMap<ServiceId, Arc<ServiceCounters>>,
 }
 
@@ -58,6 +63,7 @@ impl Carrier {
             sessions: Sessions::new(key, INNER_MTU),
             out: vec![],
             buffers: Buffers::default(),
+            packet: vec![0; PACKET_MAX_BYTES].into(),
             counted: BTreeMap::new(),
             services: BTreeMap::new(),
         }
@@ -82,6 +88,8 @@ impl Carrier {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looking_up = Box::pin(resolve(forwarding.borrow_and_update().clone(), Duration::ZERO));
         self.follow(&forwarding.borrow().clone());
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changes = true;
         loop {
             tokio::select! {
@@ -98,15 +106,20 @@ impl Carrier {
                     for (peer, addresses) in addresses {
                         self.sessions.set_addresses(peer, addresses);
                     }
+                    self.greet(core.local);
                     looking_up = Box::pin(resolve(forwarding.borrow().clone(), RESOLVE_INTERVAL));
                 }
                 _ = tick.tick() => self.sessions.tick(&mut self.out),
+                _ = look.tick() => {
+                    device.check().map_err(TunnelError::DeviceGone)?;
+                    self.sessions.measure(|remote| path_mtu(remote, core.own_mark).ok());
+                }
                 ready = socket.readable() => ready.map_err(TunnelError::Socket)?,
                 ready = device.readable() => ready.map_err(TunnelError::DeviceGone)?,
             }
             // Whichever woke us, both have their turn, so that neither starves the other.
-            self.from_socket(core, socket, device)?;
-            self.from_device(core, device)?;
+            self.read_socket(core, socket, device)?;
+            self.read_device(core, device)?;
             self.count(core);
             self.send(core, socket).await;
         }
@@ -120,30 +133,55 @@ impl Carrier {
         self.services.retain(|id, _| snapshot.services.contains_key(id));
     }
 
-    fn from_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
-        let mut packet = [0; PACKET_MAX_BYTES];
+    /// Sessions with all that share a service with this peer.
+    fn greet(&mut self, local: PeerId) {
+        let snapshot = self.gate.snapshot().clone();
+        let others = snapshot.services.values().map(|s| if s.source == local { s.target } else { s.source });
+        self.sessions.greet(others, &mut self.out);
+    }
+
+    fn read_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
         let now = Instant::now();
         for _ in 0..DEVICE_BATCH_PACKETS {
-            let len = match device.try_read(&mut packet) {
+            let len = match device.try_read(&mut self.packet) {
                 Ok(len) => len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(TunnelError::DeviceGone(e)),
             };
-            match self.gate.from_device(&mut packet[..len], now) {
-                Ok(passed) => {
-                    if self.sessions.send(passed.peer, &packet[..passed.len], &mut self.out) {
-                        self.note(&passed);
-                    } else {
-                        refuse(core, TunnelRefusal::Unreachable, Some((passed.service, passed.peer)));
-                    }
-                }
+            match self.gate.take_from_device(&mut self.packet[..len], now) {
+                Ok(passed) => self.hand_to_peer(core, device, &passed),
                 Err(stop) => stopped(core, stop),
             }
         }
         Ok(())
     }
 
-    fn from_socket(&mut self, core: &Core, socket: &Datagrams, device: &Tun) -> Result<(), TunnelError> {
+    fn hand_to_peer(&mut self, core: &Core, device: &Tun, passed: &Passed) {
+        if let Some(error) = self.error_about(passed) {
+            // Its sender will send smaller ones; the kernel knows the way back to it.
+            if let Err(e) = device.write(&error) {
+                tracing::debug!("the device took no error: {e}");
+            }
+            return refuse(core, TunnelRefusal::TooBig, Some((passed.service, passed.peer)));
+        }
+        if self.sessions.send(passed.peer, &self.packet[..passed.len], &mut self.out) {
+            self.note(passed);
+        } else {
+            refuse(core, TunnelRefusal::Unreachable, Some((passed.service, passed.peer)));
+        }
+    }
+
+    /// What the sender of the packet is told if it may not be cut and is too big for the path to the peer.
+    fn error_about(&mut self, passed: &Passed) -> Option<Vec<u8>> {
+        let mtu = self.sessions.mtu(passed.peer).filter(|mtu| passed.len > usize::from(*mtu))?;
+        let packet = &mut self.packet[..passed.len];
+        let header = Header::parse(packet).ok().filter(|h| !h.may_be_fragmented)?;
+        // As the kernel knows it.
+        header.set_address(packet, End::Dest, passed.was_for);
+        too_big(packet, &Header { dest: passed.was_for, ..header }, mtu)
+    }
+
+    fn read_socket(&mut self, core: &Core, socket: &Datagrams, device: &Tun) -> Result<(), TunnelError> {
         let mut packets: Vec<(PeerId, BytesMut)> = vec![];
         let (sessions, out) = (&mut self.sessions, &mut self.out);
         let received =
@@ -158,7 +196,7 @@ impl Carrier {
         }
         let now = Instant::now();
         for (peer, mut packet) in packets {
-            match self.gate.from_peer(peer, &mut packet, now) {
+            match self.gate.take_from_peer(peer, &mut packet, now) {
                 Ok(passed) => match device.write(&packet[..passed.len]) {
                     Ok(()) => self.note(&passed),
                     // The kernel says no to one packet, or the device is gone, which the next read tells.
@@ -171,14 +209,17 @@ impl Carrier {
     }
 
     fn note(&mut self, passed: &Passed) {
-        *self.counted.entry((passed.service, passed.to_target)).or_default() += passed.len as u64;
+        let (packets, bytes) = self.counted.entry((passed.service, passed.to_target)).or_default();
+        *packets += 1;
+        *bytes += passed.len as u64;
     }
 
     fn count(&mut self, core: &Core) {
-        while let Some(((service, to_target), bytes)) = self.counted.pop_first() {
+        while let Some(((service, to_target), (packets, bytes))) = self.counted.pop_first() {
             let counters = self.services.entry(service).or_insert_with(|| core.counters.service(service));
             let count = if to_target { &counters.bytes_to_target } else { &counters.bytes_to_source };
             count.fetch_add(bytes, Relaxed);
+            counters.tunnel_packets.fetch_add(packets, Relaxed);
         }
     }
 

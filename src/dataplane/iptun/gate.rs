@@ -141,6 +141,8 @@ pub(super) struct Passed {
     pub service: ServiceId,
     pub to_target: bool,
     pub len: usize,
+    /// The destination that it had before.
+    pub was_for: IpAddr,
 }
 
 #[derive(Default)]
@@ -178,8 +180,12 @@ impl Gate {
         self.forwarding = forwarding;
     }
 
+    pub fn snapshot(&self) -> &Arc<Forwarding> {
+        &self.forwarding
+    }
+
     /// A packet that the kernel gave to the device.
-    pub fn from_device(&mut self, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_device(&mut self, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.dest.is_multicast() || header.source.is_unspecified() || is_link_local(header.source) {
             return Err(Stop::Ignored);
@@ -217,7 +223,7 @@ impl Gate {
             let flows = self.peers.entry(peer).or_default();
             remember(&mut flows.sent, key, flow, header.part, now);
         }
-        Ok(Passed { peer, service, to_target: true, len: header.len })
+        Ok(Passed { peer, service, to_target: true, len: header.len, was_for: header.dest })
     }
 
     /// Exit: a reply that the kernel has given back its client's alias as destination.
@@ -238,11 +244,11 @@ impl Gate {
         if quote.is_some() {
             Header { dest: client, ..*header }.seal_icmp(packet);
         }
-        Ok(Passed { peer, service: flow.service, to_target: false, len: header.len })
+        Ok(Passed { peer, service: flow.service, to_target: false, len: header.len, was_for: header.dest })
     }
 
     /// A packet that a peer sent.
-    pub fn from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.protocol == TCP {
             return Err(TunnelRefusal::Tcp.into());
@@ -256,7 +262,7 @@ impl Gate {
             (known.source == self.local && known.target == peer).then_some(flow.service)
         });
         match replied {
-            Some(service) => Ok(Passed { peer, service, to_target: false, len: header.len }),
+            Some(service) => Ok(Passed { peer, service, to_target: false, len: header.len, was_for: header.dest }),
             None => self.request_of_peer(peer, packet, &header, now),
         }
     }
@@ -297,7 +303,7 @@ impl Gate {
             let flow = Flow { service, client, revision: forwarding.revision };
             remember(&mut self.peers.entry(peer).or_default().taken, key, flow, header.part, now);
         }
-        Ok(Passed { peer, service, to_target: true, len: header.len })
+        Ok(Passed { peer, service, to_target: true, len: header.len, was_for: header.dest })
     }
 
     fn admit(

@@ -23,6 +23,11 @@ use std::{
 const HANDSHAKES_PER_SECOND: u64 = 100;
 /// Session numbers of a peer under which it may still send: its eight sessions, and handshakes on their way.
 const MAX_NUMBERS_PER_PEER: usize = 16;
+/// Headers of a data message: IP, UDP, its own, its tag.
+const V4_OVERHEAD_BYTES: u32 = 20 + 8 + 16 + 16;
+const V6_OVERHEAD_BYTES: u32 = 40 + 8 + 16 + 16;
+/// IPv6 asks this of every link.
+const INNER_MTU_MIN: u16 = 1280;
 const TYPE_INITIATION: u8 = 1;
 const TYPE_RESPONSE: u8 = 2;
 const TYPE_DATA: u8 = 4;
@@ -58,6 +63,7 @@ struct Session {
     /// Whence authentic datagrams came last.
     heard: Option<Way>,
     numbers: VecDeque<u32>,
+    mtu: u16,
 }
 
 impl Session {
@@ -72,12 +78,10 @@ impl Session {
         self.unanswered = 0;
     }
 
-    /// A second initiation without an answer goes to the next address.
+    /// A second initiation without an answer goes to an address from the list, a third to the next one.
     fn initiating(&mut self) {
-        if self.unanswered > 0 && !self.addresses.is_empty() {
-            if self.heard.take().is_none() {
-                self.trying = (self.trying + 1) % self.addresses.len();
-            }
+        if self.unanswered > 0 && !self.addresses.is_empty() && self.heard.take().is_none() {
+            self.trying = (self.trying + 1) % self.addresses.len();
         }
         self.unanswered = self.unanswered.saturating_add(1);
     }
@@ -131,6 +135,7 @@ impl Sessions {
                     unanswered: 0,
                     heard: None,
                     numbers: VecDeque::new(),
+                    mtu: self.mtu.get(),
                 }
             });
             session.port = path.data_ports.iptun;
@@ -144,6 +149,44 @@ impl Sessions {
         {
             (session.addresses, session.trying) = (addresses, 0);
         }
+    }
+
+    /// Begins a session with each peer that has none, so that the first packet finds one.
+    pub fn greet(&mut self, peers: impl Iterator<Item = PeerId>, out: &mut Vec<Outgoing>) {
+        for peer in peers {
+            let Some(session) = self.peers.get_mut(&peer).filter(|s| s.way().is_some()) else { continue };
+            if session.unanswered == 0
+                && session.heard.is_none()
+                && let Some(initiation) = session.tunn.format_handshake_initiation(false)
+            {
+                self.emit(peer, initiation.into(), None, out);
+            }
+        }
+    }
+
+    /// Begins a new handshake, whatever the state of the old one.
+    #[cfg(test)]
+    pub fn rekey(&mut self, peer: PeerId, out: &mut Vec<Outgoing>) {
+        let initiation = self.peers.get_mut(&peer).and_then(|s| s.tunn.format_handshake_initiation(true));
+        if let Some(initiation) = initiation {
+            self.emit(peer, initiation.into(), None, out);
+        }
+    }
+
+    /// The largest packet for each peer that was heard, by the largest one that `path_mtu` says its way takes.
+    pub fn measure(&mut self, path_mtu: impl Fn(SocketAddr) -> Option<u32>) {
+        for session in self.peers.values_mut() {
+            let Some(way) = session.heard else { continue };
+            let headers = if way.remote.is_ipv4() { V4_OVERHEAD_BYTES } else { V6_OVERHEAD_BYTES };
+            let Some(outer) = path_mtu(way.remote) else { continue };
+            let inner = u16::try_from(outer.saturating_sub(headers)).unwrap_or(u16::MAX);
+            session.mtu = inner.clamp(INNER_MTU_MIN, self.mtu.get());
+        }
+    }
+
+    /// The largest packet that reaches a peer without fragments outside.
+    pub fn mtu(&self, peer: PeerId) -> Option<u16> {
+        self.peers.get(&peer).map(|session| session.mtu)
     }
 
     /// Sends a packet to a peer; it waits for the handshake if there is no session. Whether the peer has an address.
@@ -180,17 +223,13 @@ impl Sessions {
         let Some(peer) = self.sender(&message) else { return Received::Refused };
         let Some(session) = self.peers.get_mut(&peer) else { return Received::Refused };
         let initiation = matches!(message, WgKind::HandshakeInit(_));
-        let cookie = matches!(message, WgKind::CookieReply(_));
         let had_session = session.tunn.has_active_session();
         match session.tunn.handle_incoming_packet(message) {
-            TunnResult::Done => {
-                debug_assert!(cookie);
-                Received::Handled
-            }
+            TunnResult::Done => Received::Handled,
             TunnResult::Err(_) => Received::Refused,
             TunnResult::WriteToNetwork(answer) => {
-                // An initiation may be an old one to an agent that was restarted: it moves no session.
-                if !initiation || session.heard.is_none() {
+                // An initiation may be an old one to an agent that was restarted: it is answered, and moves nothing.
+                if !initiation {
                     session.heard_from(way);
                 }
                 self.emit(peer, answer, Some(way), out);

@@ -3,12 +3,18 @@
 use super::*;
 use proptest::prelude::*;
 
-fn pattern(length: usize, salt: u8) -> Vec<u8> {
+pub(super) fn pattern(length: usize, salt: u8) -> Vec<u8> {
     (0..length).map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ (i >> 11) as u8 ^ salt).collect()
 }
 
 /// Sends `up` and `down` at the same time in pieces, both ends half-closing when done; gives what each end read.
-async fn both_ways(client: TcpStream, server: TcpStream, up: &[u8], down: &[u8], piece: usize) -> [Vec<u8>; 2] {
+pub(super) async fn both_ways(
+    client: TcpStream,
+    server: TcpStream,
+    up: &[u8],
+    down: &[u8],
+    piece: usize,
+) -> [Vec<u8>; 2] {
     async fn send(mut half: tokio::net::tcp::OwnedWriteHalf, bytes: &[u8], piece: usize) {
         for part in bytes.chunks(piece) {
             half.write_all(part).await.unwrap();

@@ -2,6 +2,7 @@
 //! 2001:2::/48 stand for the servers' network.
 
 mod ends;
+mod kcp;
 mod refusals;
 mod trust;
 
@@ -50,22 +51,21 @@ impl Peer {
         self.start_timed(port, Timing::default());
     }
     pub fn start_timed(&mut self, port: u16, timing: Timing) {
-        let config = EngineSetup {
-            local: self.id,
-            key: self.key.clone(),
-            ports: DataPorts { tproxy: port, ..DataPorts::default() },
-            own_mark: 0,
-            forbidden_ports: vec![8080],
-        };
+        self.start_at(DataPorts { tproxy: port, kcp: 0, ..DataPorts::default() }, timing);
+    }
+    pub fn start_at(&mut self, ports: DataPorts, timing: Timing) {
+        let config =
+            EngineSetup { local: self.id, key: self.key.clone(), ports, own_mark: 0, forbidden_ports: vec![8080] };
         self.engine = Some(Engine::start_with(config, self.snapshot.subscribe(), timing, None).unwrap());
     }
     pub fn path(&self) -> PeerPath {
         let tproxy = self.engine.as_ref().map_or(1, Engine::stream_port);
+        let kcp = self.engine.as_ref().map_or(1, Engine::kcp_port);
         PeerPath {
             public_key: self.key.public(),
             x25519_key: self.key.x25519_public(),
             endpoints: vec![Endpoint::new("127.0.0.1", 8080).unwrap()],
-            data_ports: DataPorts { tproxy, ..DataPorts::default() },
+            data_ports: DataPorts { tproxy, kcp, ..DataPorts::default() },
         }
     }
 }
@@ -101,6 +101,15 @@ impl Pair {
     /// The same with the service published on both.
     pub fn new() -> Self {
         let pair = Self::unpublished();
+        pair.publish_a(|_| {});
+        pair.publish_b(|_| {});
+        pair
+    }
+
+    /// The same over another transport.
+    pub fn over(transport: Transport) -> Self {
+        let mut pair = Self::unpublished();
+        pair.forwarded.transport = transport;
         pair.publish_a(|_| {});
         pair.publish_b(|_| {});
         pair

@@ -97,8 +97,14 @@ async fn a_target_that_comes_back_is_used_again() {
 async fn a_service_over_kcp_is_not_carried_over_tcp() {
     let mut pair = Pair::unpublished();
     pair.forwarded.transport = Transport::Kcp;
-    pair.publish_a(|_| {});
+    pair.a.start_timed(0, Timing { peer_connect: Duration::from_millis(300), ..Timing::default() });
+    let b = pair.b.id;
+    pair.publish_a(|f| f.peers.get_mut(&b).unwrap().data_ports.kcp = 1);
     pair.publish_b(|_| {});
+    assert_refused(&pair, "198.18.0.9:80", Refusal::TargetUnreachable).await;
+
+    pair.forwarded.transparent = true;
+    pair.publish_a(|_| {});
     assert_refused(&pair, "198.18.0.9:80", Refusal::TransportUnavailable).await;
     assert_eq!(Refusal::TransportUnavailable.to_string(), "transport not available");
 }

@@ -23,6 +23,20 @@ fn trust_that_is_not_returned_takes_the_own_word_and_what_the_peer_owns_along_bu
 }
 
 #[test]
+fn a_removed_agent_keeps_what_it_holds_of_peers_that_do_not_take_it_back() {
+    let world = World::of(3);
+    world.add(0, 1).unwrap();
+    world.add(0, 2).unwrap();
+    world.gossip();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    let removal = remove_peer(&two.ledger, &two.author, one.id(), NOW).unwrap().unwrap();
+    merge_records(&one.ledger, &one.author, &[removal]).unwrap();
+    let held = one.ledger.records_since(zero.id(), 0);
+    assert!(withdraw_trust(&one.ledger, &one.author, zero.id()).unwrap());
+    assert_eq!(one.ledger.records_since(zero.id(), 0), held);
+}
+
+#[test]
 fn a_peer_whose_readmission_is_void_learns_why_it_is_not_trusted() {
     // n0 removes n1, n2 takes it back, n0 removes n2: n2's word is void, and n1 is out again.
     let world = World::of(3);

@@ -110,7 +110,9 @@ impl World {
             let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
             let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
             if lags && !self.witness.wiped.contains(&other) && !self.is_laggard(change.key.owner, peer) {
-                let what = format!("n{name} collected a tombstone that n{} has not seen", other + 1);
+                let (kind, owner) = (&change.key.kind, self.peer_name(change.key.owner));
+                let what =
+                    format!("n{name} collected a tombstone ({kind} of {owner}) that n{} has not seen", other + 1);
                 self.violate("R2", what);
             }
         }

@@ -1,0 +1,176 @@
+//! `routes explain` and the real kernel say the same of random rules and flows: a sample, in which an observer behind
+//! the agent's chains notes the mark of each opening packet.
+
+// Real time is the subject here.
+#![allow(clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arctic::model::Rng;
+use netns_tests::api::Client;
+use netns_tests::cluster::Cluster;
+use netns_tests::lab::{Host, Lab};
+use netns_tests::probe::{Feature, require};
+use netns_tests::topology::{LONDON_WAN, Profile, TOKYO_WAN, TwoSites};
+use netns_tests::vendor::Grant;
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+
+const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
+const RULE_SETS: u64 = 20;
+const FLOWS_EACH: u64 = 12;
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+const SOURCES: [&str; 6] = ["", "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32"];
+const DESTINATIONS: [&str; 7] =
+    ["", "0.0.0.0/0", "172.16.0.0/12", "172.16.5.0/24", "172.16.5.9/32", "10.71.0.0/24", "127.0.0.0/8"];
+/// Addresses of the client, and of london itself.
+const CLIENTS: [&str; 4] = ["10.1.1.1", "10.1.2.1", "10.9.9.9", "10.71.1.2"];
+const SERVERS: [&str; 5] = ["172.16.5.9", "172.16.5.10", "172.20.1.1", "8.8.8.8", "10.71.0.2"];
+
+/// In prerouting and output behind the agent's chains: address pair, port and mark of what opens a connection.
+const OBSERVER: &str = "add table inet observer; \
+    add set inet observer seen { type ipv4_addr . ipv4_addr . inet_service . mark; flags dynamic; size 65535; }; \
+    add chain inet observer pre { type filter hook prerouting priority -100; }; \
+    add chain inet observer out { type filter hook output priority -100; }; \
+    add rule inet observer pre iifname to-client tcp flags & (syn | ack) == syn \
+        update @seen { ip saddr . ip daddr . tcp dport . meta mark }; \
+    add rule inet observer out meta mark & 0xfff00000 != 0xfff00000 tcp flags & (syn | ack) == syn \
+        update @seen { ip saddr . ip daddr . tcp dport . meta mark }";
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Flow {
+    src: IpAddr,
+    dst: IpAddr,
+    dport: u16,
+    from_london: bool,
+}
+
+fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
+    from[usize::try_from(rng.below(from.len() as u64)).unwrap()]
+}
+
+/// Two to four services with one to four routes each, no pair twice in one of them.
+fn random_services(rng: &mut Rng) -> Vec<Vec<Value>> {
+    let mut service = || {
+        let mut pairs = BTreeSet::new();
+        for _ in 0..=rng.below(4) {
+            pairs.insert((pick(rng, &SOURCES), pick(rng, &DESTINATIONS)));
+        }
+        pairs.remove(&("", ""));
+        let cidr = |text: &str| if text.is_empty() { Value::Null } else { json!(text) };
+        let mut route =
+            |(s, d)| json!({"source_cidr": cidr(s), "dest_cidr": cidr(d), "priority": 100 * (1 + rng.below(2))});
+        pairs.into_iter().map(&mut route).collect()
+    };
+    [service(), service(), service()].into()
+}
+
+fn random_flow(rng: &mut Rng, dport: u16) -> Flow {
+    let dst: IpAddr = pick(rng, &SERVERS).parse().unwrap();
+    // Some go where the agents themselves talk.
+    let dport = if dst == TOKYO_WAN && rng.below(2) == 0 { [8080, 61000][(dport % 2) as usize] } else { dport };
+    match rng.below(4) {
+        0 => Flow { src: LONDON_WAN, dst, dport, from_london: true },
+        _ => Flow { src: pick(rng, &CLIENTS).parse().unwrap(), dst, dport, from_london: false },
+    }
+}
+
+/// Sends the first packet of the flow. What becomes of the connection does not matter.
+fn open(host: &Host, flow: &Flow) -> Socket {
+    host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.bind(&SocketAddr::new(flow.src, 0).into()).unwrap();
+        drop(socket.connect(&SocketAddr::new(flow.dst, flow.dport).into()));
+        socket
+    })
+}
+
+/// Marks by flow, as the observer saw them.
+fn seen(london: &Host) -> BTreeMap<(IpAddr, IpAddr, u16), BTreeSet<u64>> {
+    let listed: Value = serde_json::from_str(&london.sh("nft -j list set inet observer seen").unwrap()).unwrap();
+    let set = listed["nftables"].as_array().unwrap().iter().find_map(|o| o.get("set")).unwrap();
+    let mut marks = BTreeMap::<_, BTreeSet<u64>>::new();
+    for element in set["elem"].as_array().into_iter().flatten() {
+        let parts = element.get("elem").map_or(element, |inner| &inner["val"]);
+        let parts = parts["concat"].as_array().unwrap();
+        let address = |n: usize| parts[n].as_str().unwrap().parse().unwrap();
+        let dport = u16::try_from(parts[2].as_u64().unwrap()).unwrap();
+        marks.entry((address(0), address(1), dport)).or_default().insert(parts[3].as_u64().unwrap());
+    }
+    marks
+}
+
+fn replace_services(api: &mut Client, tokyo: &str, sets: Vec<Vec<Value>>) {
+    let listed = api.json("GET", "/v1/services", &Value::Null).unwrap();
+    for service in listed["services"].as_array().unwrap() {
+        api.json("DELETE", &format!("/v1/services/{}", service["id"].as_str().unwrap()), &Value::Null).unwrap();
+    }
+    let sets: Vec<Vec<Value>> = sets.into_iter().filter(|routes| !routes.is_empty()).collect();
+    let last = sets.len().checked_sub(1).expect("a route in every set of rules");
+    for (n, routes) in sets.into_iter().enumerate() {
+        let made = api.json("POST", "/v1/services", &json!({"target_peer_id": tokyo})).unwrap();
+        // The pass that applies the last change applies those before it.
+        let wait = if n == last { "?wait=applied" } else { "" };
+        let path = format!("/v1/services/{}/routes{wait}", made["id"].as_str().unwrap());
+        let added = api.json("POST", &path, &json!({ "routes": routes })).unwrap();
+        assert!(n < last || added["applied"] == true, "{added}");
+    }
+}
+
+#[test]
+fn explain_says_of_each_flow_what_the_kernel_does_with_it() {
+    if !require(&PRODUCT) {
+        return;
+    }
+    let sites = TwoSites::build(Lab::new("explain").unwrap(), Profile::CLEAN, 1).unwrap();
+    let cluster = Cluster::form(&sites, &Grant::default()).unwrap();
+    for address in &CLIENTS[..3] {
+        sites.client.ip(&format!("address add {address}/32 dev lo")).unwrap();
+    }
+    sites.london.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done").unwrap();
+    sites.london.sh(&format!("nft '{OBSERVER}'")).unwrap();
+    let mut api = Client::log_in(&sites.london, LONDON_WAN, &cluster.operator).unwrap();
+    let tokyo: Value = cluster.operator.json(&["peers", "get", "tokyo"]).unwrap();
+    let tokyo = tokyo["id"].as_str().unwrap();
+
+    let mut rng = Rng::from_seed([7; 32]);
+    let mut kinds = BTreeMap::<String, u32>::new();
+    for set in 0..RULE_SETS {
+        let services = random_services(&mut rng);
+        replace_services(&mut api, tokyo, services.clone());
+        let port = |n: u64| u16::try_from(20_000 + set * FLOWS_EACH + n).unwrap();
+        let flows: BTreeSet<Flow> = (0..FLOWS_EACH).map(|n| random_flow(&mut rng, port(n))).collect();
+        sites.london.sh("nft flush set inet observer seen").unwrap();
+        let sockets: Vec<Socket> =
+            flows.iter().map(|flow| open(if flow.from_london { &sites.london } else { &sites.client }, flow)).collect();
+        let key = |flow: &Flow| (flow.src, flow.dst, flow.dport);
+        let deadline = Instant::now() + SEEN_WITHIN;
+        let marks = loop {
+            let marks = seen(&sites.london);
+            if flows.iter().all(|flow| marks.contains_key(&key(flow))) {
+                break marks;
+            }
+            assert!(Instant::now() < deadline, "set {set}: packets of {flows:?} were not seen: {marks:?}");
+            thread::sleep(POLL_INTERVAL);
+        };
+        for flow in &flows {
+            let mut packet = json!({"src": flow.src, "dst": flow.dst, "proto": "tcp", "dport": flow.dport});
+            if !flow.from_london {
+                packet["iface"] = json!("to-client");
+            }
+            let told = api.json("POST", "/v1/routes/explain", &packet).unwrap();
+            let mark = if told["result"] == "captured" { told["mark"].as_u64().unwrap() } else { 0 };
+            assert_eq!(marks[&key(flow)], BTreeSet::from([mark]), "set {set}, {flow:?}: {told}\n{services:?}");
+            *kinds.entry(told["result"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        drop(sockets);
+    }
+    println!("{kinds:?}");
+    assert!(["captured", "excluded", "not_captured"].iter().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
+}

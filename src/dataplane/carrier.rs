@@ -1,0 +1,60 @@
+//! What a stream between two engines can do, whatever carries it.
+
+use super::session::{Received, Session};
+use crate::os::sockets;
+use std::{
+    io,
+    task::{Context, Poll},
+};
+use tokio::io::Interest;
+
+/// One stream to another engine, driven by polls from one task. Dropped before its end, it is reset.
+pub(super) trait Carrier: Send {
+    /// Appends what arrived to `out`, reading by way of `raw`. Ready with `Bytes` only if some came.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, raw: &mut [u8], out: &mut Vec<u8>) -> Poll<io::Result<Received>>;
+    /// Takes some of `data`; what does not leave at once leaves later.
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>>;
+    /// Ready when more would be taken.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ends the own direction in order, behind everything sent.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Ends the own direction as cut, behind everything sent.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Reads and forgets until the peer ends or resets.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Ready once the stream is known to be lost, also while nobody reads or writes.
+    fn failed(&self) -> impl Future<Output = ()> + Send + 'static;
+    /// The stream ended in order: dropping it is no reset.
+    fn let_go(&self);
+}
+
+impl Carrier for Session {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, raw: &mut [u8], out: &mut Vec<u8>) -> Poll<io::Result<Received>> {
+        self.poll_receive(cx, raw, out)
+    }
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, data)
+    }
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_close(cx)
+    }
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)
+    }
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_discard(cx)
+    }
+    fn failed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let tcp = self.tcp().clone();
+        async move {
+            let _ = tcp.ready(Interest::ERROR).await;
+        }
+    }
+    fn let_go(&self) {
+        // A failure here means the connection is gone already.
+        let _ = sockets::set_reset_on_drop(self.tcp(), false);
+    }
+}
