@@ -79,16 +79,6 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
     }
 }
 
-/// What carries the flows of a service to its target.
-enum Way {
-    Tcp(Arc<Target>),
-    /// The session with the peer of these keys.
-    Kcp {
-        public_key: PublicKey,
-        x25519_key: X25519Public,
-    },
-}
-
 /// The interface by which the client's packets enter, where it matters.
 fn entered_by(forwarding: &Forwarding, client: &TcpStream) -> Option<String> {
     if !forwarding.has_interfaces() {
@@ -98,6 +88,16 @@ fn entered_by(forwarding: &Forwarding, client: &TcpStream) -> Option<String> {
         tracing::debug!("cannot tell by which interface a captured connection entered: {e}");
         None
     })
+}
+
+/// What carries the flows of a service to its target.
+enum Way {
+    Tcp(Arc<Target>),
+    /// The session with the peer of these keys.
+    Kcp {
+        public_key: PublicKey,
+        x25519_key: X25519Public,
+    },
 }
 
 fn choose(core: &Arc<Core>, forwarding: &Forwarding, service: ServiceId, target: PeerId) -> Result<Way, NotOpened> {

@@ -5,10 +5,10 @@
 //!                                                     (pure)             (pure)            engines (Forwarding)
 //! ```
 //!
-//! `network` owns the interfaces of services and what the host must do for them, `tproxy` publishes what the engines need,
-//! `firewall` owns the two tables and the policy routing, `iptun` puts the tunnel's device into them and lets the host
-//! forward. One loop runs them all, because their order matters: an engine knows a service before packets reach it, and
-//! until no packet reaches it.
+//! `network` owns the interfaces of services and what the host must do for them, `tproxy` publishes what the engines
+//! need, `firewall` owns the two tables and the policy routing, `iptun` puts the tunnel's device into them and lets the
+//! host forward. One loop runs them all, because their order matters: an engine knows a service before packets reach it,
+//! and until no packet reaches it.
 
 mod desired;
 mod explain;

@@ -479,6 +479,12 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.firewall.info("stopped, kernel state is removed");
         }
+        if self.settings.clear_on_stop
+            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
+        {
+            self.reports.iptun.failure(&reason);
+        }
+        self.reports.iptun.info("stopped");
         if self.settings.clear_on_stop {
             match self.network.clear(&*self.kernel, &mut self.leases).await {
                 Ok(()) => self.reports.network.info("stopped, interfaces are removed"),
@@ -487,12 +493,6 @@ impl<S: Source> Reconcile<S> {
         } else {
             self.reports.network.info("stopped, interfaces are kept");
         }
-        if self.settings.clear_on_stop
-            && let Err(reason) = self.tunnel.apply(&*self.kernel, None, &TunnelState::Off).await
-        {
-            self.reports.iptun.failure(&reason);
-        }
-        self.reports.iptun.info("stopped");
         self.engine.publish(Forwarding::default());
         self.reports.tproxy.info("stopped");
     }
