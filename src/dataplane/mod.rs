@@ -7,6 +7,8 @@
 //!
 //! IP tunnel (§3): `iptun` carries what is not TCP.
 //!
+//! Limits (§9): `shaper` says when what goes by any of these paths may go.
+//!
 //! Every socket resets when dropped, unless its stream ended in order: whatever goes wrong, no cut stream looks complete.
 
 mod carrier;
@@ -18,6 +20,7 @@ mod limits;
 mod pool;
 mod relay;
 mod session;
+mod shaper;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -73,6 +76,7 @@ struct Core {
     counters: Counters,
     identity: tls::Identity,
     pools: pool::Pools,
+    shaper: shaper::Shaper,
     kcp: kcp::Kcp,
     flows: Arc<Semaphore>,
     stop: CancellationToken,
@@ -219,6 +223,7 @@ impl Engine {
             forwarding,
             counters: Counters::default(),
             pools: pool::Pools::default(),
+            shaper: shaper::Shaper::default(),
             kcp: kcp::Kcp::new(&config.key, system_seed().map_err(|e| EngineError::Randomness(e.to_string()))?),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             stop: stop.clone(),
@@ -227,6 +232,7 @@ impl Engine {
         core.kcp.start(&core, datagrams).map_err(listen)?;
         core.tasks.spawn(exit::serve(core.clone(), wan));
         core.tasks.spawn(follow(core.clone()));
+        core.tasks.spawn(shaper::Shaper::follow(core.clone()));
         let (tunnel, state) = watch::channel(TunnelState::Off);
         // Without privileges there is no device either.
         if ports.is_some() {

@@ -4,6 +4,7 @@ use super::{
     carrier::Carrier,
     counters::ServiceCounters,
     session::{READ_BYTES, Received, with_scratch},
+    shaper::Turns,
 };
 use crate::os::sockets;
 use std::{
@@ -70,11 +71,19 @@ impl Held {
     }
 }
 
+/// A flow in the lanes of its service.
+pub(super) struct Shape {
+    pub to_target: Turns,
+    pub to_source: Turns,
+}
+
 pub(super) struct Relay<'a, S> {
     session: &'a mut S,
     edge: &'a TcpStream,
     role: Role,
     counters: &'a ServiceCounters,
+    /// At the source, which shapes both directions.
+    shape: Option<Shape>,
     to_session: Held,
     to_edge: Held,
     outward: Way,
@@ -102,12 +111,18 @@ impl<'a, S: Carrier> Relay<'a, S> {
             edge,
             role,
             counters,
+            shape: None,
             to_session: Held::new(to_session),
             to_edge: Held::new(to_edge),
             outward: Way::Open,
             inward: Way::Open,
             last_byte: Instant::now(),
         }
+    }
+
+    /// What is read waits for its turn.
+    pub fn shaped(self, shape: Shape) -> Self {
+        Self { shape: Some(shape), ..self }
     }
 
     /// Runs to the end. `drain` bounds what happens after a reset was seen behind bytes that cannot leave.
@@ -193,9 +208,14 @@ impl<'a, S: Carrier> Relay<'a, S> {
     fn poll_edge_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         // No reading ahead of the link.
         ready!(self.session.poll_flush(cx)).map_err(session_end)?;
+        let room = match &mut self.shape {
+            Some(shape) => ready!(shape.to_target.poll_room(cx)),
+            None => usize::MAX,
+        };
         ready!(self.edge.poll_read_ready(cx)).map_err(|_| End::EdgeReset)?;
         with_scratch(|scratch| {
-            let n = match self.edge.try_read(&mut scratch.raw) {
+            let room = room.min(scratch.raw.len());
+            let n = match self.edge.try_read(&mut scratch.raw[..room]) {
                 Ok(0) => {
                     self.outward = Way::Ending;
                     return Poll::Ready(Ok(()));
@@ -210,6 +230,9 @@ impl<'a, S: Carrier> Relay<'a, S> {
                 Role::Exit => &self.counters.bytes_to_source,
             }
             .fetch_add(n as u64, Relaxed);
+            if let Some(shape) = &mut self.shape {
+                shape.to_target.went(n);
+            }
             let mut rest = &scratch.raw[..n];
             while !rest.is_empty() {
                 match self.session.poll_send(cx, rest) {
@@ -245,9 +268,14 @@ impl<'a, S: Carrier> Relay<'a, S> {
     }
 
     fn poll_session_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let room = match &mut self.shape {
+            Some(shape) => ready!(shape.to_source.poll_room(cx)),
+            None => usize::MAX,
+        };
         with_scratch(|scratch| {
             scratch.plain.clear();
-            let received = self.session.poll_receive(cx, &mut scratch.raw, &mut scratch.plain);
+            let room = room.min(scratch.raw.len());
+            let received = self.session.poll_receive(cx, &mut scratch.raw[..room], &mut scratch.plain);
             match ready!(received).map_err(session_end)? {
                 Received::Closed => {
                     self.inward = Way::Ending;
@@ -261,6 +289,9 @@ impl<'a, S: Carrier> Relay<'a, S> {
                 Role::Exit => &self.counters.bytes_to_target,
             }
             .fetch_add(scratch.plain.len() as u64, Relaxed);
+            if let Some(shape) = &mut self.shape {
+                shape.to_source.went(scratch.plain.len());
+            }
             let mut rest = &scratch.plain[..];
             while !rest.is_empty() {
                 match poll_edge_write(self.edge, cx, rest) {

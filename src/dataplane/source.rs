@@ -7,8 +7,9 @@ use super::{
     kcp::{self, KcpStream},
     limits::HELD_MAX_BYTES,
     pool::Target,
-    relay::{End, Relay, Role, conclude},
+    relay::{End, Relay, Role, Shape, conclude},
     session::{Received, Session, with_scratch},
+    shaper::Turns,
 };
 use crate::{
     model::{PeerId, PublicKey, ServiceId, Transport, X25519Public},
@@ -163,9 +164,15 @@ impl Flow<'_> {
     async fn relay<S: Carrier>(&self, mut session: S, opening: Opening<'_>) {
         let _open = self.counters.open();
         let timing = &self.core.timing;
+        let lanes = self.core.shaper.lanes(self.core, self.service);
+        let mut shape =
+            Shape { to_target: Turns::new(lanes.to_target.clone()), to_source: Turns::new(lanes.to_source.clone()) };
+        // What went with the opening did not wait.
+        shape.to_target.went(opening.held.len());
+        shape.to_source.went(opening.arrived.len());
         let unsent = opening.held[opening.sent..].to_vec();
         let relay = Relay::new(&mut session, &self.client, Role::Source, &self.counters, unsent, opening.arrived);
-        let end = relay.run(timing.idle, timing.drain).await;
+        let end = relay.shaped(shape).run(timing.idle, timing.drain).await;
         if end == End::Idle {
             tracing::info!(service = %self.service, "flow closed: idle for {} s", timing.idle.as_secs());
         }

@@ -3,11 +3,11 @@
 use super::{
     INNER_MTU, TunnelError, TunnelRefusal,
     gate::{Gate, Passed, Stop},
-    packet::{End, Header, too_big},
+    packet::{End, Header, Role, too_big},
     sessions::{Outgoing, Received, Sessions},
 };
 use crate::{
-    dataplane::{Core, Refusal, ServiceCounters},
+    dataplane::{Core, Refusal, ServiceCounters, shaper::FlowId},
     model::{Endpoint, PeerId, ServiceId, SigningKey},
     os::{
         datagram::{Buffers, Datagrams, path_mtu},
@@ -19,12 +19,16 @@ use crate::{
 use bytes::BytesMut;
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 
 const TICK: Duration = Duration::from_millis(250);
 /// How often the device and the paths to the peers are looked at.
@@ -52,11 +56,21 @@ pub(super) struct Carrier {
     /// Packets and bytes since they were last counted, to the target and to the source.
     counted: BTreeMap<(ServiceId, bool), (u64, u64)>,
     services: BTreeMap<ServiceId, Arc<ServiceCounters>>,
+    /// Packets whose turn has come, under the limits of their services. What waits is bounded by the lanes.
+    released: mpsc::UnboundedReceiver<Waited>,
+    release: mpsc::UnboundedSender<Waited>,
+}
+
+/// A packet that waited for its turn (dataplane.md §9).
+struct Waited {
+    packet: Vec<u8>,
+    passed: Passed,
 }
 
 impl Carrier {
     pub fn new(core: &Arc<Core>, key: &SigningKey) -> Self {
         let weak = Arc::downgrade(core);
+        let (release, released) = mpsc::unbounded_channel();
         let forbids = move |dest| weak.upgrade().is_none_or(|core| core.forbids(dest));
         Self {
             gate: Gate::new(core.local, Box::new(forbids)),
@@ -66,6 +80,8 @@ impl Carrier {
             packet: vec![0; PACKET_MAX_BYTES].into(),
             counted: BTreeMap::new(),
             services: BTreeMap::new(),
+            released,
+            release,
         }
     }
 
@@ -114,6 +130,7 @@ impl Carrier {
                     device.check().map_err(TunnelError::DeviceGone)?;
                     self.sessions.measure(|remote| path_mtu(remote, core.own_mark).ok());
                 }
+                waited = self.released.recv() => self.take_turns(core, device, waited),
                 ready = socket.readable() => ready.map_err(TunnelError::Socket)?,
                 ready = device.readable() => ready.map_err(TunnelError::DeviceGone)?,
             }
@@ -149,6 +166,10 @@ impl Carrier {
                 Err(e) => return Err(TunnelError::DeviceGone(e)),
             };
             match self.gate.take_from_device(&mut self.packet[..len], now) {
+                Ok(passed) if self.must_wait(&passed, passed.to_target) => {
+                    let packet = self.packet[..passed.len].to_vec();
+                    self.wait(core, Waited { packet, passed });
+                }
                 Ok(passed) => self.hand_to_peer(core, device, &passed),
                 Err(stop) => stopped(core, stop),
             }
@@ -197,15 +218,55 @@ impl Carrier {
         let now = Instant::now();
         for (peer, mut packet) in packets {
             match self.gate.take_from_peer(peer, &mut packet, now) {
-                Ok(passed) => match device.write(&packet[..passed.len]) {
-                    Ok(()) => self.note(&passed),
-                    // The kernel says no to one packet, or the device is gone, which the next read tells.
-                    Err(e) => tracing::debug!("the device took no packet: {e}"),
-                },
+                Ok(passed) if self.must_wait(&passed, !passed.to_target) => {
+                    let packet = packet[..passed.len].to_vec();
+                    self.wait(core, Waited { packet, passed });
+                }
+                Ok(passed) => self.hand_to_device(device, &packet[..passed.len], &passed),
                 Err(stop) => stopped(core, stop),
             }
         }
         Ok(())
+    }
+
+    fn hand_to_device(&mut self, device: &Tun, packet: &[u8], passed: &Passed) {
+        match device.write(packet) {
+            Ok(()) => self.note(passed),
+            // The kernel says no to one packet, or the device is gone, which the next read tells.
+            Err(e) => tracing::debug!("the device took no packet: {e}"),
+        }
+    }
+
+    /// Whether the packet is of a service with a limit. Only its source peer shapes.
+    fn must_wait(&self, passed: &Passed, is_at_source: bool) -> bool {
+        is_at_source && self.gate.snapshot().services.get(&passed.service).is_some_and(|s| s.limit_mbps > 0)
+    }
+
+    fn wait(&self, core: &Core, waited: Waited) {
+        let (passed, bytes, flow) = (waited.passed, waited.packet.len(), flow_of(&waited.packet));
+        let lanes = core.shaper.lanes(core, passed.service);
+        let lane = if passed.to_target { &lanes.to_target } else { &lanes.to_source };
+        let release = self.release.clone();
+        if !lane.pass(flow, bytes, move || _ = release.send(waited)) {
+            refuse(core, TunnelRefusal::OverLimit, Some((passed.service, passed.peer)));
+        }
+    }
+
+    fn take_turns(&mut self, core: &Core, device: &Tun, first: Option<Waited>) {
+        first.into_iter().for_each(|waited| self.hand_on(core, device, &waited));
+        for _ in 1..DEVICE_BATCH_PACKETS {
+            let Ok(waited) = self.released.try_recv() else { return };
+            self.hand_on(core, device, &waited);
+        }
+    }
+
+    fn hand_on(&mut self, core: &Core, device: &Tun, Waited { packet, passed }: &Waited) {
+        if passed.to_target {
+            self.packet[..passed.len].copy_from_slice(packet);
+            self.hand_to_peer(core, device, passed);
+        } else {
+            self.hand_to_device(device, packet, passed);
+        }
     }
 
     fn note(&mut self, passed: &Passed) {
@@ -249,6 +310,18 @@ impl Carrier {
         out.clear();
         self.out = out;
     }
+}
+
+/// Packets of one flow have one number. Pieces behind the first have no ports, and a flow of their own.
+fn flow_of(packet: &[u8]) -> FlowId {
+    let Ok(header) = Header::parse(packet) else { return FlowId(0) };
+    let ports = match header.role(packet) {
+        Ok(Some(Role::Data { from, to })) => (from, to),
+        _ => (0, 0),
+    };
+    let mut hasher = DefaultHasher::new();
+    (header.source, header.dest, header.protocol, ports).hash(&mut hasher);
+    FlowId(hasher.finish() >> 32)
 }
 
 /// An error of an earlier datagram, reported by the network.

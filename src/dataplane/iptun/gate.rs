@@ -52,12 +52,14 @@ pub enum TunnelRefusal {
     TooBig,
     /// The peer could not be reached.
     Unreachable,
+    /// More waits than the service's limit lets through.
+    OverLimit,
     /// Not of a peer, not authentic, or seen before.
     NotAuthentic,
 }
 
 impl TunnelRefusal {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Malformed,
         Self::Tcp,
         Self::NoRoute,
@@ -70,6 +72,7 @@ impl TunnelRefusal {
         Self::Busy,
         Self::TooBig,
         Self::Unreachable,
+        Self::OverLimit,
         Self::NotAuthentic,
     ];
 
@@ -88,6 +91,7 @@ impl TunnelRefusal {
             Self::Busy => "tunnel_busy",
             Self::TooBig => "tunnel_too_big",
             Self::Unreachable => "tunnel_unreachable",
+            Self::OverLimit => "tunnel_over_limit",
             Self::NotAuthentic => "tunnel_not_authentic",
         }
     }
@@ -106,6 +110,7 @@ impl TunnelRefusal {
             Self::Busy => "limit of clients of one peer reached",
             Self::TooBig => "packet is too big for the path to the peer",
             Self::Unreachable => "peer has no address that can be reached",
+            Self::OverLimit => "more waits than the bandwidth limit of the service lets through",
             Self::NotAuthentic => "datagram is not authentic, or was seen before",
         }
     }

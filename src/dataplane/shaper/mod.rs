@@ -1,0 +1,86 @@
+//! Bandwidth limits (dataplane.md §9): each direction of a service has a lane with a token bucket and fair queueing
+//! between its flows, whichever path they take. Shaped at the source peer: what it sends waits there, and what it reads
+//! slowly the exit sends slowly.
+
+mod fair;
+mod lane;
+#[cfg(test)]
+mod tests;
+
+pub(super) use fair::FlowId;
+pub(super) use lane::{Lane, Turns};
+
+use super::Core;
+use crate::{model::ServiceId, routing::Forwarding};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// The lanes of one service.
+#[derive(Clone)]
+pub(super) struct Lanes {
+    pub to_target: Arc<Lane>,
+    pub to_source: Arc<Lane>,
+    _driven: Arc<DropGuard>,
+}
+
+/// The lanes of all services of which this peer is the source and that have carried something.
+#[derive(Default)]
+pub(super) struct Shaper {
+    lanes: Mutex<BTreeMap<ServiceId, Lanes>>,
+}
+
+impl Shaper {
+    /// The lanes of a service; its limit is the one of the present snapshot.
+    pub fn lanes(&self, core: &Core, service: ServiceId) -> Lanes {
+        let limit = limit_of(&core.forwarding.borrow(), service);
+        self.all().entry(service).or_insert_with(|| open(core, limit)).clone()
+    }
+
+    /// Goes by each new snapshot, until the engine stops.
+    pub async fn follow(core: Arc<Core>) {
+        let mut forwarding = core.forwarding.clone();
+        loop {
+            let snapshot = forwarding.borrow_and_update().clone();
+            core.shaper.all().retain(|id, lanes| {
+                let limit = limit_of(&snapshot, *id);
+                lanes.to_target.set_limit(limit);
+                lanes.to_source.set_limit(limit);
+                snapshot.services.contains_key(id)
+            });
+            tokio::select! {
+                biased;
+                () = core.stop.cancelled() => return,
+                changed = forwarding.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ServiceId, Lanes>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn limit_of(forwarding: &Forwarding, service: ServiceId) -> u32 {
+    forwarding.services.get(&service).map_or(0, |s| s.limit_mbps)
+}
+
+fn open(core: &Core, limit_mbps: u32) -> Lanes {
+    let ended = CancellationToken::new();
+    let [to_target, to_source] = [(); 2].map(|()| {
+        let (lane, until, stop) = (Lane::new(limit_mbps), ended.clone(), core.stop.clone());
+        let driven = lane.clone();
+        core.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = until.cancelled() => {}
+                () = stop.cancelled() => {}
+                () = driven.drive() => {}
+            }
+        });
+        lane
+    });
+    Lanes { to_target, to_source, _driven: Arc::new(ended.drop_guard()) }
+}
