@@ -478,6 +478,10 @@ impl Node {
     /// A round with every peer now; returns how many of these were heard, once all of them were or the time is up.
     pub(super) async fn gossip_round(&self, peers: &[PeerId], within: Duration) -> usize {
         let started = self.env().clock.mono();
+        // What was written just now is part of it.
+        if let Err(e) = self.push_local_changes() {
+            tracing::warn!(error = %e, "own changes could not be read for a round of gossip");
+        }
         self.with_gossip(|machine, now| machine.handle_sync(now));
         self.inner.gossip_wake.notify_one();
         let reached = || {

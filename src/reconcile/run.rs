@@ -204,7 +204,10 @@ impl<S: Source> Reconcile<S> {
                 }
                 Wake::Links => {
                     links.done();
-                    if !self.look_at_links().await {
+                    // To read what is desired is to have seen its change.
+                    if !self.is_settled() {
+                        next_pass = self.repairing_pass(&engines, Ok(None)).await;
+                    } else if !self.look_at_links().await {
                         next_pass = next_pass.min(Instant::now() + self.settings.pace.retry_first);
                     }
                 }
@@ -354,11 +357,10 @@ impl<S: Source> Reconcile<S> {
         succeeded
     }
 
-    /// Because links changed; whether it went well.
+    /// Because links changed, with nothing else to do; whether it went well.
     async fn look_at_links(&mut self) -> bool {
         let started = self.clock.mono();
-        // A store that cannot be read is the business of the next pass.
-        let Ok(desired) = self.source.desired() else { return true };
+        let Some(desired) = self.settled.clone() else { return true };
         let outcome = self.work_on_interfaces(&desired).await;
         note(&mut self.reports.network, &outcome);
         let (at, took_ms) = (self.clock.unix(), self.took_ms(started));

@@ -222,6 +222,25 @@ async fn a_stop_removes_interfaces_or_keeps_them_as_set() {
     }
 }
 
+/// A look at the links once read the new state without applying it.
+#[tokio::test]
+async fn a_change_of_state_beside_one_of_links_is_applied() {
+    let service = with_interface(10, Some("192.0.2.9/24"));
+    let mut running = Running::new(at_revision(1, vec![service.clone()]));
+    running.kernel.set_link(2, Some(ethernet("eth0", &["192.0.2.2/24"])));
+    running.wait("the interface", |s| s.interfaces.contains_key(&service.id)).await;
+    for round in 1..40 {
+        running.kernel.set_link(3, Some(ethernet(&format!("eth{round}"), &[])));
+        sleep(Duration::from_millis(round)).await;
+        let services =
+            if round % 2 == 0 { vec![service.clone()] } else { vec![service.clone(), outgoing(11, "10.0.0.0/8")] };
+        running.set(&at_revision(1 + round, services));
+        running
+            .wait("the change", |s| s.ruleset.captures.iter().any(|c| c.service == service_id(11)) == (round % 2 == 1))
+            .await;
+    }
+}
+
 proptest! {
     /// dataplane.md §6, rule 1.
     #[test]
