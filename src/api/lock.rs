@@ -138,7 +138,7 @@ pub(super) async fn clear(r: Request) -> Outcome {
             tracing::warn!(%caller, %source, holder = %view.lease.holder_peer, purpose = view.lease.purpose, "cluster lock cleared by force");
         }
         r.node().clear_lock(&view).await?;
-        r.node().tell_cleared().await?;
+        r.node().tell_cleared(&view).await?;
     }
     let answer = Answer::ok(&json!({ "cleared": shown(&view, None) }))?;
     forward::name_written(&r, answer, kind::LOCK, LEASE_ID)

@@ -222,11 +222,20 @@ impl Node {
         Ok(self.refresh_lock()?)
     }
 
-    /// So that a write which follows at another peer does not meet a lock that is gone.
-    pub async fn tell_cleared(&self) -> Result<(), Refused> {
+    /// So that a write which follows at another peer does not meet a lock that is gone, nor its grant where the lease came
+    /// and went without having been heard of.
+    pub async fn tell_cleared(&self, view: &LockView) -> Result<(), Refused> {
         let peers: Vec<PeerId> = self.healthy_peers()?.into_iter().collect();
         let own = self.identity().map(|i| i.peer_id);
         let others: Vec<PeerId> = peers.into_iter().filter(|p| Some(*p) != own).collect();
+        if own == Some(view.lease.holder_peer) {
+            let withdrawal = |peer: &PeerId| {
+                let (node, peer, token) = (self.clone(), *peer, view.lease.token);
+                async move { node.ask_peer(peer, &LockRequest::Withdraw(token)).await }
+            };
+            let told: JoinSet<_> = others.iter().map(withdrawal).collect();
+            told.join_all().await;
+        }
         self.gossip_round(&others, CLEARED_TOLD_WITHIN).await;
         Ok(())
     }
