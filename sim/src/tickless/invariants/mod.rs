@@ -41,6 +41,8 @@ pub struct Witness {
     pub knew: BTreeSet<(usize, PeerId)>,
     /// Members that were hostile at some time.
     pub hostile: BTreeSet<PeerId>,
+    /// Tombstones that were collected, by version: once rightly, they may go everywhere.
+    pub collected: BTreeSet<(RecordKey, u64)>,
     /// Nodes whose disk was replaced by an older or empty one.
     pub wiped: BTreeSet<usize>,
     /// Nodes that have removed themselves.

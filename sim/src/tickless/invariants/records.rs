@@ -97,6 +97,10 @@ impl World {
             return;
         }
         sometimes!("a tombstone is collected");
+        // Later a peer may have been readmitted that had not counted: the floor resets it.
+        if !self.witness.collected.insert((change.key.clone(), before.head.version)) {
+            return;
+        }
         let name = n + 1;
         let owner = self.node_of_peer(change.key.owner);
         let removed = owner.map(|owner| self.nodes[owner].disk.revoked_identities().unwrap_or_default());
