@@ -35,8 +35,9 @@ pub(super) struct Shaper {
 impl Shaper {
     /// The lanes of a service; its limit is the one of the present snapshot.
     pub fn lanes(&self, core: &Core, service: ServiceId) -> Lanes {
-        let limit = limit_of(&core.forwarding.borrow(), service);
-        self.all().entry(service).or_insert_with(|| open(core, limit)).clone()
+        let mut all = self.all();
+        // Read behind the lock: of a new limit either this or `follow` knows.
+        all.entry(service).or_insert_with(|| open(core, limit_of(&core.forwarding.borrow(), service))).clone()
     }
 
     /// Goes by each new snapshot, until the engine stops.
