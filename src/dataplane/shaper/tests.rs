@@ -57,7 +57,7 @@ proptest! {
 
     #[test]
     fn no_history_gives_more_than_burst_and_rate(
-        steps in prop::collection::vec((0u64..5, 1u64..3000, 0u64..20_000), 1..200),
+        steps in prop::collection::vec((0u64..5, 1u64..3000, 0u64..500), 1..200),
     ) {
         let (rate, mut now) = (10 * MBIT, Mono::from_ms(5));
         let start = now;
@@ -66,10 +66,7 @@ proptest! {
         for (flow, bytes, micros) in steps {
             match bytes % 7 {
                 0 => fair.queue(FlowId(flow), bytes, bytes),
-                1 => {
-                    fair.charge(FlowId(flow), bytes);
-                    gone += bytes;
-                }
+                1 => fair.charge(FlowId(flow), bytes),
                 2 => _ = fair.drop_of_greediest(),
                 _ => _ = fair.ask(FlowId(flow), bytes, bytes),
             }
@@ -78,10 +75,10 @@ proptest! {
                 gone += bytes;
             }
             prop_assert!(fair.wait().is_none_or(|wait| wait > Duration::ZERO));
+            let allowed = (now - start).as_secs_f64() * rate as f64 + (64 << 10) as f64;
+            // The last one may go beyond.
+            prop_assert!(gone as f64 <= allowed + 3000.0, "{gone} of {allowed}");
         }
-        let allowed = (now - start).as_secs_f64() * rate as f64 + (64 << 10) as f64;
-        // The last one may go beyond, and charges are not asked about.
-        prop_assert!(gone as f64 <= allowed + 3000.0 * 200.0 / 7.0 * 3.0);
     }
 }
 
