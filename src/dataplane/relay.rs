@@ -73,8 +73,10 @@ impl Held {
 
 /// A flow in the lanes of its service.
 pub(super) struct Shape {
-    pub to_target: Turns,
-    pub to_source: Turns,
+    /// For what is read of the edge.
+    pub outward: Turns,
+    /// For what is read of the session.
+    pub inward: Option<Turns>,
 }
 
 pub(super) struct Relay<'a, S> {
@@ -82,8 +84,9 @@ pub(super) struct Relay<'a, S> {
     edge: &'a TcpStream,
     role: Role,
     counters: &'a ServiceCounters,
-    /// At the source, which shapes both directions.
     shape: Option<Shape>,
+    /// The rate that the session was told.
+    expected_rate: u64,
     to_session: Held,
     to_edge: Held,
     outward: Way,
@@ -112,6 +115,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
             role,
             counters,
             shape: None,
+            expected_rate: 0,
             to_session: Held::new(to_session),
             to_edge: Held::new(to_edge),
             outward: Way::Open,
@@ -121,8 +125,12 @@ impl<'a, S: Carrier> Relay<'a, S> {
     }
 
     /// What is read waits for its turn.
-    pub fn shaped(self, shape: Shape) -> Self {
-        Self { shape: Some(shape), ..self }
+    pub fn shaped(self, shape: Option<Shape>) -> Self {
+        let rate = shape.as_ref().and_then(|shape| shape.inward.as_ref()).map_or(0, Turns::rate);
+        if rate > 0 {
+            self.session.expect_reads_at(rate);
+        }
+        Self { shape, expected_rate: rate, ..self }
     }
 
     /// Runs to the end. `drain` bounds what happens after a reset was seen behind bytes that cannot leave.
@@ -209,7 +217,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
         // No reading ahead of the link.
         ready!(self.session.poll_flush(cx)).map_err(session_end)?;
         let room = match &mut self.shape {
-            Some(shape) => ready!(shape.to_target.poll_room(cx)),
+            Some(shape) => ready!(shape.outward.poll_room(cx)),
             None => usize::MAX,
         };
         ready!(self.edge.poll_read_ready(cx)).map_err(|_| End::EdgeReset)?;
@@ -231,7 +239,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
             }
             .fetch_add(n as u64, Relaxed);
             if let Some(shape) = &mut self.shape {
-                shape.to_target.went(n);
+                shape.outward.went(n);
             }
             let mut rest = &scratch.raw[..n];
             while !rest.is_empty() {
@@ -267,9 +275,23 @@ impl<'a, S: Carrier> Relay<'a, S> {
         Poll::Ready(Ok(false))
     }
 
+    fn inward_turns(&mut self) -> Option<&mut Turns> {
+        self.shape.as_mut()?.inward.as_mut()
+    }
+
+    /// A session that expects slow reads hears of a larger limit. Less room than was promised would lose what comes.
+    fn follow_rate(&mut self) {
+        let Some(rate) = self.inward_turns().map(|turns| turns.rate()) else { return };
+        if self.expected_rate > 0 && (rate == 0 || rate > self.expected_rate) {
+            self.session.expect_reads_at(rate);
+            self.expected_rate = rate;
+        }
+    }
+
     fn poll_session_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let room = match &mut self.shape {
-            Some(shape) => ready!(shape.to_source.poll_room(cx)),
+        self.follow_rate();
+        let room = match self.inward_turns() {
+            Some(turns) => ready!(turns.poll_room(cx)),
             None => usize::MAX,
         };
         with_scratch(|scratch| {
@@ -289,8 +311,8 @@ impl<'a, S: Carrier> Relay<'a, S> {
                 Role::Exit => &self.counters.bytes_to_target,
             }
             .fetch_add(scratch.plain.len() as u64, Relaxed);
-            if let Some(shape) = &mut self.shape {
-                shape.to_source.went(scratch.plain.len());
+            if let Some(turns) = self.inward_turns() {
+                turns.went(scratch.plain.len());
             }
             let mut rest = &scratch.plain[..];
             while !rest.is_empty() {

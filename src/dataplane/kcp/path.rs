@@ -158,14 +158,22 @@ impl Path {
         }
     }
 
+    fn paced_rtt(&self) -> f64 {
+        self.srtt().max(Duration::from_millis(1)).as_secs_f64()
+    }
+
+    fn initial_rate(&self) -> f64 {
+        WINDOW_INITIAL_BYTES as f64 / self.paced_rtt()
+    }
+
     fn pace(&self) -> f64 {
         let gain = match self.phase {
             Phase::Startup => STARTUP_GAIN,
             Phase::Drain => DRAIN_GAIN,
             Phase::Probe => CYCLE[self.cycle] * MARGIN,
         };
-        let rtt = self.srtt().max(Duration::from_millis(1)).as_secs_f64();
-        let rate = self.rate().unwrap_or(WINDOW_INITIAL_BYTES as f64 / rtt);
+        let rtt = self.paced_rtt();
+        let rate = self.rate().unwrap_or(self.initial_rate());
         (rate * gain * (1.0 + self.loss * LOSS_MADE_UP)).max(PACE_MIN_PACKETS * MTU_BYTES as f64 / rtt)
     }
 
@@ -226,7 +234,8 @@ impl Path {
         let took = (newest.at - newest.first_sent).max(now - newest.delivered_at);
         if took >= self.base_rtt() && !took.is_zero() {
             let rate = (self.delivered - newest.delivered) as f64 / took.as_secs_f64();
-            if !newest.starved || self.rate().is_none_or(|known| rate >= known) {
+            // A first request says little of the path: what is assumed without samples stays until more is known.
+            if !newest.starved || rate >= self.rate().unwrap_or(self.initial_rate()) {
                 self.sample(rate);
             }
         }
