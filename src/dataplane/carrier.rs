@@ -32,6 +32,8 @@ pub(super) trait Carrier: Send {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// Ends the own direction as cut, behind everything sent.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// Whether the other end has all that was sent, the end included.
+    fn is_delivered(&self) -> bool;
     /// Reads and forgets until the peer ends or resets.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Ready once the stream is known to be lost, also while nobody reads or writes.
@@ -58,6 +60,10 @@ impl Carrier for Session {
     }
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_cut(cx)
+    }
+    fn is_delivered(&self) -> bool {
+        // A connection that cannot tell is gone.
+        sockets::unacknowledged_bytes(self.tcp()).map_or(true, |bytes| bytes == 0)
     }
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_discard(cx)

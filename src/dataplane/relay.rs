@@ -17,11 +17,13 @@ use std::{
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// Reads of one direction in one poll; then other tasks have their turn.
 const ROUNDS: usize = 8;
+/// How often it is asked whether all has arrived.
+const DELIVERY_LOOK: Duration = Duration::from_millis(10);
 
 /// How a relayed stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +176,8 @@ impl<'a, S: Carrier> Relay<'a, S> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut more = false;
-        for step in [Self::poll_outward, Self::poll_inward] {
+        // What has come is handed on before a reset is met by writing.
+        for step in [Self::poll_inward, Self::poll_outward] {
             match step(self, cx) {
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Ready(Ok(closed)) => more |= !closed,
@@ -356,10 +359,20 @@ pub(super) async fn conclude<S: Carrier>(end: End, mut session: S, edge: Arc<Tcp
         }
         End::EdgeReset => {
             drop(edge);
-            // Bytes sent before the reset arrive before its news: an end without close_notify.
+            // Bytes sent before the reset arrive before its news: an end without close_notify, or a reset of the session
+            // where the own direction has ended in order already.
             let told = async {
                 poll_fn(|cx| session.poll_cut(cx)).await?;
-                poll_fn(|cx| session.poll_discard(cx)).await;
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = poll_fn(|cx| session.poll_discard(cx)) => break,
+                        () = sleep(DELIVERY_LOOK) => {}
+                    }
+                    if session.is_delivered() {
+                        break;
+                    }
+                }
                 Ok::<_, io::Error>(())
             };
             let _ = tokio::time::timeout(drain, told).await;

@@ -215,6 +215,14 @@ pub fn shortest_round_trip(stream: &TcpStream) -> io::Result<Option<Duration>> {
     Ok(Some(info[MIN_RTT]).filter(|us| ![0, u32::MAX].contains(us)).map(|us| Duration::from_micros(us.into())))
 }
 
+/// Bytes, and the FIN as one, that the other end has not acknowledged.
+pub fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one integer, to a place that outlives the call.
+    let rc = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if rc == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The congestion control in use.
 pub fn congestion(socket: &impl AsFd) -> io::Result<String> {
     let name = SockRef::from(socket).tcp_congestion()?;

@@ -154,26 +154,23 @@ impl Path {
         match self.product(gain) {
             None => WINDOW_INITIAL_BYTES,
             // Acknowledgements come in lumps: room for two of them.
-            Some(product) => (product + 2 * BURST_MIN_BYTES).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
+            Some(product) => (product + 2 * BURST_MIN_BYTES).clamp(self.window_min(), WINDOW_MAX_BYTES),
         }
     }
 
-    fn paced_rtt(&self) -> f64 {
-        self.srtt().max(Duration::from_millis(1)).as_secs_f64()
-    }
-
-    fn initial_rate(&self) -> f64 {
-        WINDOW_INITIAL_BYTES as f64 / self.paced_rtt()
+    /// Small requests teach nothing: what is assumed without them holds until more is known.
+    fn window_min(&self) -> u64 {
+        if self.phase == Phase::Startup { WINDOW_INITIAL_BYTES } else { WINDOW_MIN_BYTES }
     }
 
     fn pace(&self) -> f64 {
-        let gain = match self.phase {
-            Phase::Startup => STARTUP_GAIN,
-            Phase::Drain => DRAIN_GAIN,
-            Phase::Probe => CYCLE[self.cycle] * MARGIN,
+        let rtt = self.srtt().max(Duration::from_millis(1)).as_secs_f64();
+        let assumed = WINDOW_INITIAL_BYTES as f64 / rtt;
+        let (rate, gain) = match self.phase {
+            Phase::Startup => (self.rate().unwrap_or(0.0).max(assumed), STARTUP_GAIN),
+            Phase::Drain => (self.rate().unwrap_or(assumed), DRAIN_GAIN),
+            Phase::Probe => (self.rate().unwrap_or(assumed), CYCLE[self.cycle] * MARGIN),
         };
-        let rtt = self.paced_rtt();
-        let rate = self.rate().unwrap_or(self.initial_rate());
         (rate * gain * (1.0 + self.loss * LOSS_MADE_UP)).max(PACE_MIN_PACKETS * MTU_BYTES as f64 / rtt)
     }
 
@@ -205,7 +202,8 @@ impl Path {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             first_sent: self.first_sent,
-            starved: self.starved_until > self.delivered,
+            // What leaves first after an idle time is no measure of the path either.
+            starved: self.starved_until >= self.delivered.max(1),
         }
     }
 
@@ -234,8 +232,7 @@ impl Path {
         let took = (newest.at - newest.first_sent).max(now - newest.delivered_at);
         if took >= self.base_rtt() && !took.is_zero() {
             let rate = (self.delivered - newest.delivered) as f64 / took.as_secs_f64();
-            // A first request says little of the path: what is assumed without samples stays until more is known.
-            if !newest.starved || rate >= self.rate().unwrap_or(self.initial_rate()) {
+            if !newest.starved || self.rate().is_none_or(|known| rate >= known) {
                 self.sample(rate);
             }
         }

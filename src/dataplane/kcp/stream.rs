@@ -126,6 +126,11 @@ impl Carrier for KcpStream {
         self.0.end(End::Cut)
     }
 
+    fn is_delivered(&self) -> bool {
+        let View { shared, session, flow } = &self.0;
+        shared.run(|state| state.endpoint.session(*session).is_none_or(|session| session.is_delivered(*flow)))
+    }
+
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut dropped = Vec::new();
         loop {
