@@ -42,8 +42,10 @@ fn give_turns(world: &mut World, handle: Handle, flows: &[FlowId], time: Duratio
 }
 
 #[test]
-fn a_limited_upload_has_its_rate_from_the_first_second() {
-    for (delay, count, asks_before) in [(10, 1, 0), (10, 8, 0), (10, 8, 400), (50, 1, 0), (50, 8, 400), (100, 1, 400)] {
+fn a_limited_upload_soon_has_its_rate_also_behind_small_requests() {
+    // With the first half second that has the whole rate.
+    let cases = [(10, 1, 0, 0), (10, 8, 400, 0), (50, 1, 0, 1), (50, 8, 400, 1), (100, 1, 100, 3)];
+    for (delay, count, asks_before, first) in cases {
         let link = Link { rate_mbps: Some(400.0), ..Link::new(delay) };
         let (mut world, handle) = World::connected(link, 3);
         world.run_for(Duration::from_secs(3));
@@ -54,6 +56,27 @@ fn a_limited_upload_has_its_rate_from_the_first_second() {
         }
         let flows: Vec<FlowId> = (0..count).map(|_| open(&mut world, handle, 100)).collect();
         let rates = give_turns(&mut world, handle, &flows, Duration::from_secs(4));
-        eprintln!("{delay} ms, {count} flows, {asks_before} asks before: {rates:.1?}");
+        let kept = rates[first..].iter().all(|rate| *rate >= 19.0);
+        assert!(kept, "{delay} ms, {count} flows, {asks_before} asks before: {rates:.1?}");
     }
+}
+
+#[test]
+fn what_arrived_before_a_reset_is_read_before_it() {
+    let (mut world, handle) = World::connected(Link::new(10), 3);
+    let flow = world.open(handle, vec![1], pattern(1000, 2));
+    let work = world.work[0].get_mut(&(handle, flow)).unwrap();
+    (work.open, work.read_max) = (true, 0);
+    world.run_for(Duration::from_secs(1));
+    let exit = world.established[1][0];
+    assert!(world.ends[1].session(exit).unwrap().is_delivered(flow));
+    world.work[1].clear();
+    world.ends[1].session(exit).unwrap().detach(flow);
+    world.run_for(Duration::from_secs(1));
+    world.work[0].get_mut(&(handle, flow)).unwrap().read_max = usize::MAX;
+    world.run_for(Duration::from_secs(1));
+    let work = &world.work[0][&(handle, flow)];
+    assert!(work.got == pattern(1000, 2));
+    assert_eq!(work.end, Some(Outcome::Ended(End::Finished)));
+    assert_eq!(world.ends[0].session(handle).unwrap().write(flow, &[1]), Outcome::Reset { untouched: false });
 }
