@@ -38,6 +38,19 @@ pub struct DatagramService {
 impl DatagramService {
     /// Sends back each datagram that comes to one address, behind the address that it was seen from.
     pub fn udp_mirror(host: &Host, address: SocketAddr) -> Result<DatagramService> {
+        Self::answering(host, address, |datagram, from| {
+            let mut answer = format!("{from} ").into_bytes();
+            answer.extend_from_slice(datagram);
+            Some(answer)
+        })
+    }
+
+    /// Answers each UDP datagram, which was seen from the address, as `answer` says.
+    pub fn answering(
+        host: &Host,
+        address: SocketAddr,
+        answer: impl Fn(&[u8], IpAddr) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Result<DatagramService> {
         let socket = host.run(|| UdpSocket::bind(address)).with_context(|| format!("binding {address} in {host}"))?;
         socket.set_read_timeout(Some(LOOK_INTERVAL))?;
         Self::start(host, move |stopping, asked| {
@@ -45,9 +58,9 @@ impl DatagramService {
             while !stopping.load(Ordering::Acquire) {
                 let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
                 asked.fetch_add(1, Ordering::AcqRel);
-                let mut answer = format!("{} ", from.ip().to_canonical()).into_bytes();
-                answer.extend_from_slice(&buffer[..n]);
-                let _ = socket.send_to(&answer, from);
+                if let Some(answer) = answer(&buffer[..n], from.ip().to_canonical()) {
+                    let _ = socket.send_to(&answer, from);
+                }
             }
         })
     }

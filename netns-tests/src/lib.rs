@@ -8,6 +8,7 @@
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `datagram` | services of the far end that are not TCP, and clients that ask them                             |
+//! | `dns`      | a name server that tells each asker its address, and askers                                   |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `api`      | one connection to an agent's API                                                            |
@@ -34,6 +35,7 @@ pub mod cluster;
 pub mod content;
 pub mod datagram;
 pub mod disk;
+pub mod dns;
 pub mod interfaces;
 pub mod lab;
 pub mod lines;
