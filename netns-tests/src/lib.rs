@@ -16,6 +16,7 @@
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `interfaces` | the same for services with an interface, and what is seen of it              |
 //! | `lines`    | command lines of the documents and of `--help`                                             |
+//! | `observer` | which marks the kernel gives to packets that open a connection                          |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
@@ -38,6 +39,7 @@ pub mod dns;
 pub mod interfaces;
 pub mod lab;
 pub mod lines;
+pub mod observer;
 pub mod plane;
 pub mod probe;
 pub mod service;
