@@ -3,6 +3,7 @@
 // Real time is the subject here.
 #![allow(clippy::disallowed_methods)]
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -140,7 +141,7 @@ fn two_ports_suffice_for_cluster_and_tunnel_and_each_is_needed_in_both_direction
     if !may_run() {
         return;
     }
-    let (cluster, _service, sites) = serve("ports", |sites| {
+    let (cluster, of_london, sites) = serve("ports", |sites| {
         guard(&sites.london, "to-tokyo");
         guard(&sites.tokyo, "to-london");
     });
@@ -148,14 +149,21 @@ fn two_ports_suffice_for_cluster_and_tunnel_and_each_is_needed_in_both_direction
     let tunnelled = || seen_by_mirror(&sites.client, SERVER) == Some(TOKYO_LAN);
     let in_tokyo = Cli::new(&sites.tokyo, &sites.lab.scratch().join("operator")).unwrap();
     let url = format!("http://127.0.0.1:{API_PORT}");
-    // Whether each of the two agents reaches the other.
+    let create = ["services", "create", "--source-peer", "tokyo", "--target-peer", "london", "--url", &url];
+    let of_tokyo: serde_json::Value = in_tokyo.json(&create).unwrap();
+    let of_tokyo = of_tokyo["id"].as_str().unwrap();
+    let known = || cluster.operator.run(&["services", "get", of_tokyo]).unwrap().exit == 0;
+    wait("the service of tokyo in london", SEEN_WITHIN, || known().then_some(()));
+    // Whether each of the two agents reaches the other, which alone may change a service of its own.
+    let limit = Cell::new(100);
     let reached = || {
-        let reached = |operator: &Cli| {
-            let answer: serde_json::Value = operator.json(&["cluster", "sync", "--url", &url]).unwrap();
-            assert_eq!(answer["peers"], 1);
-            answer["reached"] == 1
+        limit.set(limit.get() + 1);
+        let limit = format!("{}Mbit", limit.get());
+        let changes = |operator: &Cli, service: &str| {
+            let update = ["services", "update", service, "--bandwidth-limit", &limit, "--url", &url];
+            operator.run(&update).unwrap().exit == 0
         };
-        (reached(&cluster.operator), reached(&in_tokyo))
+        (changes(&cluster.operator, of_tokyo), changes(&in_tokyo, &of_london))
     };
     wait("the tunnel", SEEN_WITHIN, || tunnelled().then_some(()));
     assert_eq!(reached(), (true, true));
@@ -167,7 +175,7 @@ fn two_ports_suffice_for_cluster_and_tunnel_and_each_is_needed_in_both_direction
         wait("the tunnel again", SEEN_WITHIN, || tunnelled().then_some(()));
         close(host, &format!("tcp . {API_PORT}"));
         assert_eq!(reached(), meets, "{host} hears nothing on {API_PORT}");
-        assert!(tunnelled());
+        wait("the tunnel, which needs none of it", SEEN_WITHIN, || tunnelled().then_some(()));
         open(host);
         assert_eq!(reached(), (true, true));
     }
