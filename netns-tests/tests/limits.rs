@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,16 +31,21 @@ const CHANGED: Duration = Duration::from_secs(2);
 /// Flows that ask and wait while others carry bulk.
 const ASKERS: usize = 3;
 
+/// What is measured here is time on a machine that has nothing else to do.
+static ALONE: Mutex<()> = Mutex::new(());
+
 struct World {
     cluster: Cluster,
     service: String,
     _servers: [TcpService; 3],
     mirror: DatagramService,
     sites: TwoSites,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl World {
     fn new(name: &str, transport: &str, limit: &str) -> World {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let sites = TwoSites::build(Lab::new(name).unwrap(), QUIET, 1).unwrap();
         let cluster = Cluster::form(&sites, &Grant::default()).unwrap();
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -61,7 +67,7 @@ impl World {
             cluster.operator.ok(&["routes", "add", "--service", &service, "--dest-cidr", net]).unwrap();
             wait_for_table(&sites.london, net).unwrap();
         }
-        World { cluster, service, _servers: servers, mirror, sites }
+        World { cluster, service, _servers: servers, mirror, sites, _alone: alone }
     }
 
     fn limit(&self, limit: &str) {
@@ -207,7 +213,8 @@ fn until_hung_up(world: &World) -> Duration {
     })
 }
 
-/// Two flows each way and datagrams there and back, all at once.
+/// Two flows each way and datagrams there and back, all at once. What a client's kernel still holds of an upload that
+/// ended would be carried beside them, so this comes before other uploads.
 fn all_paths_share(world: &World, limit: f64) {
     let (there, back) = thread::scope(|scope| {
         let uploads: Vec<_> = (0..2).map(|_| scope.spawn(|| world.upload(WINDOW))).collect();
@@ -238,11 +245,9 @@ fn kcp_flows_and_datagrams_keep_to_one_limit_and_who_asks_seldom_waits_little() 
         return;
     }
     let world = World::new("together-kcp", "kcp", "20Mbit");
-    // Nothing of a flow whose server hung up stands before the next one.
+    // Nothing of a flow whose server hung up stands beside the next ones.
     let hung_up = until_hung_up(&world);
     eprintln!("told of the hang-up after {hung_up:?}");
-    let (up, down) = world.both_ways();
-    assert!(is_held(up, 20.0) && is_held(down, 20.0), "up {up}, down {down}");
     assert!(hung_up < RUDE_AFTER + Duration::from_millis(500), "{hung_up:?}");
     all_paths_share(&world, 20.0);
     interactive_beside_bulk(&world);
