@@ -203,7 +203,10 @@ impl World {
         };
         let core: Vec<_> = nodes.iter().filter(is_core).collect();
         for pair in core.windows(2) {
-            assert_eq!(pair[0].gossip.digests(), pair[1].gossip.digests(), "G1");
+            let of = |node: &super::network::Node| node.store.keys().cloned().collect::<BTreeSet<_>>();
+            let differ: Vec<_> = of(pair[0]).symmetric_difference(&of(pair[1])).cloned().collect();
+            let who = [pair[0].who.id, pair[1].who.id];
+            assert_eq!(pair[0].gossip.digests(), pair[1].gossip.digests(), "G1: {who:?} differ in {differ:#?}");
         }
         let gone: Known = self.known.iter().flatten().cloned().collect();
         for node in &core {
