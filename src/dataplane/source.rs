@@ -209,11 +209,7 @@ impl Flow<'_> {
     }
 
     /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
-    async fn open<'a>(
-        &self,
-        target: &Target,
-        mut opening: Opening<'a>,
-    ) -> Result<(Session, Opening<'a>), NotOpened> {
+    async fn open<'a>(&self, target: &Target, mut opening: Opening<'a>) -> Result<(Session, Opening<'a>), NotOpened> {
         let counters = &self.core.counters;
         if let Some(mut session) = target.take() {
             counters.warm_taken.fetch_add(1, Relaxed);
