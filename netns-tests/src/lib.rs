@@ -8,6 +8,7 @@
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `datagram` | services of the far end that are not TCP, and clients that ask them                             |
+//! | `dns`      | a name server that tells each asker its address, and askers                                   |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `api`      | one connection to an agent's API                                                            |
@@ -15,6 +16,7 @@
 //! | `cluster`  | two agents bootstrapped, joined and given a service by the CLI                                |
 //! | `interfaces` | the same for services with an interface, and what is seen of it              |
 //! | `lines`    | command lines of the documents and of `--help`                                             |
+//! | `observer` | which marks the kernel gives to packets that open a connection                          |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
 //! | `world`    | two sites with agents, a service by tcp and one by kcp, and who sees whom from where           |
@@ -34,9 +36,11 @@ pub mod cluster;
 pub mod content;
 pub mod datagram;
 pub mod disk;
+pub mod dns;
 pub mod interfaces;
 pub mod lab;
 pub mod lines;
+pub mod observer;
 pub mod plane;
 pub mod probe;
 pub mod service;

@@ -5,19 +5,19 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arctic::model::Rng;
 use netns_tests::api::Client;
 use netns_tests::cluster::Cluster;
-use netns_tests::lab::{Host, Lab};
+use netns_tests::lab::Lab;
+use netns_tests::observer;
 use netns_tests::probe::{Feature, require};
 use netns_tests::topology::{LONDON_WAN, Profile, TOKYO_WAN, TwoSites};
 use netns_tests::vendor::Grant;
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, Socket, Type};
 
 const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
 const RULE_SETS: u64 = 20;
@@ -31,16 +31,6 @@ const DESTINATIONS: [&str; 7] =
 /// Addresses of the client, and of london itself.
 const CLIENTS: [&str; 4] = ["10.1.1.1", "10.1.2.1", "10.9.9.9", "10.71.1.2"];
 const SERVERS: [&str; 5] = ["172.16.5.9", "172.16.5.10", "172.20.1.1", "8.8.8.8", "10.71.0.2"];
-
-/// In prerouting and output behind the agent's chains: address pair, port and mark of what opens a connection.
-const OBSERVER: &str = "add table inet observer; \
-    add set inet observer seen { type ipv4_addr . ipv4_addr . inet_service . mark; flags dynamic; size 65535; }; \
-    add chain inet observer pre { type filter hook prerouting priority -100; }; \
-    add chain inet observer out { type filter hook output priority -100; }; \
-    add rule inet observer pre iifname to-client tcp flags & (syn | ack) == syn \
-        update @seen { ip saddr . ip daddr . tcp dport . meta mark }; \
-    add rule inet observer out meta mark & 0xfff00000 != 0xfff00000 tcp flags & (syn | ack) == syn \
-        update @seen { ip saddr . ip daddr . tcp dport . meta mark }";
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Flow {
@@ -80,32 +70,6 @@ fn random_flow(rng: &mut Rng, dport: u16) -> Flow {
     }
 }
 
-/// Sends the first packet of the flow. What becomes of the connection does not matter.
-fn open(host: &Host, flow: &Flow) -> Socket {
-    host.run(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        socket.bind(&SocketAddr::new(flow.src, 0).into()).unwrap();
-        drop(socket.connect(&SocketAddr::new(flow.dst, flow.dport).into()));
-        socket
-    })
-}
-
-/// Marks by flow, as the observer saw them.
-fn seen(london: &Host) -> BTreeMap<(IpAddr, IpAddr, u16), BTreeSet<u64>> {
-    let listed: Value = serde_json::from_str(&london.sh("nft -j list set inet observer seen").unwrap()).unwrap();
-    let set = listed["nftables"].as_array().unwrap().iter().find_map(|o| o.get("set")).unwrap();
-    let mut marks = BTreeMap::<_, BTreeSet<u64>>::new();
-    for element in set["elem"].as_array().into_iter().flatten() {
-        let parts = element.get("elem").map_or(element, |inner| &inner["val"]);
-        let parts = parts["concat"].as_array().unwrap();
-        let address = |n: usize| parts[n].as_str().unwrap().parse().unwrap();
-        let dport = u16::try_from(parts[2].as_u64().unwrap()).unwrap();
-        marks.entry((address(0), address(1), dport)).or_default().insert(parts[3].as_u64().unwrap());
-    }
-    marks
-}
-
 fn replace_services(api: &mut Client, tokyo: &str, sets: Vec<Vec<Value>>) {
     let listed = api.json("GET", "/v1/services", &Value::Null).unwrap();
     for service in listed["services"].as_array().unwrap() {
@@ -134,7 +98,7 @@ fn explain_says_of_each_flow_what_the_kernel_does_with_it() {
         sites.client.ip(&format!("address add {address}/32 dev lo")).unwrap();
     }
     sites.london.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done").unwrap();
-    sites.london.sh(&format!("nft '{OBSERVER}'")).unwrap();
+    observer::watch(&sites.london).unwrap();
     let mut api = Client::log_in(&sites.london, LONDON_WAN, &cluster.operator).unwrap();
     let tokyo: Value = cluster.operator.json(&["peers", "get", "tokyo"]).unwrap();
     let tokyo = tokyo["id"].as_str().unwrap();
@@ -146,13 +110,13 @@ fn explain_says_of_each_flow_what_the_kernel_does_with_it() {
         replace_services(&mut api, tokyo, services.clone());
         let port = |n: u64| u16::try_from(20_000 + set * FLOWS_EACH + n).unwrap();
         let flows: BTreeSet<Flow> = (0..FLOWS_EACH).map(|n| random_flow(&mut rng, port(n))).collect();
-        sites.london.sh("nft flush set inet observer seen").unwrap();
-        let sockets: Vec<Socket> =
-            flows.iter().map(|flow| open(if flow.from_london { &sites.london } else { &sites.client }, flow)).collect();
+        observer::forget(&sites.london).unwrap();
         let key = |flow: &Flow| (flow.src, flow.dst, flow.dport);
+        let host = |flow: &Flow| if flow.from_london { &sites.london } else { &sites.client };
+        let sockets: Vec<_> = flows.iter().map(|flow| observer::open(host(flow), key(flow)).unwrap()).collect();
         let deadline = Instant::now() + SEEN_WITHIN;
         let marks = loop {
-            let marks = seen(&sites.london);
+            let marks = observer::seen(&sites.london).unwrap();
             if flows.iter().all(|flow| marks.contains_key(&key(flow))) {
                 break marks;
             }

@@ -94,7 +94,7 @@ fn a_thousand_services_are_applied_repaired_and_removed() {
         input.send_replace(desired(2, 1000));
         let took = wait(&mut status, |s| s.applied_revision == 2).await;
         println!("1000 services, 2000 routes: applied in {took:?}");
-        assert_eq!(sh("nft list ruleset | grep -c 'tproxy ip6* to'").trim(), "2000");
+        assert_eq!(sh("nft list table inet arctic | grep -o '/[12]\" : jump intercept_' | wc -l").trim(), "2000");
 
         let edits = [
             "nft flush ruleset",

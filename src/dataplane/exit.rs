@@ -5,8 +5,9 @@ use super::{
     carrier::Carrier,
     counters::Refusal,
     limits::{ACCEPT_RETRY, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, MAX_IDLE_PER_PEER},
-    relay::{Relay, Role, conclude},
+    relay::{Relay, Role, Shape, conclude},
     session::{Received, Session, with_scratch},
+    shaper::Turns,
     tls::presented_key,
 };
 use crate::{
@@ -249,9 +250,11 @@ async fn carry<S: Carrier>(core: &Core, mut session: S, peer: PeerId, header: St
     let _open = counters.open();
     let still_valid =
         |f: &Forwarding| f.services.get(&service).is_some_and(|s| s.source == peer && s.target == core.local);
+    let lane = header.limited.then(|| core.shaper.lanes(core, service).to_source);
+    let shape = lane.map(|lane| Shape { outward: Turns::new(lane), inward: None });
     let relayed = async {
         let relay = Relay::new(&mut session, &server, Role::Exit, &counters, encode_reply(Ok(())).to_vec(), early);
-        relay.run(core.timing.idle, core.timing.drain).await
+        relay.shaped(shape).run(core.timing.idle, core.timing.drain).await
     };
     let end = tokio::select! {
         biased;

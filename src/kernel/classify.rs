@@ -1,7 +1,7 @@
 //! What the program of the tables does to one packet: the rules' meaning, written once more, for the fake and tests.
 
 use super::ruleset::{ICMP_V6, NEIGHBOUR_DISCOVERY};
-use super::{Action, Chain, Family, Match, Rule, TABLE_TCP, TABLE_TUNNEL, Table};
+use super::{Action, Chain, Covers, Elements, Family, Jump, Key, Match, Rule, TABLE_TCP, TABLE_TUNNEL, Table};
 use std::{collections::BTreeSet, net::IpAddr};
 
 /// How a packet meets the tables.
@@ -68,7 +68,7 @@ pub fn classify(tables: &[Table], packet: &Packet, host: &HostView) -> Verdict {
     };
     let run = |name| {
         let table = tables.iter().find(|t| t.name == name)?;
-        Some(run_chain(table, table.chains.iter().find(|c| c.name == chain)?, packet, host))
+        Some(run_chain(table, table.chain(chain)?, packet, host, None).unwrap_or(Verdict::Plain))
     };
     match run(TABLE_TCP) {
         Some(Verdict::Captured { mark, comment }) => Verdict::Captured { mark, comment },
@@ -77,24 +77,57 @@ pub fn classify(tables: &[Table], packet: &Packet, host: &HostView) -> Verdict {
     }
 }
 
-fn run_chain(table: &Table, chain: &Chain, packet: &Packet, host: &HostView) -> Verdict {
-    chain.rules.iter().find_map(|rule| run_rule(table, rule, packet, host)).unwrap_or(Verdict::Plain)
+impl Table {
+    fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|c| c.name == name)
+    }
+
+    /// The jump of a map that covers the packet.
+    fn jump(&self, map: &str, packet: &Packet) -> Option<&Jump> {
+        self.sets.iter().filter(|set| set.name == map).find_map(|set| match &set.elements {
+            Elements::Jumps { key, jumps } => jumps.iter().find(|jump| covers(*key, &jump.covers, packet)),
+            _ => None,
+        })
+    }
 }
 
-fn run_rule(table: &Table, rule: &Rule, packet: &Packet, host: &HostView) -> Option<Verdict> {
+fn covers(key: Key, covers: &Covers, packet: &Packet) -> bool {
+    match (key, covers) {
+        (Key::Interface, Covers::Interface(name)) => {
+            matches!(&packet.arrival, Arrival::Entered { interface } if interface == name)
+        }
+        (Key::Source(_), Covers::Net(net)) => net.contains(&packet.source),
+        (Key::Dest(_), Covers::Net(net)) => net.contains(&packet.dest),
+        (Key::SourceAndDest(_), Covers::Nets(source, dest)) => {
+            source.contains(&packet.source) && dest.contains(&packet.dest)
+        }
+        _ => false,
+    }
+}
+
+/// None: the packet comes to the end of the chain. `route`: the comment of the jump that led here.
+fn run_chain(table: &Table, chain: &Chain, packet: &Packet, host: &HostView, route: Option<&str>) -> Option<Verdict> {
+    chain.rules.iter().find_map(|rule| run_rule(table, rule, packet, host, route))
+}
+
+fn run_rule(table: &Table, rule: &Rule, packet: &Packet, host: &HostView, route: Option<&str>) -> Option<Verdict> {
     if !rule.matches.iter().all(|m| holds(table, m, packet, host)) {
         return None;
     }
-    let captured =
-        |value, mask: u32| Verdict::Captured { mark: packet.mark & !mask | value, comment: rule.comment.clone() };
-    match rule.action {
+    let comment = || route.unwrap_or(&rule.comment).to_owned();
+    let captured = |value, mask: u32| Verdict::Captured { mark: packet.mark & !mask | value, comment: comment() };
+    match &rule.action {
         Action::Accept | Action::Masquerade => Some(Verdict::Excluded(rule.comment.clone())),
         Action::Drop => Some(Verdict::Dropped),
         Action::SetMark { .. } if rule.matches.contains(&Match::TransparentSocket) => Some(Verdict::Diverted),
-        Action::SetMark { value, mask } | Action::Capture { value, mask } => Some(captured(value, mask)),
+        Action::SetMark { value, mask } | Action::Capture { value, mask } => Some(captured(*value, *mask)),
         Action::Intercept { to, value, mask } => {
             let listening = if to.is_ipv4() { host.listener_v4 } else { host.listener_v6 };
-            listening.then(|| captured(value, mask))
+            listening.then(|| captured(*value, *mask))
+        }
+        Action::JumpBy { map, .. } => {
+            let jump = table.jump(map, packet)?;
+            run_chain(table, table.chain(&jump.chain)?, packet, host, jump.comment.as_deref().or(route))
         }
     }
 }

@@ -83,8 +83,43 @@ pub fn sample_rulesets() -> Vec<Ruleset> {
     let narrow = Ruleset { mask: MarkMask::new(0xff00).expect("a mask"), ..small.clone() };
     let only_v4 = Ruleset { intercept: Intercept { v6: None, ..listening.intercept }, ..small.clone() };
     let tunnel = Ruleset { tunnel: Some(Tunnel { device: "arctic-tun0".into(), index: 1 }), ..small.clone() };
-    let many = (0..100).flat_map(|_| captures.clone()).collect();
-    vec![base, listening.clone(), small, narrow, only_v4, tunnel, Ruleset { captures: many, ..listening }]
+    let many = Ruleset { captures: many_captures(), ..tunnel.clone() };
+    vec![base, listening, small, narrow, only_v4, tunnel, many]
+}
+
+/// Too many for a list of rules, in evaluation order: every kind of map, with neighbours, exact addresses, the last network of each
+/// family, and networks of two services.
+fn many_captures() -> Vec<Capture> {
+    let mut rng = Rng::from_seed([7; 32]);
+    let services = [3, 4].map(|s| ServiceId::mint(UnixTime::from_secs(s), &mut rng));
+    let mut captures = Vec::new();
+    let mut add = |of: usize, interface: Option<String>, source: Option<String>, dest: Option<String>| {
+        let net = |text: String| text.parse().expect("a network");
+        let (service, mark) = (services[of], of as u32 + 1);
+        let route = Some(captures.len() as u32 + 1);
+        captures.push(Capture { service, route, source: source.map(net), dest: dest.map(net), interface, mark });
+    };
+    for n in 0..8 {
+        add(0, Some(format!("svc_01HABCDE{n:03}")), None, Some(format!("10.{n}.0.0/16")));
+    }
+    for n in 0..120 {
+        add(0, Some("svc_01HABCDEFGH".into()), None, Some(format!("10.77.{n}.0/24")));
+    }
+    for n in 0..40 {
+        add(n % 2, None, Some(format!("10.1.2.{n}/32")), Some(format!("192.0.2.{n}/32")));
+        add(n % 2, None, Some(format!("fd01:{n:x}::/32")), Some(format!("fd02:{n:x}::/32")));
+    }
+    (0..40).for_each(|n| add(n % 2, None, Some(format!("10.{n}.0.0/16")), Some(format!("192.168.{n}.0/24"))));
+    (0..40).for_each(|n| add(1, None, Some(format!("fd03:{n:x}::/32")), None));
+    (0..40).for_each(|n| add(0, None, Some(format!("172.16.{n}.0/24")), None));
+    (0..40).for_each(|n| add(1, None, None, Some(format!("fd04::{n:x}/128"))));
+    (0..40).for_each(|n| add(0, None, None, Some(format!("203.0.113.{n}/32"))));
+    for n in 230..256 {
+        add(n % 2, None, None, Some(format!("255.255.{n}.0/24")));
+        add(n % 2, None, None, Some(format!("ffff:{n:x}00::/24")));
+    }
+    add(1, None, None, Some("0.0.0.0/0".into()));
+    captures
 }
 
 fn sample_peers() -> BTreeSet<PeerSocket> {

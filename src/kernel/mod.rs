@@ -5,6 +5,7 @@
 //! suite in `contract`. What the tables *mean* is decided once, in `Ruleset::tables`; the real kernel encodes that
 //! program, the fake and the tests interpret it (`classify`).
 
+mod captures;
 mod classify;
 pub mod contract;
 mod fake;
@@ -17,6 +18,7 @@ mod setting;
 
 pub(crate) use ruleset::{DHCP_PORTS, ICMP_V6, NEIGHBOUR_DISCOVERY, TCP, UDP, sets, special_networks};
 
+pub use captures::Shape;
 pub use classify::{Arrival, HostView, Packet, Verdict, classify};
 pub use fake::{FakeKernel, Fault, Operation};
 pub use interface::{Interface, InterfaceChange, Link, MACVLAN, Mac};
@@ -25,7 +27,7 @@ pub use policy::{
     Family, POLICY_PRIORITIES, POLICY_PROTOCOL, POLICY_TABLES, PolicyChange, PolicyItem, PolicyRouting, PolicyRule,
     TABLE_CAPTURE, TABLE_TUNNEL_DEVICE, alias_network,
 };
-pub use program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table};
+pub use program::{Action, Base, Chain, ChainKind, Covers, Elements, Hook, Jump, Key, Match, Rule, Set, Table};
 pub use ruleset::{Capture, Intercept, PeerSocket, Ruleset, TABLE_TCP, TABLE_TUNNEL, Tunnel};
 pub use setting::{HostSetting, SettingsChange};
 

@@ -13,8 +13,14 @@ pub struct Table {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
-    pub name: &'static str,
+    pub name: String,
     pub elements: Elements,
+}
+
+impl Set {
+    pub(crate) fn new(name: &str, elements: Elements) -> Self {
+        Self { name: name.to_owned(), elements }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +32,37 @@ pub enum Elements {
     PeersV4(Vec<PeerSocket>),
     PeersV6(Vec<PeerSocket>),
     Ports(Vec<u16>),
+    /// A map to chains of the same table. No two jumps cover one packet.
+    Jumps {
+        key: Key,
+        jumps: Vec<Jump>,
+    },
+}
+
+/// What of a packet a map is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// The link by which it entered.
+    Interface,
+    Source(Family),
+    Dest(Family),
+    SourceAndDest(Family),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Jump {
+    pub covers: Covers,
+    pub chain: String,
+    /// Of the route that the jump stands for, if it is one.
+    pub comment: Option<String>,
+}
+
+/// The packets of a jump, in terms of its map's key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Covers {
+    Interface(String),
+    Net(IpNet),
+    Nets(IpNet, IpNet),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,19 +81,25 @@ pub enum Hook {
     Postrouting,
 }
 
-/// A base chain with policy accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    pub name: &'static str,
-    pub kind: ChainKind,
-    pub hook: Hook,
-    pub priority: i32,
+    pub name: String,
+    /// None: packets come by jumps only.
+    pub base: Option<Base>,
     pub rules: Vec<Rule>,
 }
 
+/// Where a chain sees packets by itself; its policy is to accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    pub kind: ChainKind,
+    pub hook: Hook,
+    pub priority: i32,
+}
+
 impl Chain {
-    pub(crate) fn base(name: &'static str, kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Self {
-        Self { name, kind, hook, priority, rules }
+    pub(crate) fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Self {
+        Self { name: name.to_owned(), base: Some(Base { kind, hook, priority }), rules }
     }
 }
 
@@ -114,7 +157,7 @@ pub enum Match {
     NotAlive,
 }
 
-/// Each action ends the chain.
+/// Each action but a jump ends the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Accept,
@@ -137,4 +180,9 @@ pub enum Action {
         mask: u32,
     },
     Masquerade,
+    /// Runs the chain that the map has for the packet. Where there is none, or it comes to its end, the next rule is tried.
+    JumpBy {
+        map: String,
+        key: Key,
+    },
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Family, MarkMask, alias_network,
+    captures::{Captured, Shape, Take, compile},
     program::{Action, Chain, ChainKind, Elements, Hook, Match, Rule, Set, Table},
 };
 use crate::model::{RouteId, ServiceId};
@@ -111,10 +112,15 @@ pub struct Ruleset {
 impl Ruleset {
     /// The program of both tables.
     pub fn tables(&self) -> [Table; 2] {
-        [self.tcp_table(), self.tunnel_table()]
+        self.tables_in(Shape::default())
     }
 
-    fn tcp_table(&self) -> Table {
+    /// The same in any shape: what packets meet is the same.
+    pub fn tables_in(&self, shape: Shape) -> [Table; 2] {
+        [self.tcp_table(shape), self.tunnel_table(shape)]
+    }
+
+    fn tcp_table(&self, shape: Shape) -> Table {
         let other = Rule::new([Match::ProtocolIsNot(TCP)], Action::Accept, "not TCP");
         let mut prerouting = vec![other.clone()];
         prerouting.extend(self.exclusions());
@@ -126,29 +132,29 @@ impl Ruleset {
         output.extend(self.exclusions());
         output.push(reply());
         output.push(self.open_before());
+        let elsewhere = self.captures.iter().filter(|c| c.interface.is_none());
+        let entering = compile("intercept_", &self.captures, &|capture, family| self.intercept(capture, family), shape);
+        let starting = compile("mark_", elsewhere, &|capture, family| self.mark_output(capture, family), shape);
         if !self.captures.is_empty() {
             prerouting.push(not_alive());
             output.push(not_alive());
-        }
-        for capture in &self.captures {
-            prerouting.extend(Family::BOTH.into_iter().filter_map(|family| self.intercept(capture, family)));
-            output.extend(Family::BOTH.into_iter().filter_map(|family| self.mark_output(capture, family)));
-        }
-        if !self.captures.is_empty() {
+            prerouting.extend(entering.by_interface);
+            prerouting.extend(entering.rules);
+            output.extend(starting.rules);
             prerouting.push(self.ended());
         }
-        Table {
-            name: TABLE_TCP,
-            sets: self.sets(TCP),
-            chains: vec![
-                Chain::base("prerouting", ChainKind::Filter, Hook::Prerouting, PRIORITY_TCP, prerouting),
-                Chain::base("output", ChainKind::Route, Hook::Output, PRIORITY_TCP, output),
-                Chain::base("input", ChainKind::Filter, Hook::Input, 0, self.direct_dials()),
-            ],
-        }
+        let mut chains = vec![
+            Chain::base("prerouting", ChainKind::Filter, Hook::Prerouting, PRIORITY_TCP, prerouting),
+            Chain::base("output", ChainKind::Route, Hook::Output, PRIORITY_TCP, output),
+            Chain::base("input", ChainKind::Filter, Hook::Input, 0, self.direct_dials()),
+        ];
+        chains.extend(entering.chains.into_iter().chain(starting.chains));
+        let mut sets = self.sets(TCP);
+        sets.extend(entering.maps.into_iter().chain(starting.maps));
+        Table { name: TABLE_TCP, sets, chains }
     }
 
-    fn tunnel_table(&self) -> Table {
+    fn tunnel_table(&self, shape: Shape) -> Table {
         let mut marking = vec![Rule::new([Match::Protocol(TCP)], Action::Accept, "TCP")];
         marking.extend(self.exclusions());
         marking.push(Rule::new([Match::Protocol(UDP), Match::DestPortIn(sets::DHCP)], Action::Accept, "DHCP"));
@@ -157,43 +163,44 @@ impl Ruleset {
         marking.push(reply());
         let mut output = marking.clone();
         let mut postrouting = vec![];
+        let mut marks = Captured::default();
         if let Some(tunnel) = &self.tunnel {
             let came_out = [Match::EnteredBy(tunnel.device.clone())];
             marking.insert(0, Rule::new(came_out, Action::Accept, "out of the tunnel"));
             marking.push(not_alive());
             output.push(not_alive());
-            for capture in &self.captures {
-                let rules = || Family::BOTH.into_iter().filter_map(|family| self.mark_tunnel(capture, family));
-                marking.extend(rules());
-                output.extend(capture.interface.is_none().then(rules).into_iter().flatten());
-            }
+            marks = compile("mark_", &self.captures, &|capture, family| self.mark_tunnel(capture, family), shape);
+            // Both chains do the same, but that nothing enters where it starts.
+            output.extend(marks.rules.clone());
+            marking.append(&mut marks.by_interface);
+            marking.append(&mut marks.rules);
             // Only what leaves under an address of the exit: replies that come out of the tunnel keep theirs.
             postrouting.extend(Family::BOTH.map(|family| {
                 let matches = [Match::EnteredBy(tunnel.device.clone()), Match::Source(alias_network(family))];
                 Rule::new(matches, Action::Masquerade, "tunnel exit")
             }));
         }
-        Table {
-            name: TABLE_TUNNEL,
-            sets: self.sets(UDP),
-            chains: vec![
-                Chain::base("prerouting", ChainKind::Filter, Hook::Prerouting, PRIORITY_TUNNEL, marking),
-                Chain::base("output", ChainKind::Route, Hook::Output, PRIORITY_TUNNEL, output),
-                Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT, postrouting),
-            ],
-        }
+        let mut chains = vec![
+            Chain::base("prerouting", ChainKind::Filter, Hook::Prerouting, PRIORITY_TUNNEL, marking),
+            Chain::base("output", ChainKind::Route, Hook::Output, PRIORITY_TUNNEL, output),
+            Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT, postrouting),
+        ];
+        chains.extend(marks.chains);
+        let mut sets = self.sets(UDP);
+        sets.extend(marks.maps);
+        Table { name: TABLE_TUNNEL, sets, chains }
     }
 
     fn sets(&self, protocol: u8) -> Vec<Set> {
         let of = |family| self.peers.iter().filter(move |p| p.protocol == protocol && Family::of(p.ip) == family);
         let mut sets = vec![
-            Set { name: sets::LIVENESS, elements: Elements::Liveness },
-            Set { name: sets::NOT_FORWARDED, elements: Elements::NotForwarded },
-            Set { name: sets::PEERS_V4, elements: Elements::PeersV4(of(Family::V4).copied().collect()) },
-            Set { name: sets::PEERS_V6, elements: Elements::PeersV6(of(Family::V6).copied().collect()) },
+            Set::new(sets::LIVENESS, Elements::Liveness),
+            Set::new(sets::NOT_FORWARDED, Elements::NotForwarded),
+            Set::new(sets::PEERS_V4, Elements::PeersV4(of(Family::V4).copied().collect())),
+            Set::new(sets::PEERS_V6, Elements::PeersV6(of(Family::V6).copied().collect())),
         ];
         if protocol == UDP {
-            sets.push(Set { name: sets::DHCP, elements: Elements::Ports(DHCP_PORTS.to_vec()) });
+            sets.push(Set::new(sets::DHCP, Elements::Ports(DHCP_PORTS.to_vec())));
         }
         sets
     }
@@ -230,30 +237,25 @@ impl Ruleset {
         Rule::new([Match::TransparentSocket], action, "established")
     }
 
-    fn intercept(&self, capture: &Capture, family: Family) -> Option<Rule> {
+    /// Nothing in a family without a listener.
+    fn intercept(&self, capture: &Capture, family: Family) -> Option<Take> {
         let to = match family {
             Family::V4 => self.intercept.v4.map(Into::into),
             Family::V6 => self.intercept.v6.map(Into::into),
         }?;
-        let mut matches = capture_matches(capture, family)?;
-        matches.push(Match::Protocol(TCP));
         let action = Action::Intercept { to, value: self.mask.service(capture.mark), mask: self.mask.bits() };
-        Some(Rule { matches, action, comment: capture.to_string() })
+        Some(Take { matches: vec![Match::Protocol(TCP)], action })
     }
 
-    fn mark_output(&self, capture: &Capture, family: Family) -> Option<Rule> {
-        if capture.interface.is_some() {
-            return None;
-        }
-        let mut rule = self.intercept(capture, family)?;
-        rule.action = Action::Capture { value: self.mask.service(capture.mark), mask: self.mask.bits() };
-        Some(rule)
+    fn mark_output(&self, capture: &Capture, family: Family) -> Option<Take> {
+        let take = self.intercept(capture, family)?;
+        let action = Action::Capture { value: self.mask.service(capture.mark), mask: self.mask.bits() };
+        Some(Take { action, ..take })
     }
 
-    fn mark_tunnel(&self, capture: &Capture, family: Family) -> Option<Rule> {
-        let matches = capture_matches(capture, family)?;
+    fn mark_tunnel(&self, capture: &Capture, _: Family) -> Option<Take> {
         let action = Action::SetMark { value: self.mask.tunnel(capture.mark), mask: self.mask.bits() };
-        Some(Rule { matches, action, comment: capture.to_string() })
+        Some(Take { matches: vec![], action })
     }
 
     /// A dial of the listener itself would be proxied to itself; captured packets keep their own destination.
@@ -269,22 +271,6 @@ impl Ruleset {
             })
             .collect()
     }
-}
-
-/// The matches of a capture in one family; none when it is of the other.
-fn capture_matches(capture: &Capture, family: Family) -> Option<Vec<Match>> {
-    let cidrs = || capture.source.iter().chain(&capture.dest);
-    if cidrs().any(|net| Family::of(net.addr()) != family) {
-        return None;
-    }
-    let mut matches = vec![];
-    matches.extend(capture.interface.clone().map(Match::EnteredBy));
-    if cidrs().next().is_none() {
-        matches.push(Match::Family(family));
-    }
-    matches.extend(capture.source.map(Match::Source));
-    matches.extend(capture.dest.map(Match::Dest));
-    Some(matches)
 }
 
 pub(crate) fn special_networks() -> impl Iterator<Item = (IpNet, &'static str)> {

@@ -167,14 +167,20 @@ pub trait LedgerView {
 
     /// Those of the records that are live services, in the same order.
     fn services_among(&self, mut records: Vec<Record>) -> Result<Vec<Service>, Self::Error> {
-        let trusted: BTreeSet<PeerId> = self.trusted_peers()?.into_iter().map(|p| p.peer_id).collect();
-        if records.iter().any(|r| !trusted.contains(&r.key.owner)) {
-            let revocations = self.revocations()?;
-            records.retain(|r| {
-                trusted.contains(&r.key.owner) || revocations.standing(r.key.owner, None) == Standing::Left
-            });
-        }
+        let counted = self.owners_that_count(records.iter().map(|r| r.key.owner))?;
+        records.retain(|r| counted.contains(&r.key.owner));
         Ok(records.iter().filter_map(read_service).collect())
+    }
+
+    /// Those of the owners whose services count: the trusted ones, and those that left by themselves.
+    fn owners_that_count(&self, owners: impl Iterator<Item = PeerId>) -> Result<BTreeSet<PeerId>, Self::Error> {
+        let trusted: BTreeSet<PeerId> = self.trusted_peers()?.into_iter().map(|p| p.peer_id).collect();
+        let (mut counted, others): (BTreeSet<_>, BTreeSet<_>) = owners.partition(|owner| trusted.contains(owner));
+        if !others.is_empty() {
+            let revocations = self.revocations()?;
+            counted.extend(others.into_iter().filter(|o| revocations.standing(*o, None) == Standing::Left));
+        }
+        Ok(counted)
     }
 
     fn service(&self, id: ServiceId) -> Result<Option<Service>, Self::Error> {

@@ -33,6 +33,15 @@ impl Node {
         status.map(|s| s.borrow().clone()).unwrap_or_default()
     }
 
+    /// What `f` finds in it, without a copy of all.
+    pub fn find_in_reconcile_status<T>(&self, f: impl FnOnce(&Status) -> T) -> T {
+        let status = self.inner.reconcile_status.lock().unwrap_or_else(|p| p.into_inner()).clone();
+        match status {
+            Some(status) => f(&status.borrow()),
+            None => f(&Status::default()),
+        }
+    }
+
     /// From the start of the agent: the tables exist before the first service, and before there is a cluster.
     pub(super) async fn drive_kernel(&self, stop: CancellationToken) -> Result<(), RunError> {
         let env = self.env();

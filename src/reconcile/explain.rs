@@ -77,15 +77,14 @@ impl Explanation {
 
 /// What becomes of `flow` on this host, whose outgoing services are `services`.
 pub fn explain(services: &[Service], status: &Status, host: &HostFacts, flow: &Flow) -> Explanation {
-    let mut routes: Vec<CompiledRoute> = services.iter().flat_map(CompiledRoute::of).collect();
-    routes.retain(|route| counts(route, services, flow));
+    let counted = services.iter().flat_map(|s| CompiledRoute::of(s).into_iter().filter(|r| counts(r, s, flow)));
+    let mut routes: Vec<CompiledRoute> = counted.collect();
     sort_routes(&mut routes);
     judge(routes, &status.ruleset, &not_forwarded(host), flow, |service| inactive(status, service))
 }
 
 /// A route of a service with an interface stands twice in the order. The one that decides is told.
-fn counts(route: &CompiledRoute, services: &[Service], flow: &Flow) -> bool {
-    let Some(service) = services.iter().find(|s| s.id == route.service) else { return true };
+fn counts(route: &CompiledRoute, service: &Service, flow: &Flow) -> bool {
     let entered = service.body.requires_interface && flow.interface == Some(interface_name(service.id));
     route.route.is_none() || route.interface.is_some() == entered
 }
@@ -193,7 +192,9 @@ fn inactive(status: &Status, service: ServiceId) -> String {
 mod tests {
     use super::*;
     use crate::{
-        kernel::{Arrival, Capture, HostView, Intercept, MarkMask, Packet, PeerSocket, Tunnel, Verdict, classify},
+        kernel::{
+            Arrival, Capture, HostView, Intercept, MarkMask, Packet, PeerSocket, Shape, Tunnel, Verdict, classify,
+        },
         model::{PeerId, Rng, UnixTime},
     };
     use proptest::prelude::*;
@@ -279,8 +280,8 @@ mod tests {
         }
     }
 
-    /// What the compiled rules do, in the words of an explanation.
-    fn by_the_rules(ruleset: &Ruleset, host: &BTreeSet<IpAddr>, flow: &Flow) -> Verdict {
+    /// What the compiled rules do.
+    fn by_the_rules(ruleset: &Ruleset, shape: Shape, host: &BTreeSet<IpAddr>, flow: &Flow) -> Verdict {
         let packet = Packet {
             arrival: match flow.interface.clone() {
                 Some(interface) => Arrival::Entered { interface },
@@ -297,13 +298,15 @@ mod tests {
             transparent_socket: false,
         };
         let view = HostView { not_forwarded: host.clone(), listener_v4: true, listener_v6: true, alive: true };
-        classify(&ruleset.tables(), &packet, &view)
+        classify(&ruleset.tables_in(shape), &packet, &view)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn explain_and_the_compiled_rules_agree(seed in any::<[u8; 32]>()) {
+        fn explain_and_the_compiled_rules_agree(seed in any::<[u8; 32]>(), maps in any::<bool>(), tier in 0usize..3) {
+            let shape =
+                if maps { Shape { list_max_rules: 0, tier_max_rules: tier } } else { Shape::default() };
             let mut rng = Rng::from_seed(seed);
             let mut routes = routes(&mut rng);
             let (ruleset, host) = (ruleset(&routes, &mut rng), BTreeSet::from([address(&mut rng, true)]));
@@ -311,7 +314,7 @@ mod tests {
             for _ in 0..5 {
                 let flow = flow(&mut rng);
                 let told = judge(routes.clone(), &ruleset, &host, &flow, |_| String::new());
-                let done = by_the_rules(&ruleset, &host, &flow);
+                let done = by_the_rules(&ruleset, shape, &host, &flow);
                 match (&told.outcome, &done) {
                     (Outcome::Captured { mark, .. }, Verdict::Captured { mark: set, comment }) => {
                         let winner = told.winner().unwrap();

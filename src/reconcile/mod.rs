@@ -16,6 +16,7 @@ mod firewall;
 mod iptun;
 mod lease;
 mod network;
+mod pace;
 mod report;
 mod run;
 mod status;
@@ -28,6 +29,7 @@ pub use desired::{Change, Compiled, Desired, Marks, Source, StoreSource, compile
 pub use explain::{Candidate, Explanation, Flow, Outcome, Plane, Reason, explain};
 pub use firewall::{FirewallStep, plan};
 pub use network::{InterfacePlan, InterfaceStep, InterfaceWish, interface_wishes, plan_interfaces, remove_interfaces};
-pub use run::{Pace, Reconcile, Settings};
+pub use pace::Pace;
+pub use run::{Reconcile, Settings};
 pub use status::{Condition, ConditionStatus, InterfaceFacts, Reconciler, ReconcilerStatus, Status};
 pub use tproxy::EngineState;

@@ -6,56 +6,23 @@ use super::{
     iptun::{self, IpTunnel, TunnelChange},
     lease::{Leased, Leases},
     network::{Network, Worked, interface_wishes},
+    pace::{Changes, Looks, Pace, Rewrite},
     report::Report,
     status::{Condition, ConditionStatus, Reconciler, ReconcilerStatus, Status},
     tproxy::{Engine, EngineState, Published},
 };
 use crate::{
     env::{Clock, TunnelState},
-    kernel::{Hints, Kernel, KernelError, LIVENESS_REFRESH, MarkMask},
+    kernel::{Hints, Kernel, KernelError, MarkMask},
     model::{Mono, Rng, ServiceId, UnixTime},
     routing::Forwarding,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-
-/// When the loop acts (operations.md §2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
-    /// A burst of changes is one change.
-    pub coalesce: Duration,
-    /// Between two looks at the interfaces because links changed.
-    pub links: Duration,
-    /// A full pass without any change.
-    pub resync: Duration,
-    pub liveness: Duration,
-    pub retry_first: Duration,
-    pub retry_longest: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            coalesce: Duration::from_millis(50),
-            links: Duration::from_secs(1),
-            resync: Duration::from_secs(60),
-            liveness: LIVENESS_REFRESH,
-            retry_first: Duration::from_secs(1),
-            retry_longest: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Pace {
-    fn retry(&self, failures: u32) -> Duration {
-        let doubled = self.retry_first.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)));
-        doubled.min(self.retry_longest)
-    }
-}
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -116,24 +83,17 @@ enum Wake {
     Links,
     Engines,
     Changed(Change),
+    /// Changes are to be acted upon.
+    Act,
     Hint,
 }
 
-/// When to look at the interfaces because links changed: soon, but seldom, since our own work changes links too.
-#[derive(Default)]
-struct Looks {
-    last: Option<Instant>,
-    due: Option<Instant>,
-}
-
-impl Looks {
-    fn ask(&mut self, apart: Duration) {
-        let soonest = self.last.map_or_else(Instant::now, |last| Instant::now().max(last + apart));
-        self.due.get_or_insert(soonest);
-    }
-    fn done(&mut self) {
-        *self = Self { last: Some(Instant::now()), due: None };
-    }
+/// What happens at a time, and when.
+struct Due {
+    pass: Instant,
+    liveness: Instant,
+    links: Option<Instant>,
+    changes: Option<Instant>,
 }
 
 impl<S: Source> Reconcile<S> {
@@ -189,8 +149,10 @@ impl<S: Source> Reconcile<S> {
         let mut next_pass = Instant::now();
         let mut next_liveness = Instant::now() + self.settings.pace.liveness;
         let mut links = Looks::default();
+        let mut changes = Changes::default();
         loop {
-            match self.wake(&stop, &mut engines, &mut hints, next_pass, next_liveness, links.due).await {
+            let due = Due { pass: next_pass, liveness: next_liveness, links: links.due, changes: changes.due_at() };
+            match self.wake(&stop, &mut engines, &mut hints, due).await {
                 Wake::Stop => break,
                 Wake::Liveness => {
                     next_liveness = Instant::now() + self.settings.pace.liveness;
@@ -201,22 +163,28 @@ impl<S: Source> Reconcile<S> {
                 }
                 Wake::Pass => {
                     let drift = self.drift().await;
-                    next_pass = self.repairing_pass(&engines, drift).await;
+                    next_pass = self.repairing_pass(&engines, drift, Rewrite::Always).await;
                 }
                 Wake::Links => {
                     links.done();
                     // To read what is desired is to have seen its change.
                     if !self.is_settled() {
-                        next_pass = self.repairing_pass(&engines, Ok(None)).await;
+                        next_pass = self.repairing_pass(&engines, Ok(None), Rewrite::Always).await;
                     } else if !self.look_at_links().await {
                         next_pass = next_pass.min(Instant::now() + self.settings.pace.retry_first);
                     }
                 }
-                Wake::Engines => next_pass = self.repairing_pass(&engines, Ok(None)).await,
-                Wake::Changed(change) => {
-                    sleep(self.settings.pace.coalesce).await;
-                    if change == Change::Asked || !self.is_settled() {
-                        next_pass = self.repairing_pass(&engines, Ok(None)).await;
+                Wake::Engines => next_pass = self.repairing_pass(&engines, Ok(None), Rewrite::Always).await,
+                Wake::Changed(change) => changes.note(change, self.settings.pace.coalesce, Instant::now()),
+                Wake::Act => {
+                    let asked = changes.take() == Some(Change::Asked);
+                    if asked || !self.is_settled() {
+                        let rewrite = if asked { Rewrite::Always } else { Rewrite::IfChanged };
+                        let began = Instant::now();
+                        let again = self.repairing_pass(&engines, Ok(None), rewrite).await;
+                        // A pass that may have left the tables alone does not put off the one that writes them.
+                        next_pass = if asked { again } else { next_pass.min(again) };
+                        changes.passed(began.elapsed(), self.settings.pace.rest_longest, Instant::now());
                     }
                 }
                 Wake::Hint => {
@@ -229,7 +197,7 @@ impl<S: Source> Reconcile<S> {
                     seen = now;
                     let drift = if ours { self.drift().await } else { Ok(None) };
                     if !matches!(drift, Ok(None)) {
-                        next_pass = self.repairing_pass(&engines, drift).await;
+                        next_pass = self.repairing_pass(&engines, drift, Rewrite::Always).await;
                     }
                 }
             }
@@ -242,16 +210,15 @@ impl<S: Source> Reconcile<S> {
         stop: &CancellationToken,
         engines: &mut watch::Receiver<EngineState>,
         hints: &mut watch::Receiver<Hints>,
-        next_pass: Instant,
-        next_liveness: Instant,
-        next_links: Option<Instant>,
+        due: Due,
     ) -> Wake {
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
-            () = sleep_until(next_liveness) => Wake::Liveness,
-            () = sleep_until(next_pass) => Wake::Pass,
-            () = sleep_until(next_links.unwrap_or(next_pass)), if next_links.is_some() => Wake::Links,
+            () = sleep_until(due.liveness) => Wake::Liveness,
+            () = sleep_until(due.pass) => Wake::Pass,
+            () = sleep_until(due.links.unwrap_or(due.pass)), if due.links.is_some() => Wake::Links,
+            () = sleep_until(due.changes.unwrap_or(due.pass)), if due.changes.is_some() => Wake::Act,
             () = change_of(&mut self.leased) => Wake::Links,
             () = change_of(engines) => Wake::Engines,
             () = change_of(&mut self.tunnel_state) => Wake::Engines,
@@ -306,12 +273,13 @@ impl<S: Source> Reconcile<S> {
         &mut self,
         engines: &watch::Receiver<EngineState>,
         drift: Result<Option<Drift>, KernelError>,
+        rewrite: Rewrite,
     ) -> Instant {
         let engines = engines.borrow().clone();
         if let Err(e) = &drift {
             self.reports.firewall.debug(&e.to_string());
         }
-        let succeeded = self.pass(&engines, matches!(drift, Ok(None))).await;
+        let succeeded = self.pass(&engines, matches!(drift, Ok(None)), rewrite).await;
         if let (true, Ok(Some(drift))) = (succeeded, drift) {
             self.reports.firewall.event("drift.repaired", drift.what);
             self.status.send_modify(|s| s.firewall.drift_repairs += 1);
@@ -322,7 +290,7 @@ impl<S: Source> Reconcile<S> {
     }
 
     /// `intact`: the kernel is not known to differ from what was applied last.
-    async fn pass(&mut self, engines: &EngineState, intact: bool) -> bool {
+    async fn pass(&mut self, engines: &EngineState, intact: bool, rewrite: Rewrite) -> bool {
         let started = self.clock.mono();
         self.settled = None;
         let desired = match self.source.desired() {
@@ -347,7 +315,11 @@ impl<S: Source> Reconcile<S> {
         let mut done = Applied::default();
         let mut published = None;
         let mut outcome = Ok(());
+        let there = rewrite == Rewrite::IfChanged && intact && before.as_ref() == Some(&compiled.ruleset);
         for step in plan(before.as_ref(), &compiled.ruleset) {
+            if there && matches!(step, FirewallStep::Tables(_)) {
+                continue;
+            }
             // The engines change between the rules that both states share and the new rules.
             if !matches!(step, FirewallStep::Shrink(_)) && published.is_none() {
                 published = Some(self.engine.publish(compiled.forwarding.clone()));

@@ -358,6 +358,7 @@ impl Running {
         let kernel = Arc::new(FakeKernel::new());
         let (input, source) = watch::channel(Ok(first));
         let pace = Pace {
+            rest_longest: Duration::from_millis(20),
             coalesce: Duration::from_millis(5),
             links: Duration::from_millis(20),
             resync,
@@ -458,10 +459,16 @@ async fn a_commit_about_other_things_writes_nothing_to_the_kernel() {
     let mut running = Running::new(first.clone());
     running.in_sync(&first).await;
     running.kernel.take_operations();
-    let second = Desired { revision: 2, ..first };
-    running.set(&second);
-    running.in_sync(&second).await;
-    assert!(!running.kernel.take_operations().contains(&Operation::ReplaceTables));
+    let mut service = outgoing(10, "10.1.0.0/16");
+    (service.version, service.body.bandwidth_limit_mbps) = (2, 7);
+    // Another status of a peer; a service that the engines shape otherwise, with the rules that it has.
+    for next in [Desired { revision: 2, ..first }, at_revision(3, vec![service])] {
+        running.set(&next);
+        running.in_sync(&next).await;
+        assert!(!running.kernel.take_operations().contains(&Operation::ReplaceTables));
+    }
+    assert_eq!(running.forwarding.borrow().services[&service_id(10)].limit_mbps, 7);
+    assert_eq!(running.reason(10, Reconciler::Firewall), Some((ConditionStatus::Applied, "APPLIED".into(), 2)));
 }
 
 #[tokio::test]

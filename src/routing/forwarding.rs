@@ -1,6 +1,10 @@
 //! The immutable snapshot that the `tproxy` reconciler publishes and the engines read.
 
-use super::{CompiledRoute, sort_routes};
+use super::{
+    CompiledRoute,
+    index::{Entered, RouteIndex},
+    sort_routes,
+};
 use crate::model::{DataPorts, Endpoint, PeerId, PublicKey, Service, ServiceId, Transport, X25519Public};
 use ipnet::IpNet;
 use std::{
@@ -66,6 +70,7 @@ pub struct Forwarding {
     pub ip_tunnel: bool,
     /// Routes of services whose source is the local peer, most preferred first.
     routes: Vec<CompiledRoute>,
+    index: RouteIndex,
 }
 
 impl Forwarding {
@@ -78,7 +83,8 @@ impl Forwarding {
     ) -> Self {
         let mut routes: Vec<_> = outgoing.into_iter().flat_map(CompiledRoute::of).collect();
         sort_routes(&mut routes);
-        Self { revision, peers, services, ip_tunnel: true, routes }
+        let index = RouteIndex::new(&routes);
+        Self { revision, peers, services, ip_tunnel: true, routes, index }
     }
 
     /// Routes of outgoing services, most preferred first.
@@ -94,7 +100,14 @@ impl Forwarding {
 
     /// The route that takes a packet, by the total order of dataplane.md §6.
     pub fn select(&self, source: IpAddr, dest: IpAddr, interface: Option<&str>) -> Option<&CompiledRoute> {
-        self.routes.iter().find(|r| r.matches(source.to_canonical(), dest.to_canonical(), interface))
+        let at = self.index.first(source.to_canonical(), dest.to_canonical(), Entered::By(interface))?;
+        self.routes.get(at)
+    }
+
+    /// The first route of any interface that takes a packet which has entered by one of them, unknown which.
+    pub fn select_of_interfaces(&self, source: IpAddr, dest: IpAddr) -> Option<&CompiledRoute> {
+        let at = self.index.first(source.to_canonical(), dest.to_canonical(), Entered::Unknown)?;
+        self.routes.get(at)
     }
 
     /// Whether a stream of `service` sent by `from` may be dialled to `dest` (dataplane.md §1).

@@ -2,6 +2,7 @@
 
 mod explain;
 mod forwarding;
+mod index;
 mod order;
 
 pub use explain::{Criterion, Mismatch};

@@ -3,7 +3,7 @@
 //! A write is submitted to a queue. One submitter at a time leads: it runs what is queued, each in a savepoint of its
 //! own, commits once, and then tells everyone. Alone, a write runs on the thread of its caller, in order.
 
-use super::{StoreError, Tx, View};
+use super::{StoreError, Tx, View, services::ParsedServices};
 use crate::planted::{Bug, planted};
 use rusqlite::{Connection, DropBehavior, TransactionBehavior};
 use std::{
@@ -26,12 +26,13 @@ type Job = Box<dyn FnOnce(Option<&Tx<'_>>) -> (bool, Tell) + Send>;
 
 pub(super) struct GroupCommit {
     connection: Mutex<Connection>,
+    parsed: Arc<ParsedServices>,
     queue: Mutex<VecDeque<Job>>,
 }
 
 impl GroupCommit {
-    pub fn new(connection: Connection) -> Self {
-        Self { connection: Mutex::new(connection), queue: Mutex::default() }
+    pub fn new(connection: Connection, parsed: Arc<ParsedServices>) -> Self {
+        Self { connection: Mutex::new(connection), parsed, queue: Mutex::default() }
     }
 
     /// Queues a write; its result arrives after the commit.
@@ -76,7 +77,7 @@ impl GroupCommit {
                 let count = queue.len().min(BATCH_MAX_WRITES);
                 queue.drain(..count).collect()
             };
-            changed |= allowed_to_block(|| run(&mut connection, batch));
+            changed |= allowed_to_block(|| run(&mut connection, &self.parsed, batch));
         }
         changed
     }
@@ -102,10 +103,10 @@ fn allowed_to_block<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Runs one batch and commits it; whether it changed anything.
-fn run(connection: &mut Connection, batch: Vec<Job>) -> bool {
+fn run(connection: &mut Connection, parsed: &ParsedServices, batch: Vec<Job>) -> bool {
     let mut tells = Vec::with_capacity(batch.len());
     let mut jobs = batch.into_iter();
-    let outcome = commit(connection, &mut jobs, &mut tells).map_err(Arc::new);
+    let outcome = commit(connection, parsed, &mut jobs, &mut tells).map_err(Arc::new);
     // After an error the rest of the batch is not run, only told.
     tells.extend(jobs.map(|job| job(None).1));
     for tell in tells {
@@ -125,6 +126,7 @@ fn commit_open(connection: &Connection) -> rusqlite::Result<bool> {
 
 fn commit(
     connection: &mut Connection,
+    parsed: &ParsedServices,
     jobs: &mut impl Iterator<Item = Job>,
     tells: &mut Vec<Tell>,
 ) -> rusqlite::Result<bool> {
@@ -135,7 +137,8 @@ fn commit(
         let savepoint = transaction.savepoint()?;
         let Some(job) = jobs.next() else { break };
         let before = savepoint.total_changes();
-        let done = catch_unwind(AssertUnwindSafe(|| job(Some(&Tx { view: View { connection: &savepoint } }))));
+        let view = View { connection: &savepoint, parsed };
+        let done = catch_unwind(AssertUnwindSafe(|| job(Some(&Tx { view }))));
         let stays = done.as_ref().is_ok_and(|(stays, _)| *stays);
         tells.extend(done.into_iter().map(|(_, tell)| tell));
         // Dropping a savepoint undoes it.

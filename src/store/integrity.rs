@@ -4,6 +4,7 @@ use super::{
     StoreError, View,
     files::{remove_if_present, with_suffix},
     records,
+    services::ParsedServices,
 };
 use rusqlite::{Connection, ErrorCode};
 use std::{io::ErrorKind, path::Path};
@@ -24,7 +25,7 @@ pub(super) fn check(connection: &Connection) -> Result<(), String> {
     if found != "ok" {
         return Err(found.replace('\n', " "));
     }
-    let view = View { connection };
+    let view = View { connection, parsed: &ParsedServices::default() };
     let readable = || -> Result<(), StoreError> {
         view.check_facts()?;
         view.peers()?;

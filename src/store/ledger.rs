@@ -3,7 +3,7 @@
 use super::{StoreError, Tx, View};
 use crate::{
     membership::{ClusterFacts, Ledger, LedgerView, PeerRow},
-    model::PeerId,
+    model::{PeerId, Service},
     wire::record::{Record, RecordHead, RecordKey},
 };
 use std::collections::BTreeSet;
@@ -27,6 +27,9 @@ macro_rules! reads {
             }
             fn records_of(&self, kind: &str) -> Result<Vec<Record>, StoreError> {
                 View::records_of(self, kind)
+            }
+            fn services(&self) -> Result<Vec<Service>, StoreError> {
+                View::services(self)
             }
             fn records_about(&self, kind: &str, id: &str) -> Result<Vec<Record>, StoreError> {
                 View::records_about(self, kind, id)

@@ -21,6 +21,7 @@ use crate::{
 };
 use group_commit::GroupCommit;
 use rusqlite::Connection;
+use services::ParsedServices;
 use std::{
     ops::Deref,
     path::{Path, PathBuf},
@@ -112,12 +113,14 @@ pub struct Store {
 struct Inner {
     writer: GroupCommit,
     reader: Mutex<Connection>,
+    parsed: Arc<ParsedServices>,
     revision: watch::Sender<Revision>,
 }
 
 /// Reading access to one consistent state.
 pub struct View<'a> {
     connection: &'a Connection,
+    parsed: &'a ParsedServices,
 }
 
 /// Writing access within one transaction; reads see the writes before them.
@@ -135,9 +138,10 @@ impl<'a> Deref for Tx<'a> {
 impl Store {
     /// Opens or creates the database at `path` and brings it to the newest schema.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let writer = GroupCommit::new(migrate::open(path)?);
+        let parsed = Arc::<ParsedServices>::default();
+        let writer = GroupCommit::new(migrate::open(path)?, parsed.clone());
         let reader = Mutex::new(migrate::open_reader(path)?);
-        Ok(Self { inner: Arc::new(Inner { writer, reader, revision: watch::Sender::default() }) })
+        Ok(Self { inner: Arc::new(Inner { writer, reader, parsed, revision: watch::Sender::default() }) })
     }
 
     /// Changes whenever a commit changed something.
@@ -179,7 +183,7 @@ impl Store {
         let connection = self.inner.reader.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // One transaction, so that all that `f` reads is of one state.
         let state = connection.unchecked_transaction().map_err(StoreError::from)?;
-        f(&View { connection: &state })
+        f(&View { connection: &state, parsed: &self.inner.parsed })
     }
 }
 

@@ -38,6 +38,22 @@ impl View<'_> {
         rows.map(|row| row?).collect()
     }
 
+    /// Heads of the live records of one kind, ordered by id and owner.
+    pub(super) fn live_heads(&self, kind: &str) -> Result<Vec<(RecordKey, RecordHead)>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id, owner, version, hash FROM records WHERE kind = ?1 AND deleted = 0 ORDER BY id, owner",
+        )?;
+        let mut rows = statement.query([kind])?;
+        let mut heads = Vec::new();
+        while let Some(row) = rows.next()? {
+            let owner = row.get::<_, String>(1)?;
+            let owner = owner.parse().map_err(|e| StoreError::corrupt("record owner", e))?;
+            let key = RecordKey { kind: kind.to_owned(), id: row.get(0)?, owner };
+            heads.push((key, RecordHead { version: row.get::<_, i64>(2)?.unsigned_abs(), hash: row.get(3)? }));
+        }
+        Ok(heads)
+    }
+
     /// Every record, tombstones included, ordered by key: what the gossip machine starts from.
     pub fn all_records(&self) -> Result<Vec<Record>, StoreError> {
         let mut statement =

@@ -30,7 +30,7 @@ pub(super) async fn list(r: Request) -> Outcome {
     let (source, target) = (peer("source_peer_id")?, peer("target_peer_id")?);
     let interface = r.query.flag("requires_interface")?;
     let services = r.node().store().read(|v| v.services())?;
-    let surroundings = Surroundings::of(&r)?;
+    let surroundings = Surroundings::of(&r, None)?;
     let wanted = |s: &&Service| {
         source.is_none_or(|p| p == s.body.source_peer_id)
             && target.is_none_or(|p| p == s.body.target_peer_id)
@@ -55,7 +55,7 @@ pub(super) async fn get(r: Request) -> Outcome {
 
 /// A service with its routes.
 fn whole(r: &Request, service: &Service) -> Result<Value, Refused> {
-    let mut shown = Surroundings::of(r)?.show(service);
+    let mut shown = Surroundings::of(r, Some(service.id))?.show(service);
     shown["routes"] = json!(routes::in_order(service));
     Ok(shown)
 }

@@ -359,8 +359,7 @@ fn reason_of(refusal: ExitRefusal) -> TunnelRefusal {
 
 /// The route of a packet whose interface is not known any more: one of an interface takes it only if no other does.
 fn select(forwarding: &Forwarding, source: IpAddr, dest: IpAddr) -> Option<&CompiledRoute> {
-    let of_interface = || forwarding.routes().iter().find(|r| r.matches(source, dest, r.interface.as_deref()));
-    forwarding.select(source, dest, None).or_else(of_interface)
+    forwarding.select(source, dest, None).or_else(|| forwarding.select_of_interfaces(source, dest))
 }
 
 /// The flow of a packet that its client sent. None for ICMP errors, which open none.

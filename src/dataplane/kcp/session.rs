@@ -203,10 +203,15 @@ impl Session {
     pub fn read(&mut self, now: Mono, id: FlowId, max: usize, out: &mut Vec<u8>) -> Outcome {
         let rtt = self.path.srtt();
         let Some(flow) = self.flows.get_mut(&id) else { return Outcome::Reset { untouched: false } };
-        if flow.reset {
-            return Outcome::Reset { untouched: flow.sending.is_untouched() };
-        }
         let read = flow.receiving.read(max, out);
+        if flow.reset {
+            // What arrived before the reset is there before it.
+            return match flow.receiving.ended() {
+                _ if read > 0 => Outcome::Moved(read),
+                Some(end) => Outcome::Ended(end),
+                None => Outcome::Reset { untouched: flow.sending.is_untouched() },
+            };
+        }
         if flow.receiving.wants_raise() && !flow.window_due {
             let window = flow.receiving.window;
             let quick = now - flow.raised_at < rtt * 2;
@@ -224,6 +229,11 @@ impl Session {
             Some(end) => Outcome::Ended(end),
             None => Outcome::Blocked,
         }
+    }
+
+    /// Whether the peer has all that was written, and its end.
+    pub fn is_delivered(&self, id: FlowId) -> bool {
+        self.flows.get(&id).is_none_or(|flow| flow.reset || flow.sending.is_done())
     }
 
     pub fn is_reset(&self, id: FlowId) -> bool {

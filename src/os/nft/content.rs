@@ -1,9 +1,9 @@
 //! What the tables hold, to be compared with what was sent.
 
 use super::{
-    FAMILY_ALL, FAMILY_INET, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETTABLE, NF_ACCEPT, NFGENMSG_BYTES, SUBSYSTEM,
-    SetShape, chain_type, element_keys,
-    expression::{comment, expressions},
+    Element, FAMILY_ALL, FAMILY_INET, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETTABLE, NF_ACCEPT, NFGENMSG_BYTES,
+    SUBSYSTEM, SetShape, chain_type,
+    expression::{NFT_JUMP, comment, expressions},
     hook_number,
 };
 use crate::{
@@ -20,19 +20,23 @@ pub struct Content(BTreeMap<String, TableContent>);
 #[derive(Debug, Default, PartialEq, Eq)]
 struct TableContent {
     flags: u32,
-    /// Chain: its hook, priority, policy, type; then expressions and user data of its rules.
     chains: BTreeMap<String, ChainContent>,
-    /// Set: its shape, then its elements in order of their keys.
     sets: BTreeMap<String, SetContent>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ChainContent {
+    base: Option<BaseContent>,
+    /// Expressions and user data.
+    rules: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct BaseContent {
     hook: u32,
     priority: u32,
     policy: u32,
     kind: String,
-    rules: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,8 +44,10 @@ struct SetContent {
     flags: u32,
     key_type: u32,
     key_bytes: u32,
+    data_type: u32,
     timeout_ms: u64,
-    keys: Vec<Vec<u8>>,
+    /// In order.
+    elements: Vec<Element>,
 }
 
 impl Content {
@@ -61,38 +67,88 @@ impl Content {
     }
 
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(Sha256::digest(format!("{self:?}")).into())
+        let mut digest = Digester(Sha256::new());
+        for (name, table) in &self.0 {
+            digest.bytes(name.as_bytes());
+            digest.table(table);
+        }
+        Fingerprint(digest.0.finalize().into())
+    }
+}
+
+/// Every part with its length or a count before it, so that no two contents give the same bytes.
+struct Digester(Sha256);
+
+impl Digester {
+    fn number(&mut self, number: u64) {
+        self.0.update(number.to_be_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    fn table(&mut self, table: &TableContent) {
+        self.number(table.flags.into());
+        self.number(table.chains.len() as u64);
+        for (name, chain) in &table.chains {
+            self.bytes(name.as_bytes());
+            self.number(u64::from(chain.base.is_some()));
+            if let Some(BaseContent { hook, priority, policy, kind }) = &chain.base {
+                [hook, priority, policy].into_iter().for_each(|number| self.number((*number).into()));
+                self.bytes(kind.as_bytes());
+            }
+            self.number(chain.rules.len() as u64);
+            for (expressions, userdata) in &chain.rules {
+                self.bytes(expressions);
+                self.bytes(userdata);
+            }
+        }
+        self.number(table.sets.len() as u64);
+        for (name, set) in &table.sets {
+            self.bytes(name.as_bytes());
+            let SetContent { flags, key_type, key_bytes, data_type, timeout_ms, elements } = set;
+            [flags, key_type, key_bytes, data_type].into_iter().for_each(|number| self.number((*number).into()));
+            self.number(*timeout_ms);
+            self.number(elements.len() as u64);
+            for Element { key, flags, key_end, chain, userdata } in elements {
+                self.number((*flags).into());
+                [key, key_end, userdata].into_iter().for_each(|bytes| self.bytes(bytes));
+                self.bytes(chain.as_bytes());
+            }
+        }
     }
 }
 
 impl TableContent {
     fn expected(table: &Table) -> Self {
         let chains = table.chains.iter().map(|chain| {
-            let rules = chain.rules.iter().map(|rule| (expressions(rule), comment(rule))).collect();
-            let content = ChainContent {
-                hook: hook_number(chain.hook),
-                priority: chain.priority.cast_unsigned(),
+            let rules = chain.rules.iter().map(|rule| (expressions(rule), comment(&rule.comment))).collect();
+            let base = chain.base.map(|base| BaseContent {
+                hook: hook_number(base.hook),
+                priority: base.priority.cast_unsigned(),
                 policy: NF_ACCEPT,
-                kind: chain_type(chain.kind).to_owned(),
-                rules,
-            };
-            (chain.name.to_owned(), content)
+                kind: chain_type(base.kind).to_owned(),
+            });
+            (chain.name.clone(), ChainContent { base, rules })
         });
         let sets = table.sets.iter().map(|set| {
             let shape = SetShape::of(&set.elements);
-            let mut keys = element_keys(&set.elements);
-            keys.sort();
+            let mut elements = Element::all_of(&set.elements);
+            elements.sort();
             if set.elements == Elements::Liveness {
-                keys.clear();
+                elements.clear();
             }
             let content = SetContent {
                 flags: shape.flags,
                 key_type: shape.key_type,
                 key_bytes: shape.key_bytes,
+                data_type: shape.data_type(),
                 timeout_ms: shape.timeout_ms,
-                keys,
+                elements,
             };
-            (set.name.to_owned(), content)
+            (set.name.clone(), content)
         });
         Self { flags: 0, chains: chains.collect(), sets: sets.collect() }
     }
@@ -103,14 +159,13 @@ impl TableContent {
         let Some(found) = listed.iter().find(|m| belongs(m, table)) else { return Ok(None) };
         content.flags = number(found, 2);
         for message in dump(netlink, GETCHAIN, FAMILY_INET, |_| {})?.iter().filter(|m| belongs(m, table)) {
-            let hook = field(message, 4).unwrap_or_default();
-            let chain = ChainContent {
+            let base = field(message, 4).map(|hook| BaseContent {
                 hook: attribute(hook, 1).map_or(u32::MAX, be32),
                 priority: attribute(hook, 2).map_or(0, be32),
                 policy: number(message, 5),
                 kind: field(message, 7).map(text).unwrap_or_default(),
-                rules: vec![],
-            };
+            });
+            let chain = ChainContent { base, rules: vec![] };
             content.chains.insert(field(message, 3).map(text).unwrap_or_default(), chain);
         }
         for message in dump(netlink, GETRULE, FAMILY_INET, |w| w.string(1, table))? {
@@ -127,11 +182,12 @@ impl TableContent {
                 flags: number(message, 3),
                 key_type: number(message, 4),
                 key_bytes: number(message, 5),
+                data_type: number(message, 6),
                 timeout_ms: field(message, 11).map_or(0, be64),
-                keys: vec![],
+                elements: vec![],
             };
             if name != sets::LIVENESS {
-                set.keys = read_keys(netlink, table, &name)?;
+                set.elements = read_elements(netlink, table, &name)?;
             }
             content.sets.insert(name, set);
         }
@@ -139,18 +195,31 @@ impl TableContent {
     }
 }
 
-fn read_keys(netlink: &Netlink, table: &str, set: &str) -> Result<Vec<Vec<u8>>, KernelError> {
+fn read_elements(netlink: &Netlink, table: &str, set: &str) -> Result<Vec<Element>, KernelError> {
     let messages = dump(netlink, GETSETELEM, FAMILY_INET, |w| {
         w.string(1, table);
         w.string(2, set);
     })?;
-    let mut keys: Vec<_> = messages
-        .iter()
-        .flat_map(|m| attributes(field(m, 3).unwrap_or_default()))
-        .filter_map(|(_, element)| attribute(attribute(element, 1)?, 1).map(<[u8]>::to_vec))
-        .collect();
-    keys.sort();
-    Ok(keys)
+    let listed = messages.iter().flat_map(|m| attributes(field(m, 3).unwrap_or_default()));
+    let mut elements: Vec<_> = listed.filter_map(|(_, element)| read_element(element)).collect();
+    elements.sort();
+    Ok(elements)
+}
+
+fn read_element(bytes: &[u8]) -> Option<Element> {
+    let verdict = attribute(bytes, 2).and_then(|data| attribute(data, 2));
+    // Another verdict than a jump is nobody's chain, and so not what was sent.
+    let jump = verdict.map(|verdict| match attribute(verdict, 2) {
+        Some(chain) if attribute(verdict, 1).map(be32) == Some(NFT_JUMP) => text(chain),
+        _ => "(another verdict)".to_owned(),
+    });
+    Some(Element {
+        key: attribute(attribute(bytes, 1)?, 1)?.to_vec(),
+        flags: attribute(bytes, 3).map_or(0, be32),
+        key_end: attribute(bytes, 10).and_then(|end| attribute(end, 1)).unwrap_or_default().to_vec(),
+        chain: jump.unwrap_or_default(),
+        userdata: attribute(bytes, 6).unwrap_or_default().to_vec(),
+    })
 }
 
 fn dump(netlink: &Netlink, kind: u16, family: u8, body: impl FnOnce(&mut Writer)) -> Result<Vec<Message>, KernelError> {

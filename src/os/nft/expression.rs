@@ -2,7 +2,7 @@
 
 use super::{NF_ACCEPT, NFPROTO_IPV4, NFPROTO_IPV6};
 use crate::{
-    kernel::{Action, Family, ICMP_V6, Match, NEIGHBOUR_DISCOVERY, Rule, sets},
+    kernel::{Action, Family, ICMP_V6, Key, Match, NEIGHBOUR_DISCOVERY, Rule, sets},
     os::netlink::Writer,
 };
 use ipnet::IpNet;
@@ -29,10 +29,13 @@ const CMP_NEQ: u32 = 1;
 const CMP_LTE: u32 = 3;
 const CMP_GTE: u32 = 5;
 const NF_DROP: u32 = 0;
+pub const NFT_JUMP: u32 = (-3i32).cast_unsigned();
+const SOURCE: Offsets = Offsets { v4: 12, v6: 8 };
+const DEST: Offsets = Offsets { v4: 16, v6: 24 };
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const IFNAME_BYTES: usize = 16;
-/// Comment of a rule in its user data.
+/// Comment of a rule or element in its user data.
 const USERDATA_COMMENT: u8 = 0;
 
 pub fn octets(ip: IpAddr) -> Vec<u8> {
@@ -42,13 +45,35 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The user data of a rule: its comment.
-pub fn comment(rule: &Rule) -> Vec<u8> {
+/// The user data of a rule or element: its comment.
+pub fn comment(text: &str) -> Vec<u8> {
     // The length is one byte; service and route ids take 42.
-    let mut text: Vec<u8> = rule.comment.bytes().take(usize::from(u8::MAX) - 1).collect();
+    let mut text: Vec<u8> = text.bytes().take(usize::from(u8::MAX) - 1).collect();
     text.push(0);
     let len = u8::try_from(text.len()).expect("cut to 255");
     [&[USERDATA_COMMENT, len], text.as_slice()].concat()
+}
+
+/// The name of a link, as the kernel compares it.
+pub fn padded_name(name: &str) -> Vec<u8> {
+    let mut padded = name.as_bytes().to_vec();
+    padded.resize(IFNAME_BYTES, 0);
+    padded
+}
+
+/// The data of an element that jumps to a chain.
+pub fn jump_verdict(w: &mut Writer, chain: &str) {
+    w.nested(2, |w| {
+        w.be32(1, NFT_JUMP);
+        w.string(2, chain);
+    });
+}
+
+/// Where an address stands in the headers of both families.
+#[derive(Clone, Copy)]
+struct Offsets {
+    v4: u32,
+    v6: u32,
 }
 
 /// The expressions of one rule, being written.
@@ -161,13 +186,18 @@ impl Expressions {
         }
     }
 
-    fn network(&mut self, net: IpNet, v4_offset: u32, v6_offset: u32) {
-        self.family(Family::of(net.addr()));
-        let (offset, address) = match net {
-            IpNet::V4(_) => (v4_offset, octets(net.network())),
-            IpNet::V6(_) => (v6_offset, octets(net.network())),
+    fn address(&mut self, register: u32, family: Family, of: Offsets) {
+        let (offset, bytes) = match family {
+            Family::V4 => (of.v4, 4),
+            Family::V6 => (of.v6, 16),
         };
-        self.payload(REG_1, NETWORK_HEADER, offset, u32::try_from(address.len()).expect("4 or 16"));
+        self.payload(register, NETWORK_HEADER, offset, bytes);
+    }
+
+    fn network(&mut self, net: IpNet, of: Offsets) {
+        let (family, address) = (Family::of(net.addr()), octets(net.network()));
+        self.family(family);
+        self.address(REG_1, family, of);
         if net.prefix_len() < net.max_prefix_len() {
             self.mask(&octets(net.netmask()), &vec![0; address.len()]);
         }
@@ -190,8 +220,8 @@ impl Expressions {
                 self.mask(&mask.to_ne_bytes(), &[0; 4]);
                 self.compare(CMP_EQ, &value.to_ne_bytes());
             }
-            Match::Source(net) => self.network(*net, 12, 8),
-            Match::Dest(net) => self.network(*net, 16, 24),
+            Match::Source(net) => self.network(*net, SOURCE),
+            Match::Dest(net) => self.network(*net, DEST),
             Match::DestPort(port) => {
                 self.payload(REG_1, TRANSPORT_HEADER, 2, 2);
                 self.compare(CMP_EQ, &port.to_be_bytes());
@@ -210,10 +240,8 @@ impl Expressions {
             }
             Match::PeerSocket(family) => self.peer_socket(*family),
             Match::EnteredBy(name) => {
-                let mut padded = name.as_bytes().to_vec();
-                padded.resize(IFNAME_BYTES, 0);
                 self.meta(META_IIFNAME, REG_1);
-                self.compare(CMP_EQ, &padded);
+                self.compare(CMP_EQ, &padded_name(name));
             }
             Match::NeighbourDiscovery => {
                 self.family(Family::V6);
@@ -251,11 +279,11 @@ impl Expressions {
 
     fn peer_socket(&mut self, family: Family) {
         self.family(family);
-        let (offset, len, protocol, port, set) = match family {
-            Family::V4 => (16, 4, REG32_01, REG32_02, sets::PEERS_V4),
-            Family::V6 => (24, 16, REG_2, REG32_05, sets::PEERS_V6),
+        let (protocol, port, set) = match family {
+            Family::V4 => (REG32_01, REG32_02, sets::PEERS_V4),
+            Family::V6 => (REG_2, REG32_05, sets::PEERS_V6),
         };
-        self.payload(REG_1, NETWORK_HEADER, offset, len);
+        self.address(REG_1, family, DEST);
         self.meta(META_L4PROTO, protocol);
         self.payload(port, TRANSPORT_HEADER, 2, 2);
         self.lookup(set, false);
@@ -308,6 +336,27 @@ impl Expressions {
                 self.verdict(NF_ACCEPT);
             }
             Action::Masquerade => self.expression("masq", |_| {}),
+            Action::JumpBy { map, key } => {
+                match *key {
+                    Key::Interface => self.meta(META_IIFNAME, REG_1),
+                    Key::Source(family) => self.address(REG_1, family, SOURCE),
+                    Key::Dest(family) => self.address(REG_1, family, DEST),
+                    Key::SourceAndDest(family) => {
+                        let second = match family {
+                            Family::V4 => REG32_01,
+                            Family::V6 => REG_2,
+                        };
+                        self.address(REG_1, family, SOURCE);
+                        self.address(second, family, DEST);
+                    }
+                }
+                self.expression("lookup", |w| {
+                    w.string(1, map);
+                    w.be32(2, REG_1);
+                    w.be32(3, REG_VERDICT);
+                    w.be32(5, 0);
+                });
+            }
         }
     }
 }

@@ -4,15 +4,15 @@
 //! what is there.
 
 mod content;
+mod element;
 mod expression;
 
 pub use content::{Content, concerns_us};
 
 use super::netlink::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, Netlink, Writer};
-use crate::kernel::{
-    Chain, ChainKind, Elements, Hook, KernelError, LIVENESS_TIMEOUT, PeerSocket, Set, TABLE_TCP, TABLE_TUNNEL, Table,
-};
-use expression::{comment, expressions, octets};
+use crate::kernel::{Base, Chain, ChainKind, Elements, Hook, KernelError, Set, TABLE_TCP, TABLE_TUNNEL, Table};
+use element::{Element, SetShape};
+use expression::{comment, expressions};
 
 pub const NFNLGRP_NFTABLES: u32 = 7;
 const SUBSYSTEM: u16 = 10;
@@ -39,21 +39,8 @@ const NFGENMSG_BYTES: usize = 4;
 
 const NF_ACCEPT: u32 = 1;
 
-const SET_TIMEOUT: u32 = 0x10;
-/// Types as the `nft` command numbers them; a concatenation has 6 bits each.
-const TYPE_NFPROTO: u32 = 2;
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_INET_PROTOCOL: u32 = 12;
-const TYPE_INET_SERVICE: u32 = 13;
-const TYPE_FIB_ADDRESS: u32 = 38;
-const RTN_LOCAL: u32 = 2;
-const RTN_BROADCAST: u32 = 3;
-const RTN_MULTICAST: u32 = 5;
-/// Tells `nft list` the byte order of the keys of a set: host order.
-const SET_USERDATA_HOST_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
-/// One list attribute stays far below 64 KiB.
-const ELEMENTS_PER_MESSAGE: usize = 500;
+/// One list attribute stays below 64 KiB: an element of a map takes up to 220 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 200;
 
 /// Messages of one transaction, and what each is about.
 struct Batch {
@@ -151,60 +138,50 @@ fn add_table(batch: &mut Batch, table: &Table) {
     let name = table.name;
     batch.add(NEWTABLE, NLM_F_CREATE, name, |w| w.string(1, name));
     for (id, set) in (1..).zip(&table.sets) {
-        let shape = SetShape::of(&set.elements);
         batch.add(NEWSET, NLM_F_CREATE, format!("set {name} {}", set.name), |w| {
-            w.string(1, name);
-            w.string(2, set.name);
-            w.be32(3, shape.flags);
-            w.be32(4, shape.key_type);
-            w.be32(5, shape.key_bytes);
-            w.be32(10, id);
-            if shape.timeout_ms > 0 {
-                w.be64(11, shape.timeout_ms);
-            }
-            if shape.host_order {
-                w.bytes(13, &SET_USERDATA_HOST_ORDER);
-            }
+            SetShape::of(&set.elements).write(w, name, &set.name, id);
         });
-        add_elements(batch, NEWSETELEM, NLM_F_CREATE, name, set);
     }
     for chain in &table.chains {
         batch.add(NEWCHAIN, NLM_F_CREATE, format!("chain {name} {}", chain.name), |w| write_chain(w, name, chain));
+    }
+    // Elements of maps name chains, and rules name sets.
+    for set in &table.sets {
+        add_elements(batch, NEWSETELEM, NLM_F_CREATE, name, set);
+    }
+    for chain in &table.chains {
         for (n, rule) in (1..).zip(&chain.rules) {
             let subject = format!("rule {n} of chain {name} {} ({})", chain.name, rule.comment);
             batch.add(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, subject, |w| {
                 w.string(1, name);
-                w.string(2, chain.name);
+                w.string(2, &chain.name);
                 w.nested(4, |w| w.bytes.extend(expressions(rule)));
-                w.bytes(7, &comment(rule));
+                w.bytes(7, &comment(&rule.comment));
             });
         }
     }
 }
 
 fn add_elements(batch: &mut Batch, kind: u16, flags: u16, table: &str, set: &Set) {
-    for keys in element_keys(&set.elements).chunks(ELEMENTS_PER_MESSAGE) {
+    for elements in Element::all_of(&set.elements).chunks(ELEMENTS_PER_MESSAGE) {
         batch.add(kind, flags, format!("elements of set {table} {}", set.name), |w| {
             w.string(1, table);
-            w.string(2, set.name);
-            w.nested(3, |w| {
-                for key in keys {
-                    w.nested(1, |w| w.nested(1, |w| w.bytes(1, key)));
-                }
-            });
+            w.string(2, &set.name);
+            w.nested(3, |w| elements.iter().for_each(|element| w.nested(1, |w| element.write(w))));
         });
     }
 }
 
 fn write_chain(w: &mut Writer, table: &str, chain: &Chain) {
     w.string(1, table);
-    w.string(3, chain.name);
+    w.string(3, &chain.name);
+    let Some(Base { kind, hook, priority }) = chain.base else { return };
     w.nested(4, |w| {
-        w.be32(1, hook_number(chain.hook));
-        w.be32(2, chain.priority.cast_unsigned());
+        w.be32(1, hook_number(hook));
+        w.be32(2, priority.cast_unsigned());
     });
     w.be32(5, NF_ACCEPT);
-    w.string(7, chain_type(chain.kind));
+    w.string(7, chain_type(kind));
 }
 
 const fn hook_number(hook: Hook) -> u32 {
@@ -222,46 +199,4 @@ const fn chain_type(kind: ChainKind) -> &'static str {
         ChainKind::Route => "route",
         ChainKind::Nat => "nat",
     }
-}
-
-struct SetShape {
-    key_type: u32,
-    key_bytes: u32,
-    flags: u32,
-    timeout_ms: u64,
-    host_order: bool,
-}
-
-impl SetShape {
-    fn of(elements: &Elements) -> Self {
-        let plain = |key_type, key_bytes| Self { key_type, key_bytes, flags: 0, timeout_ms: 0, host_order: false };
-        let socket = |address| (((address << 6) | TYPE_INET_PROTOCOL) << 6) | TYPE_INET_SERVICE;
-        match elements {
-            Elements::Liveness => {
-                Self { flags: SET_TIMEOUT, timeout_ms: LIVENESS_TIMEOUT.as_secs() * 1000, ..plain(TYPE_NFPROTO, 1) }
-            }
-            Elements::NotForwarded => Self { host_order: true, ..plain(TYPE_FIB_ADDRESS, 4) },
-            Elements::PeersV4(_) => plain(socket(TYPE_IPV4), 12),
-            Elements::PeersV6(_) => plain(socket(TYPE_IPV6), 24),
-            Elements::Ports(_) => plain(TYPE_INET_SERVICE, 2),
-        }
-    }
-}
-
-fn element_keys(elements: &Elements) -> Vec<Vec<u8>> {
-    match elements {
-        Elements::Liveness => vec![vec![NFPROTO_IPV4], vec![NFPROTO_IPV6]],
-        Elements::NotForwarded => [RTN_LOCAL, RTN_BROADCAST, RTN_MULTICAST].map(|k| k.to_ne_bytes().to_vec()).into(),
-        Elements::PeersV4(peers) | Elements::PeersV6(peers) => peers.iter().map(socket_key).collect(),
-        Elements::Ports(ports) => ports.iter().map(|p| p.to_be_bytes().to_vec()).collect(),
-    }
-}
-
-/// Address, protocol and port, each padded to 4 bytes.
-fn socket_key(peer: &PeerSocket) -> Vec<u8> {
-    let mut key = octets(peer.ip);
-    key.extend([peer.protocol, 0, 0, 0]);
-    key.extend(peer.port.to_be_bytes());
-    key.extend([0, 0]);
-    key
 }

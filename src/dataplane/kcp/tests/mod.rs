@@ -1,6 +1,7 @@
 //! Two endpoints over a simulated link, in virtual time: `a` opens sessions, `b` is the exit.
 
 mod carrying;
+mod limited;
 mod security;
 
 use super::{
@@ -65,6 +66,8 @@ pub(super) struct Work {
     pub end: Option<Outcome>,
     /// Reads at most this much in all, until raised.
     pub read_max: usize,
+    /// More is still to come behind `send`.
+    pub open: bool,
 }
 
 impl Work {
@@ -296,7 +299,7 @@ impl World {
                     _ => break,
                 }
             }
-            if work.sent == work.send.len() && !work.ended {
+            if work.sent == work.send.len() && !work.ended && !work.open {
                 session.end(*flow, End::Finished);
                 work.ended = true;
             }
