@@ -42,7 +42,7 @@ fn size(seed: u64) -> u64 {
 fn transfer(client: &Host, server: IpAddr, seed: u64, bytes: u64) {
     let to = at(server, BULK_PORT);
     // No bytes can be asked for only in this direction.
-    let done = if bytes == 0 || seed % 2 == 0 {
+    let done = if bytes == 0 || seed.is_multiple_of(2) {
         bulk::push_exactly(client, to, seed, bytes)
     } else {
         bulk::fetch_exactly(client, to, seed, bytes)

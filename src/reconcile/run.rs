@@ -355,6 +355,8 @@ impl<S: Source> Reconcile<S> {
     }
 
     async fn work_on_interfaces(&mut self, desired: &Desired) -> Result<(), String> {
+        // Before it sets what is needed now, so that what others changed is told.
+        self.hold_settings().await;
         let parent = self.settings.parent_interface.clone();
         let worked = self.network.work(&*self.kernel, &mut self.leases, desired, parent.as_deref()).await;
         let worked = worked.map_err(|e| e.to_string())?;
