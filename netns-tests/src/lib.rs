@@ -3,7 +3,7 @@
 //! | room       | gives                                                                                         |
 //! |------------|-----------------------------------------------------------------------------------------------|
 //! | `lab`      | [`lab::Lab`], [`lab::Host`]: namespaces held by file descriptor, veth pairs, processes, captures |
-//! | `wan`      | [`wan::Wan`]: a long link in user space: delay, jitter, loss, rate, queue; `wan::path` is pure |
+//! | `wan`      | [`wan::Wan`]: a long link in user space: delay, jitter, loss, copies, rate, queue, size; `wan::path` is pure |
 //! | `topology` | [`topology::TwoSites`]: `client - london =WAN= tokyo - server`, and the named profiles        |
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
@@ -19,6 +19,7 @@
 //! | `observer` | which marks the kernel gives to packets that open a connection                          |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
+//! | `world`    | two sites with agents, a service by tcp and one by kcp, and who sees whom from where           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
 //!
 //! Everything ends with its owner: dropping a value ends its threads and processes, and a namespace vanishes with its
@@ -46,3 +47,4 @@ pub mod service;
 pub mod topology;
 pub mod vendor;
 pub mod wan;
+pub mod world;

@@ -18,6 +18,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 pub const WAN_BUFFER_BYTES: usize = 16 << 20;
 /// Bytes a WAN socket takes beyond what the window lets out at once: bounds the queue in front of the link.
 pub const WAN_UNSENT_BYTES: u32 = 512 << 10;
+/// Of a segment between agents, so that its packet fits every path: IPv6 knows no narrower one than 1280 bytes (RFC 8200
+/// §5), of which 60 are headers. A path that swallows larger ones without a word would stall each connection for seconds,
+/// and the kernel's remedy (`tcp_mtu_probing`) is a setting of the whole host. Costs 1 % of a path of 1500 bytes.
+pub const WAN_SEGMENT_BYTES: u32 = 1280 - 60;
 /// Each direction of the datagram socket: what arrives while the engine is busy with something else.
 const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 /// dataplane.md §1.
@@ -165,11 +169,12 @@ fn tune_common(socket: &Socket) -> io::Result<()> {
     )
 }
 
-/// Must come before connect or listen: the window scale is fixed by the handshake.
+/// Must come before connect or listen: the handshake fixes window scale and segment size.
 fn tune_wan(socket: &Socket) -> io::Result<()> {
     tune_common(socket)?;
     set_send_buffer(socket, WAN_BUFFER_BYTES)?;
     set_receive_buffer(socket, WAN_BUFFER_BYTES)?;
+    socket.set_tcp_mss(WAN_SEGMENT_BYTES)?;
     socket.set_tcp_notsent_lowat(WAN_UNSENT_BYTES)?;
     // Absent from some kernels, and then the system's default serves; `congestion` tells the caller which it is.
     let _ = socket.set_tcp_congestion(CONGESTION);
@@ -374,6 +379,7 @@ mod tests {
             let (Ok(_), Ok((accepted, from))) = (connected, accepted) else { panic!("{host}") };
             assert_eq!(from.ip().to_canonical(), dest.ip());
             assert_eq!(congestion(&accepted).unwrap(), wanted);
+            assert!(SockRef::from(&accepted).tcp_mss().unwrap() <= WAN_SEGMENT_BYTES);
             assert!(SockRef::from(&accepted).tcp_nodelay().unwrap());
             assert!(SockRef::from(&accepted).keepalive().unwrap());
         }

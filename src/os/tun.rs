@@ -70,13 +70,16 @@ impl Tun {
         self.joins_datagrams
     }
 
-    /// Fails when someone has removed the device, or set it down, so that the routes into it are gone.
+    /// Fails when someone has removed the device, or set it down, or taken its address, so that the routes into it are gone.
     pub fn check(&self) -> io::Result<()> {
         let mut request = named(self.name.as_bytes());
         control(self.control.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request)?;
         // SAFETY: SIOCGIFFLAGS has written this member.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
-        if flags & libc::IFF_UP as libc::c_short == 0 { Err(io::ErrorKind::NetworkDown.into()) } else { Ok(()) }
+        if flags & libc::IFF_UP as libc::c_short == 0 {
+            return Err(io::ErrorKind::NetworkDown.into());
+        }
+        control(self.control.as_raw_fd(), libc::SIOCGIFADDR, &mut request)
     }
 
     /// Ready when there may be a frame to read.

@@ -141,10 +141,12 @@ pub enum StreamRefusal {
     BadHeader = 10,
     #[error("the client's address may not be dialled with")]
     ForbiddenSource = 11,
+    #[error("exit has dialled this very connection itself: packets to its destination come back to the source peer")]
+    Loop = 12,
 }
 
 impl StreamRefusal {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownService,
         Self::NotTheSource,
         Self::OutsideRoutes,
@@ -156,6 +158,7 @@ impl StreamRefusal {
         Self::Busy,
         Self::BadHeader,
         Self::ForbiddenSource,
+        Self::Loop,
     ];
 }
 

@@ -12,7 +12,10 @@ const WINDOW_MIN_BYTES: u64 = 16 * MTU_BYTES as u64;
 const WINDOW_INITIAL_BYTES: u64 = 32 * MTU_BYTES as u64;
 const WINDOW_MAX_BYTES: u64 = 64 << 20;
 const RATE_ROUNDS: u64 = 10;
-const RTT_WINDOW: Duration = Duration::from_secs(30);
+/// The shortest round trip is forgotten after this and so many round trips, three cycles in which the queue was drained:
+/// on a path that has become longer, the window would be too small for the rate, and the rate shrink with it.
+const RTT_WINDOW: Duration = Duration::from_secs(3);
+const RTT_WINDOW_ROUNDS: u32 = 3 * CYCLE.len() as u32;
 const STARTUP_GAIN: f64 = 2.885;
 const DRAIN_GAIN: f64 = 1.0 / STARTUP_GAIN;
 const WINDOW_GAIN: f64 = 2.0;
@@ -121,7 +124,8 @@ impl Path {
                 self.srtt = Some((srtt * 7 + rtt) / 8);
             }
         }
-        if self.rtt_min.is_none_or(|(least, at)| rtt <= least || now - at > RTT_WINDOW) {
+        let forgotten_after = RTT_WINDOW.max(self.srtt() * RTT_WINDOW_ROUNDS);
+        if self.rtt_min.is_none_or(|(least, at)| rtt <= least || now - at > forgotten_after) {
             self.rtt_min = Some((rtt, now));
         }
     }
