@@ -156,8 +156,10 @@ fn whatever_is_not_tcp_leaves_from_tokyo_and_crosses_the_wan_sealed_by_51840_alo
     sites.tokyo.ip("link set to-london mtu 1400").unwrap();
     let narrowed = || sites.client.sh(&format!("{whole}; true")).unwrap().contains("1340");
     wait_until(PATIENCE, "the tunnel is as narrow as the WAN", narrowed);
+    // Each end sees its own side of the WAN, once a second.
     let large = vec![7; 5000];
-    assert_eq!(ask_udp(&sites.client, at(SERVER, DNS), &large, PATIENCE).unwrap(), TOKYO_LAN);
+    let asked = || ask_udp(&sites.client, at(SERVER, DNS), &large, SHORT).is_ok_and(|ip| ip == TOKYO_LAN);
+    wait_until(PATIENCE, "both ends are as narrow", asked);
 }
 
 // accepts: 001-12, 001-69, 001-74, 001-75, 002-61

