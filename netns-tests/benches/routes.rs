@@ -162,7 +162,10 @@ fn load() -> Result<()> {
                 let compared = began.elapsed();
                 ensure!(intact, "{name}: another content was read back");
                 let took = median(took);
-                println!("  {ROUTES} {name:<34} replaced in {took:>6.0} ms, compared in {:>4} ms", compared.as_millis());
+                println!(
+                    "  {ROUTES} {name:<34} replaced in {took:>6.0} ms, compared in {:>4} ms",
+                    compared.as_millis()
+                );
                 ensure!(took < LOAD_GOAL.as_secs_f64() * 1e3, "loading takes too long");
             }
             Ok(())
