@@ -130,6 +130,9 @@ fn row(name: &str, few: Vec<f64>, many: Vec<f64>, less_is_better: bool) -> bool 
     ratio >= GOAL
 }
 
+/// Source and destination of the n-th route.
+type NetsOf = fn(usize) -> (Option<String>, Option<String>);
+
 /// Whether the goal is met.
 fn load() -> Result<bool> {
     let mut lab = Lab::new("load")?;
@@ -141,7 +144,7 @@ fn load() -> Result<bool> {
             let mut rng = Rng::from_seed([2; 32]);
             let services: Vec<_> = (0..1000).map(|n| ServiceId::mint(UnixTime::from_secs(n), &mut rng)).collect();
             let mut met = true;
-            let kinds: [(&str, fn(usize) -> (Option<String>, Option<String>)); 3] = [
+            let kinds: [(&str, NetsOf); 3] = [
                 ("destinations /24", |n| (None, Some(format!("10.{}.{}.0/24", n / 256, n % 256)))),
                 ("destinations /32", |n| (None, Some(format!("10.9.{}.{}/32", n / 256, n % 256)))),
                 ("sources /24, destinations /24", |n| {

@@ -3,11 +3,12 @@
 //! | room       | gives                                                                                         |
 //! |------------|-----------------------------------------------------------------------------------------------|
 //! | `lab`      | [`lab::Lab`], [`lab::Host`]: namespaces held by file descriptor, veth pairs, processes, captures |
-//! | `wan`      | [`wan::Wan`]: a long link in user space: delay, jitter, loss, rate, queue; `wan::path` is pure |
+//! | `wan`      | [`wan::Wan`]: a long link in user space: delay, jitter, loss, copies, rate, queue, size; `wan::path` is pure |
 //! | `topology` | [`topology::TwoSites`]: `client - london =WAN= tokyo - server`, and the named profiles        |
 //! | `content`  | seeded byte streams and their digests, to prove byte-exactness                                |
 //! | `service`  | TCP services of the far end: echo, files over HTTP                                            |
 //! | `datagram` | services of the far end that are not TCP, and clients that ask them                             |
+//! | `dns`      | a name server that tells each asker its address, and askers                                   |
 //! | `bulk`     | bulk TCP with a chosen congestion control, measured where the bytes arrive                    |
 //! | `agent`    | a real `arctic agent run`, and the real CLI, inside a host                                    |
 //! | `api`      | one connection to an agent's API                                                            |
@@ -18,6 +19,7 @@
 //! | `observer` | which marks the kernel gives to packets that open a connection                          |
 //! | `plane`    | two engines without agents, and rules written by hand                                          |
 //! | `vendor`   | throw-away licenses                                                                           |
+//! | `world`    | two sites with agents, a service by tcp and one by kcp, and who sees whom from where           |
 //! | `probe`    | which kernel features exist; `require` says aloud what it skips                               |
 //!
 //! Everything ends with its owner: dropping a value ends its threads and processes, and a namespace vanishes with its
@@ -34,6 +36,7 @@ pub mod cluster;
 pub mod content;
 pub mod datagram;
 pub mod disk;
+pub mod dns;
 pub mod interfaces;
 pub mod lab;
 pub mod lines;
@@ -44,3 +47,4 @@ pub mod service;
 pub mod topology;
 pub mod vendor;
 pub mod wan;
+pub mod world;

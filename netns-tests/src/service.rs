@@ -83,9 +83,14 @@ impl Drop for TcpService {
 
 /// From which address a [`TcpService::mirror`] sees `client`.
 pub fn seen_from(client: &Host, mirror: SocketAddr) -> Result<IpAddr> {
+    seen_from_within(client, mirror, ANSWER_WITHIN)
+}
+
+/// The same for those who do not wait long, neither for the connection nor for the answer.
+pub fn seen_from_within(client: &Host, mirror: SocketAddr, limit: Duration) -> Result<IpAddr> {
     client.run(|| {
-        let mut stream = TcpStream::connect_timeout(&mirror, ANSWER_WITHIN).context("connecting")?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let mut stream = TcpStream::connect_timeout(&mirror, limit).context("connecting")?;
+        stream.set_read_timeout(Some(limit))?;
         let mut line = String::new();
         stream.read_to_string(&mut line).context("reading the answer")?;
         line.trim().parse().with_context(|| format!("the mirror {mirror} answered {line:?}"))

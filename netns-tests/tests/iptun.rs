@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use netns_tests::agent::{Agent, AgentSettings, Cli};
 use netns_tests::cluster::{APPLIED_WITHIN, Cluster, serve_through_tokyo};
-use netns_tests::datagram::{DatagramService, ask_raw, ask_udp};
+use netns_tests::datagram::{DatagramService, ask_raw, ask_train, ask_udp};
 use netns_tests::lab::{Capture, Host, Lab, contains};
 use netns_tests::probe::{Feature, require};
 use netns_tests::topology::{
@@ -117,6 +117,9 @@ fn whatever_is_not_tcp_leaves_from_tokyo_and_crosses_the_wan_sealed_by_51840_alo
         // Both ends learn by losing one that an IPv6 router does not cut.
         let asked = || ask_udp(&sites.client, at(server, DNS), &large, SHORT).is_ok_and(|ip| ip == masqueraded);
         wait_until(PATIENCE, "a large datagram crosses", asked);
+        // Given to the kernel as one, cut by the engine, joined again at the far end.
+        let train: Vec<u8> = (0..20 * 900 + 77u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+        ask_train(&sites.client, at(server, DNS), &train, 900, PATIENCE).unwrap();
         // What starts on the source peer itself is carried too.
         assert_eq!(ask_udp(&sites.london, at(server, DNS), SECRET, PATIENCE).unwrap(), masqueraded);
         ping(&sites.london, server);

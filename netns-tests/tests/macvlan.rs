@@ -210,13 +210,16 @@ fn an_address_is_leased_renewed_given_back_and_found_again_after_the_interface()
 
     // A server on the parent's link, whose leases are renewed after 5 s (T1).
     tokyo.ip("address add 10.77.0.1/24 dev to-london").unwrap();
-    let log = world.sites.lab.scratch().join("dnsmasq.log");
+    let scratch = world.sites.lab.scratch();
+    let log = scratch.join("dnsmasq.log");
     let mut server = tokyo.command("dnsmasq");
     server
         .args(["--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--interface=to-london", "--log-dhcp"])
         .args(["--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,2m", "--dhcp-option=58,5"])
-        .args(["--user=root", "--pid-file=/dev/null", "--dhcp-authoritative"])
-        .arg(format!("--dhcp-leasefile={}", world.sites.lab.scratch().join("leases").display()))
+        .args(["--user=root", "--dhcp-authoritative"])
+        // Never a device: dnsmasq removes the file of that name first.
+        .arg(format!("--pid-file={}", scratch.join("dnsmasq.pid").display()))
+        .arg(format!("--dhcp-leasefile={}", scratch.join("leases").display()))
         .arg(format!("--log-facility={}", log.display()));
     let _server = tokyo.spawn(server).unwrap();
     let times = |word: &str| std::fs::read_to_string(&log).unwrap_or_default().matches(word).count();

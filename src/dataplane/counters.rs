@@ -96,6 +96,7 @@ impl Refusal {
             Self::Exit(StreamRefusal::Busy) => "exit_busy",
             Self::Exit(StreamRefusal::BadHeader) => "exit_bad_header",
             Self::Exit(StreamRefusal::ForbiddenSource) => "exit_forbidden_source",
+            Self::Exit(StreamRefusal::Loop) => "exit_loop",
         }
     }
 }

@@ -5,8 +5,9 @@ use super::{
     carrier::Carrier,
     counters::Refusal,
     limits::{ACCEPT_RETRY, MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, MAX_IDLE_PER_PEER},
-    relay::{Relay, Role, conclude},
+    relay::{Relay, Role, Shape, conclude},
     session::{Received, Session, with_scratch},
+    shaper::Turns,
     tls::presented_key,
 };
 use crate::{
@@ -56,6 +57,10 @@ impl<K: Ord + Copy> Places<K> {
         *all += 1;
         by_key.insert(key, each + 1);
         Some(Place { places: self.clone(), key })
+    }
+
+    pub fn holds(&self, key: &K) -> bool {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).1.contains_key(key)
     }
 }
 
@@ -240,14 +245,16 @@ async fn carry<S: Carrier>(core: &Core, mut session: S, peer: PeerId, header: St
             return refuse(core, session, refusal).await;
         }
     };
-    let OpenedServer { server, _permit } = server;
+    let OpenedServer { server, _dialled, _permit } = server;
     let counters = core.counters.service(service);
     let _open = counters.open();
     let still_valid =
         |f: &Forwarding| f.services.get(&service).is_some_and(|s| s.source == peer && s.target == core.local);
+    let lane = header.limited.then(|| core.shaper.lanes(core, service).to_source);
+    let shape = lane.map(|lane| Shape { outward: Turns::new(lane), inward: None });
     let relayed = async {
         let relay = Relay::new(&mut session, &server, Role::Exit, &counters, encode_reply(Ok(())).to_vec(), early);
-        relay.run(core.timing.idle, core.timing.drain).await
+        relay.shaped(shape).run(core.timing.idle, core.timing.drain).await
     };
     let end = tokio::select! {
         biased;
@@ -269,8 +276,12 @@ fn report(core: &Core, peer: PeerId, header: &StreamHeader, refusal: StreamRefus
     }
 }
 
+/// Own address and destination of connections to servers, but for those under the address of a client.
+pub(super) type Dialled = (SocketAddr, SocketAddr);
+
 struct OpenedServer {
     server: Arc<TcpStream>,
+    _dialled: Option<Place<Dialled>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -280,13 +291,19 @@ async fn open(core: &Core, peer: PeerId, header: &StreamHeader) -> Result<Opened
     if core.forbids(header.dest) {
         return Err(StreamRefusal::ForbiddenDestination);
     }
+    // Captured by the source on its way to the server, it would be dialled again, and so on.
+    if core.dialled.holds(&(header.source, header.dest)) {
+        return Err(StreamRefusal::Loop);
+    }
     // A header that asks for less than the service promises is no way around it either.
     let transparent = forwarding.services.get(&header.service).is_some_and(|s| s.transparent);
     if transparent && core.is_local(header.source.ip()) {
         return Err(StreamRefusal::ForbiddenSource);
     }
     let server = dial(core, transparent.then_some(header.source), header.dest).await?;
-    Ok(OpenedServer { server: Arc::new(server), _permit: permit })
+    let own = server.local_addr().map_err(|e| refusal_of(&e))?;
+    let _dialled = if transparent { None } else { core.dialled.take((own, header.dest)) };
+    Ok(OpenedServer { server: Arc::new(server), _dialled, _permit: permit })
 }
 
 /// The snapshot that permits the stream; one that does not know its service or route yet is given time to.
@@ -370,6 +387,7 @@ mod tests {
         assert!(places.take(2).is_none(), "all are taken");
         drop(held);
         let _two = [places.take(1), places.take(1)].map(Option::unwrap);
+        assert!(places.holds(&1) && !places.holds(&2));
         assert!(places.take(1).is_none(), "its own are taken");
         assert!(places.take(2).is_some());
         assert_eq!(places.taken.lock().unwrap().1.len(), 1, "keys without places are forgotten");

@@ -79,6 +79,7 @@ struct Core {
     shaper: shaper::Shaper,
     kcp: kcp::Kcp,
     flows: Arc<Semaphore>,
+    dialled: Arc<exit::Places<exit::Dialled>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -226,6 +227,7 @@ impl Engine {
             shaper: shaper::Shaper::default(),
             kcp: kcp::Kcp::new(&config.key, system_seed().map_err(|e| EngineError::Randomness(e.to_string()))?),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+            dialled: exit::Places::new(usize::MAX, MAX_FLOWS),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         });

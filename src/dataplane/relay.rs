@@ -17,11 +17,13 @@ use std::{
 use tokio::{
     io::Interest,
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// Reads of one direction in one poll; then other tasks have their turn.
 const ROUNDS: usize = 8;
+/// How often it is asked whether all has arrived.
+const DELIVERY_LOOK: Duration = Duration::from_millis(10);
 
 /// How a relayed stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,8 +75,10 @@ impl Held {
 
 /// A flow in the lanes of its service.
 pub(super) struct Shape {
-    pub to_target: Turns,
-    pub to_source: Turns,
+    /// For what is read of the edge.
+    pub outward: Turns,
+    /// For what is read of the session.
+    pub inward: Option<Turns>,
 }
 
 pub(super) struct Relay<'a, S> {
@@ -82,8 +86,9 @@ pub(super) struct Relay<'a, S> {
     edge: &'a TcpStream,
     role: Role,
     counters: &'a ServiceCounters,
-    /// At the source, which shapes both directions.
     shape: Option<Shape>,
+    /// The rate that the session was told.
+    expected_rate: u64,
     to_session: Held,
     to_edge: Held,
     outward: Way,
@@ -112,6 +117,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
             role,
             counters,
             shape: None,
+            expected_rate: 0,
             to_session: Held::new(to_session),
             to_edge: Held::new(to_edge),
             outward: Way::Open,
@@ -121,8 +127,12 @@ impl<'a, S: Carrier> Relay<'a, S> {
     }
 
     /// What is read waits for its turn.
-    pub fn shaped(self, shape: Shape) -> Self {
-        Self { shape: Some(shape), ..self }
+    pub fn shaped(self, shape: Option<Shape>) -> Self {
+        let rate = shape.as_ref().and_then(|shape| shape.inward.as_ref()).map_or(0, Turns::rate);
+        if rate > 0 {
+            self.session.expect_reads_at(rate);
+        }
+        Self { shape, expected_rate: rate, ..self }
     }
 
     /// Runs to the end. `drain` bounds what happens after a reset was seen behind bytes that cannot leave.
@@ -166,7 +176,8 @@ impl<'a, S: Carrier> Relay<'a, S> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut more = false;
-        for step in [Self::poll_outward, Self::poll_inward] {
+        // What has come is handed on before a reset is met by writing.
+        for step in [Self::poll_inward, Self::poll_outward] {
             match step(self, cx) {
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Ready(Ok(closed)) => more |= !closed,
@@ -209,7 +220,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
         // No reading ahead of the link.
         ready!(self.session.poll_flush(cx)).map_err(session_end)?;
         let room = match &mut self.shape {
-            Some(shape) => ready!(shape.to_target.poll_room(cx)),
+            Some(shape) => ready!(shape.outward.poll_room(cx)),
             None => usize::MAX,
         };
         ready!(self.edge.poll_read_ready(cx)).map_err(|_| End::EdgeReset)?;
@@ -231,7 +242,7 @@ impl<'a, S: Carrier> Relay<'a, S> {
             }
             .fetch_add(n as u64, Relaxed);
             if let Some(shape) = &mut self.shape {
-                shape.to_target.went(n);
+                shape.outward.went(n);
             }
             let mut rest = &scratch.raw[..n];
             while !rest.is_empty() {
@@ -267,9 +278,23 @@ impl<'a, S: Carrier> Relay<'a, S> {
         Poll::Ready(Ok(false))
     }
 
+    fn inward_turns(&mut self) -> Option<&mut Turns> {
+        self.shape.as_mut()?.inward.as_mut()
+    }
+
+    /// A session that expects slow reads hears of a larger limit. Less room than was promised would lose what comes.
+    fn follow_rate(&mut self) {
+        let Some(rate) = self.inward_turns().map(|turns| turns.rate()) else { return };
+        if self.expected_rate > 0 && (rate == 0 || rate > self.expected_rate) {
+            self.session.expect_reads_at(rate);
+            self.expected_rate = rate;
+        }
+    }
+
     fn poll_session_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let room = match &mut self.shape {
-            Some(shape) => ready!(shape.to_source.poll_room(cx)),
+        self.follow_rate();
+        let room = match self.inward_turns() {
+            Some(turns) => ready!(turns.poll_room(cx)),
             None => usize::MAX,
         };
         with_scratch(|scratch| {
@@ -289,8 +314,8 @@ impl<'a, S: Carrier> Relay<'a, S> {
                 Role::Exit => &self.counters.bytes_to_target,
             }
             .fetch_add(scratch.plain.len() as u64, Relaxed);
-            if let Some(shape) = &mut self.shape {
-                shape.to_source.went(scratch.plain.len());
+            if let Some(turns) = self.inward_turns() {
+                turns.went(scratch.plain.len());
             }
             let mut rest = &scratch.plain[..];
             while !rest.is_empty() {
@@ -334,10 +359,20 @@ pub(super) async fn conclude<S: Carrier>(end: End, mut session: S, edge: Arc<Tcp
         }
         End::EdgeReset => {
             drop(edge);
-            // Bytes sent before the reset arrive before its news: an end without close_notify.
+            // Bytes sent before the reset arrive before its news: an end without close_notify, or a reset of the session
+            // where the own direction has ended in order already.
             let told = async {
                 poll_fn(|cx| session.poll_cut(cx)).await?;
-                poll_fn(|cx| session.poll_discard(cx)).await;
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = poll_fn(|cx| session.poll_discard(cx)) => break,
+                        () = sleep(DELIVERY_LOOK) => {}
+                    }
+                    if session.is_delivered() {
+                        break;
+                    }
+                }
                 Ok::<_, io::Error>(())
             };
             let _ = tokio::time::timeout(drain, told).await;

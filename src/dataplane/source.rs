@@ -70,8 +70,9 @@ async fn carry_to_end(core: Arc<Core>, client: TcpStream, source: SocketAddr, de
         Ok(way) => {
             let counters = core.counters.service(service);
             let flow = Flow { core: &core, service, target, way, counters, client: Arc::new(client) };
-            let transparent = forwarding.services.get(&service).is_some_and(|s| s.transparent);
-            flow.run(StreamHeader { service, source, dest, transparent }).await
+            let known = forwarding.services.get(&service);
+            let (transparent, limited) = known.map_or((false, false), |s| (s.transparent, s.limit_mbps > 0));
+            flow.run(StreamHeader { service, source, dest, transparent, limited }).await
         }
         Err(not_opened) => Err(not_opened),
     };
@@ -148,31 +149,34 @@ impl Flow<'_> {
     async fn carry(&self, header: StreamHeader) -> Result<(), NotOpened> {
         match &self.way {
             Way::Tcp(target) => {
-                let (session, opening) = self.open(target, header.encode()).await?;
+                let (session, opening) = self.open(target, self.opening(header.encode())).await?;
                 // From here the reader at the other end may pause as long as it likes.
                 let _ = sockets::set_user_timeout(session.tcp(), None);
                 self.relay(session, opening).await;
             }
             Way::Kcp { x25519_key, .. } => {
-                let (stream, opening) = self.open_kcp(*x25519_key, header.encode()).await?;
+                let (stream, opening) = self.open_kcp(*x25519_key, self.opening(header.encode())).await?;
                 self.relay(stream, opening).await;
             }
         }
         Ok(())
     }
 
+    fn opening(&self, header: Vec<u8>) -> Opening<'_> {
+        let lanes = self.core.shaper.lanes(self.core, self.service);
+        Opening::new(header, Turns::new(lanes.to_target), &self.counters)
+    }
+
     async fn relay<S: Carrier>(&self, mut session: S, opening: Opening<'_>) {
         let _open = self.counters.open();
         let timing = &self.core.timing;
-        let lanes = self.core.shaper.lanes(self.core, self.service);
-        let mut shape =
-            Shape { to_target: Turns::new(lanes.to_target.clone()), to_source: Turns::new(lanes.to_source.clone()) };
-        // What went with the opening did not wait.
-        shape.to_target.went(opening.held.len());
-        shape.to_source.went(opening.arrived.len());
+        let mut inward = Turns::new(self.core.shaper.lanes(self.core, self.service).to_source);
+        // What came with the reply did not wait.
+        inward.went(opening.arrived.len());
         let unsent = opening.held[opening.sent..].to_vec();
         let relay = Relay::new(&mut session, &self.client, Role::Source, &self.counters, unsent, opening.arrived);
-        let end = relay.shaped(shape).run(timing.idle, timing.drain).await;
+        let shape = Shape { outward: opening.turns, inward: Some(inward) };
+        let end = relay.shaped(Some(shape)).run(timing.idle, timing.drain).await;
         if end == End::Idle {
             tracing::info!(service = %self.service, "flow closed: idle for {} s", timing.idle.as_secs());
         }
@@ -180,21 +184,24 @@ impl Flow<'_> {
     }
 
     /// Opens the stream in the session with the target, and once more in the next one if that had forgotten it.
-    async fn open_kcp(&self, key: X25519Public, header: Vec<u8>) -> Result<(KcpStream, Opening<'_>), NotOpened> {
-        let (mut held, mut again) = (header, false);
+    async fn open_kcp<'a>(
+        &self,
+        key: X25519Public,
+        mut opening: Opening<'a>,
+    ) -> Result<(KcpStream, Opening<'a>), NotOpened> {
+        let mut again = false;
         loop {
             let opened = self.core.kcp.open(key.0, self.core.timing.peer_connect).await;
             let mut stream = opened.map_err(|e| match e {
                 kcp::OpenError::Busy => refused(Refusal::Busy, e),
                 kcp::OpenError::Unreachable => refused(Refusal::TargetUnreachable, e),
             })?;
-            let mut opening = Opening::new(held, &self.counters);
             match self.await_reply(&mut stream, &mut opening).await? {
                 Ok(()) => return Ok((stream, opening)),
                 // Nothing of it ever reached the exit.
                 Err(e) if e.kind() == io::ErrorKind::NotConnected && !again => {
                     self.core.counters.retried.fetch_add(1, Relaxed);
-                    (held, again) = (opening.held, true);
+                    (opening, again) = (opening.anew(), true);
                 }
                 Err(e) => return Err(refused(Refusal::NoReply, e)),
             }
@@ -202,22 +209,19 @@ impl Flow<'_> {
     }
 
     /// Opens the stream: on a ready connection if there is one, and once more on a fresh one if that was dead.
-    async fn open(&self, target: &Target, header: Vec<u8>) -> Result<(Session, Opening<'_>), NotOpened> {
-        let mut held = header;
+    async fn open<'a>(&self, target: &Target, mut opening: Opening<'a>) -> Result<(Session, Opening<'a>), NotOpened> {
         let counters = &self.core.counters;
         if let Some(mut session) = target.take() {
             counters.warm_taken.fetch_add(1, Relaxed);
-            let mut opening = Opening::new(held, &self.counters);
             match self.await_reply(&mut session, &mut opening).await? {
                 Ok(()) => return Ok((session, opening)),
                 Err(e) if !says_dead(&e) => return Err(refused(Refusal::NoReply, e)),
                 Err(_) => counters.retried.fetch_add(1, Relaxed),
             };
-            held = opening.held;
+            opening = opening.anew();
         }
         counters.dialled_for_flow.fetch_add(1, Relaxed);
         let mut session = target.dial_for_flow().await.map_err(|e| refused(Refusal::TargetUnreachable, e.detail()))?;
-        let mut opening = Opening::new(held, &self.counters);
         match self.await_reply(&mut session, &mut opening).await? {
             Ok(()) => Ok((session, opening)),
             Err(e) => Err(refused(Refusal::NoReply, e)),
@@ -257,6 +261,7 @@ enum OpenError {
 /// A stream until its reply: header and the client's bytes go out without waiting, and all of them are kept.
 struct Opening<'a> {
     counters: &'a ServiceCounters,
+    turns: Turns,
     held: Vec<u8>,
     sent: usize,
     /// Reply, and behind it the server's first bytes.
@@ -265,8 +270,13 @@ struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    fn new(held: Vec<u8>, counters: &'a ServiceCounters) -> Self {
-        Self { counters, held, sent: 0, arrived: vec![], client_ended: false }
+    fn new(held: Vec<u8>, turns: Turns, counters: &'a ServiceCounters) -> Self {
+        Self { counters, turns, held, sent: 0, arrived: vec![], client_ended: false }
+    }
+
+    /// The same for another session.
+    fn anew(self) -> Self {
+        Self::new(self.held, self.turns, self.counters)
     }
 
     fn poll<S: Carrier>(
@@ -322,14 +332,16 @@ impl<'a> Opening<'a> {
 
     fn read_client(&mut self, cx: &mut Context<'_>, client: &TcpStream) -> io::Result<()> {
         while !self.client_ended && self.held.len() < HELD_MAX_BYTES {
+            let Poll::Ready(turn) = self.turns.poll_room(cx) else { return Ok(()) };
             match client.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => return Ok(()),
             }
             let read = with_scratch(|scratch| {
-                let room = scratch.raw.len().min(HELD_MAX_BYTES - self.held.len());
+                let room = turn.min(scratch.raw.len()).min(HELD_MAX_BYTES - self.held.len());
                 let read = client.try_read(&mut scratch.raw[..room]);
                 if let Ok(n) = read {
+                    self.turns.went(n);
                     self.held.extend_from_slice(&scratch.raw[..n]);
                     self.counters.bytes_to_target.fetch_add(n as u64, Relaxed);
                 }

@@ -392,6 +392,11 @@ impl Kernel for FakeKernel {
         })
     }
 
+    /// Nobody else changes them in a simulated host.
+    fn hold_host_settings(&self) -> BoxFuture<'_, Result<Vec<String>, KernelError>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
     /// Nobody leases addresses in a simulated network.
     fn frame_port<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
         Box::pin(async { Ok(Box::new(Silence) as Box<dyn FramePort>) })

@@ -90,6 +90,9 @@ pub trait Kernel: Send + Sync + 'static {
         wanted: &'a BTreeSet<HostSetting>,
     ) -> BoxFuture<'a, Result<SettingsChange, KernelError>>;
 
+    /// Sets those settings again that others have changed since; which, as `key = value`.
+    fn hold_host_settings(&self) -> BoxFuture<'_, Result<Vec<String>, KernelError>>;
+
     /// What exists now of ours, but for interfaces, which `read_host` tells.
     fn read_owned(&self) -> BoxFuture<'_, Result<Owned, KernelError>>;
 

@@ -134,6 +134,13 @@ impl Kernel for LinuxKernel {
         })
     }
 
+    fn hold_host_settings(&self) -> BoxFuture<'_, Result<Vec<String>, KernelError>> {
+        let before = self.before.clone();
+        self.run("looking at settings of the host", move |_| {
+            before.lock().unwrap_or_else(PoisonError::into_inner).hold()
+        })
+    }
+
     fn frame_port<'a>(&'a self, link: &'a str) -> BoxFuture<'a, Result<Box<dyn FramePort>, KernelError>> {
         let name = link.to_owned();
         Box::pin(async move {

@@ -1,11 +1,11 @@
 //! The control plane's TCP on tokio sockets.
 
-use super::sockets::local_addresses;
+use super::sockets::{WAN_SEGMENT_BYTES, local_addresses};
 use crate::{
     env::{BoxFuture, BoxListener, BoxStream, Listener, Net},
     model::Endpoint,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
     collections::BTreeSet,
     io,
@@ -42,6 +42,7 @@ impl TokioNet {
         }
         socket.set_reuse_address(true)?;
         self.mark(&socket)?;
+        socket.set_tcp_mss(WAN_SEGMENT_BYTES)?;
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
@@ -60,6 +61,7 @@ impl TokioNet {
             }
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             self.mark(&socket)?;
+            SockRef::from(&socket).set_tcp_mss(WAN_SEGMENT_BYTES)?;
             match socket.connect(addr).await {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;

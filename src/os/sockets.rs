@@ -18,6 +18,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 pub const WAN_BUFFER_BYTES: usize = 16 << 20;
 /// Bytes a WAN socket takes beyond what the window lets out at once: bounds the queue in front of the link.
 pub const WAN_UNSENT_BYTES: u32 = 512 << 10;
+/// Of a segment between agents, so that its packet fits every path: IPv6 knows no narrower one than 1280 bytes (RFC 8200
+/// §5), of which 60 are headers. A path that swallows larger ones without a word would stall each connection for seconds,
+/// and the kernel's remedy (`tcp_mtu_probing`) is a setting of the whole host. Costs 1 % of a path of 1500 bytes.
+pub const WAN_SEGMENT_BYTES: u32 = 1280 - 60;
 /// Each direction of the datagram socket: what arrives while the engine is busy with something else.
 const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 /// dataplane.md §1.
@@ -101,12 +105,8 @@ fn wan_datagrams_at(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    if set_int(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
-        socket.set_send_buffer_size(DATAGRAM_BUFFER_BYTES)?;
-    }
-    if set_int(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, DATAGRAM_BUFFER_BYTES as i32).is_err() {
-        socket.set_recv_buffer_size(DATAGRAM_BUFFER_BYTES)?;
-    }
+    set_send_buffer(&socket, DATAGRAM_BUFFER_BYTES)?;
+    set_receive_buffer(&socket, DATAGRAM_BUFFER_BYTES)?;
     socket.bind(&SockAddr::from(addr))?;
     UdpSocket::from_std(socket.into())
 }
@@ -169,20 +169,63 @@ fn tune_common(socket: &Socket) -> io::Result<()> {
     )
 }
 
-/// Must come before connect or listen: the window scale is fixed by the handshake.
+/// Must come before connect or listen: the handshake fixes window scale and segment size.
 fn tune_wan(socket: &Socket) -> io::Result<()> {
     tune_common(socket)?;
-    // The forced forms pass net.core.{w,r}mem_max and need CAP_NET_ADMIN; the plain ones are clipped by it.
-    if set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, WAN_BUFFER_BYTES as i32).is_err() {
-        socket.set_send_buffer_size(WAN_BUFFER_BYTES)?;
-    }
-    if set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, WAN_BUFFER_BYTES as i32).is_err() {
-        socket.set_recv_buffer_size(WAN_BUFFER_BYTES)?;
-    }
+    set_send_buffer(socket, WAN_BUFFER_BYTES)?;
+    set_receive_buffer(socket, WAN_BUFFER_BYTES)?;
+    socket.set_tcp_mss(WAN_SEGMENT_BYTES)?;
     socket.set_tcp_notsent_lowat(WAN_UNSENT_BYTES)?;
     // Absent from some kernels, and then the system's default serves; `congestion` tells the caller which it is.
     let _ = socket.set_tcp_congestion(CONGESTION);
     Ok(())
+}
+
+/// The forced form passes net.core.wmem_max and needs CAP_NET_ADMIN; the plain one is clipped by it.
+fn set_send_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    if set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes as i32).is_err() {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+/// The same with net.core.rmem_max. Of a connection it bounds what the other end may send ahead of the reader; what
+/// that was told before stays promised.
+pub fn set_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    if set_int(&socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes as i32).is_err() {
+        SockRef::from(socket).set_recv_buffer_size(bytes)?;
+    }
+    Ok(())
+}
+
+/// The shortest round trip that the kernel has seen on a connection; `None` before the first.
+pub fn shortest_round_trip(stream: &TcpStream) -> io::Result<Option<Duration>> {
+    // `linux/tcp.h`, struct tcp_info: microseconds, all ones before the first.
+    const MIN_RTT: usize = 148 / size_of::<u32>();
+    let mut info = [0u32; MIN_RTT + 1];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the array is writable for the length that is given; the kernel writes no more.
+    let rc = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Some(info[MIN_RTT]).filter(|us| ![0, u32::MAX].contains(us)).map(|us| Duration::from_micros(us.into())))
+}
+
+/// Bytes, and the FIN as one, that the other end has not acknowledged.
+pub fn unacknowledged_bytes(stream: &TcpStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one integer, to a place that outlives the call.
+    let rc = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if rc == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The congestion control in use.
@@ -336,6 +379,7 @@ mod tests {
             let (Ok(_), Ok((accepted, from))) = (connected, accepted) else { panic!("{host}") };
             assert_eq!(from.ip().to_canonical(), dest.ip());
             assert_eq!(congestion(&accepted).unwrap(), wanted);
+            assert!(SockRef::from(&accepted).tcp_mss().unwrap() <= WAN_SEGMENT_BYTES);
             assert!(SockRef::from(&accepted).tcp_nodelay().unwrap());
             assert!(SockRef::from(&accepted).keepalive().unwrap());
         }

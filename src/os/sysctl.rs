@@ -77,15 +77,7 @@ impl Before {
         self.needed.insert(by, wanted);
         let wanted: BTreeSet<HostSetting> = self.needed.values().flatten().cloned().collect();
         let mut change = SettingsChange::default();
-        let mut result = Ok(());
-        for setting in &wanted {
-            match self.set_one(setting) {
-                Ok(set) => change.set.extend(set),
-                // The link has gone.
-                Err(e) if e.is_missing() => {}
-                Err(e) => result = result.and(Err(e)),
-            }
-        }
+        let mut result = self.set_all(&wanted, &mut change.set);
         let wanted: BTreeSet<String> = wanted.iter().map(HostSetting::key).collect();
         let unwanted: Vec<String> = self.changed.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
         for key in unwanted {
@@ -101,6 +93,26 @@ impl Before {
             result = result.and(self.keep());
         }
         result.map(|()| change)
+    }
+
+    /// `kernel::Kernel::hold_host_settings`.
+    pub fn hold(&mut self) -> Result<Vec<String>, KernelError> {
+        let wanted: BTreeSet<HostSetting> = self.needed.values().flatten().cloned().collect();
+        let mut set = vec![];
+        self.set_all(&wanted, &mut set).map(|()| set)
+    }
+
+    fn set_all(&mut self, wanted: &BTreeSet<HostSetting>, done: &mut Vec<String>) -> Result<(), KernelError> {
+        let mut result = Ok(());
+        for setting in wanted {
+            match self.set_one(setting) {
+                Ok(set) => done.extend(set),
+                // The link has gone.
+                Err(e) if e.is_missing() => {}
+                Err(e) => result = result.and(Err(e)),
+            }
+        }
+        result
     }
 
     /// What lets the host forward packets of both families without losing the routes that it has from advertisements.

@@ -1,4 +1,4 @@
-//! The device of the IP tunnel: one TUN device, plain packets, gone when dropped.
+//! The device of the IP tunnel: one TUN device, gone when dropped. Each packet has a `virtio_net_hdr` before it.
 
 use super::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, Writer};
 use crate::kernel::{Family, alias_network};
@@ -29,6 +29,7 @@ pub struct Tun {
     control: OwnedFd,
     name: String,
     index: u32,
+    joins_datagrams: bool,
 }
 
 impl Tun {
@@ -42,7 +43,7 @@ impl Tun {
         // SAFETY: just opened, owned by nobody else.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut request = named(NAME_PATTERN);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         control(file.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
         let name: Vec<u8> = request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
         let text = String::from_utf8(name.clone()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
@@ -50,9 +51,10 @@ impl Tun {
         set_up(&control, &name, &text, mtu)?;
         let index = index_of(&name)?;
         give_address(index)?;
+        let joins_datagrams = leave_checksums_and_cuts(&file)?;
         // SAFETY: the descriptor stays open for as long as the `OwnedFd` in it lives, and it always returns it.
         let file = unsafe { AsyncFd::register(file) }?;
-        Ok(Self { file, control, name: text, index })
+        Ok(Self { file, control, name: text, index, joins_datagrams })
     }
 
     pub fn name(&self) -> &str {
@@ -63,34 +65,56 @@ impl Tun {
         self.index
     }
 
-    /// Fails when someone has removed the device, or set it down, so that the routes into it are gone.
+    /// Whether a frame may be several UDP datagrams of one flow, in either direction; kernels before 6.2 cannot.
+    pub fn joins_datagrams(&self) -> bool {
+        self.joins_datagrams
+    }
+
+    /// Fails when someone has removed the device, or set it down, or taken its address, so that the routes into it are gone.
     pub fn check(&self) -> io::Result<()> {
         let mut request = named(self.name.as_bytes());
         control(self.control.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request)?;
         // SAFETY: SIOCGIFFLAGS has written this member.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
-        if flags & libc::IFF_UP as libc::c_short == 0 { Err(io::ErrorKind::NetworkDown.into()) } else { Ok(()) }
+        if flags & libc::IFF_UP as libc::c_short == 0 {
+            return Err(io::ErrorKind::NetworkDown.into());
+        }
+        control(self.control.as_raw_fd(), libc::SIOCGIFADDR, &mut request)
     }
 
-    /// Ready when there may be a packet to read.
+    /// Ready when there may be a frame to read.
     pub async fn readable(&self) -> io::Result<()> {
         self.file.readable().await.map(|mut guard| guard.retain_ready())
     }
 
-    /// Reads one packet; `WouldBlock` when there is none, and then `readable` waits for the next.
-    pub fn try_read(&self, packet: &mut [u8]) -> io::Result<usize> {
+    /// Reads one frame; `WouldBlock` when there is none, and then `readable` waits for the next.
+    pub fn try_read(&self, frame: &mut [u8]) -> io::Result<usize> {
         self.file.try_io(tokio::io::Interest::READABLE, |fd| {
-            // SAFETY: reads at most `packet.len()` bytes into `packet`; the descriptor is open.
-            let n = unsafe { libc::read(fd.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len()) };
+            // SAFETY: reads at most `frame.len()` bytes into `frame`; the descriptor is open.
+            let n = unsafe { libc::read(fd.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len()) };
             usize::try_from(n).map_err(|_| io::Error::last_os_error())
         })
     }
 
-    /// Gives one packet to the kernel, which takes or drops it at once.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        // SAFETY: `packet` is readable for its length; the descriptor is open.
-        let n = unsafe { libc::write(self.file.get_ref().as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
+    /// Gives one frame to the kernel, which takes or drops it at once.
+    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: `frame` is readable for its length; the descriptor is open.
+        let n = unsafe { libc::write(self.file.get_ref().as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
         if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// What the kernel gives may lack its checksum, and may be a train of datagrams where that is possible.
+fn leave_checksums_and_cuts(file: &OwnedFd) -> io::Result<bool> {
+    let offer = |features: libc::c_uint| {
+        // SAFETY: TUNSETOFFLOAD takes a number, no pointer; the descriptor is open.
+        let rc = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) };
+        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    match offer(libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => offer(libc::TUN_F_CSUM).map(|()| false),
+        Err(e) => Err(e),
     }
 }
 

@@ -159,6 +159,7 @@ impl<S: Source> Reconcile<S> {
                     if self.feed_liveness().await.is_err() {
                         next_pass = Instant::now();
                     }
+                    self.hold_settings().await;
                 }
                 Wake::Pass => {
                     let drift = self.drift().await;
@@ -248,6 +249,19 @@ impl<S: Source> Reconcile<S> {
             self.reports.firewall.debug(&e.to_string());
         }
         fed
+    }
+
+    /// The kernel does not say when someone changes them.
+    async fn hold_settings(&mut self) {
+        match self.kernel.hold_host_settings().await {
+            Ok(set) if set.is_empty() => {}
+            Ok(set) => {
+                let what = format!("settings of the host were changed, they are again {}", set.join(", "));
+                self.reports.network.event("drift.repaired", &what);
+                self.status.send_modify(|s| s.network.drift_repairs += 1);
+            }
+            Err(e) => self.reports.network.debug(&e.to_string()),
+        }
     }
 
     async fn drift(&self) -> Result<Option<Drift>, KernelError> {
@@ -341,6 +355,8 @@ impl<S: Source> Reconcile<S> {
     }
 
     async fn work_on_interfaces(&mut self, desired: &Desired) -> Result<(), String> {
+        // Before it sets what is needed now, so that what others changed is told.
+        self.hold_settings().await;
         let parent = self.settings.parent_interface.clone();
         let worked = self.network.work(&*self.kernel, &mut self.leases, desired, parent.as_deref()).await;
         let worked = worked.map_err(|e| e.to_string())?;

@@ -12,6 +12,7 @@ pub const HEADER_MAX_BYTES: usize = LENGTH_BYTES + 2 + 16 + 2 * (1 + 16 + 2);
 pub const REPLY_BYTES: usize = 2;
 const LENGTH_BYTES: usize = 2;
 const FLAG_TRANSPARENT: u8 = 1;
+const FLAG_LIMITED: u8 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
@@ -33,11 +34,15 @@ pub struct StreamHeader {
     pub dest: SocketAddr,
     /// The exit is to dial with the client's address (dataplane.md §4).
     pub transparent: bool,
+    /// The source keeps the service to its limit, and the exit is to send no faster (dataplane.md §9).
+    pub limited: bool,
 }
 
 impl StreamHeader {
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0, 0, STREAM_VERSION, if self.transparent { FLAG_TRANSPARENT } else { 0 }];
+        let flags = [(self.transparent, FLAG_TRANSPARENT), (self.limited, FLAG_LIMITED)];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
+        let mut out = vec![0, 0, STREAM_VERSION, flags];
         out.extend(self.service.to_bytes());
         put_addr(&mut out, self.source);
         put_addr(&mut out, self.dest);
@@ -59,7 +64,7 @@ impl StreamHeader {
         }
         let Some(mut body) = rest.get(..length) else { return Ok(None) };
         let [_version, flags] = take(&mut body)?;
-        if flags & !FLAG_TRANSPARENT != 0 {
+        if flags & !(FLAG_TRANSPARENT | FLAG_LIMITED) != 0 {
             return Err(StreamError::Malformed("unknown flag"));
         }
         let header = Self {
@@ -67,6 +72,7 @@ impl StreamHeader {
             source: take_addr(&mut body)?,
             dest: take_addr(&mut body)?,
             transparent: flags & FLAG_TRANSPARENT != 0,
+            limited: flags & FLAG_LIMITED != 0,
         };
         if body.is_empty() {
             Ok(Some((header, LENGTH_BYTES + length)))
@@ -135,10 +141,12 @@ pub enum StreamRefusal {
     BadHeader = 10,
     #[error("the client's address may not be dialled with")]
     ForbiddenSource = 11,
+    #[error("exit has dialled this very connection itself: packets to its destination come back to the source peer")]
+    Loop = 12,
 }
 
 impl StreamRefusal {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownService,
         Self::NotTheSource,
         Self::OutsideRoutes,
@@ -150,6 +158,7 @@ impl StreamRefusal {
         Self::Busy,
         Self::BadHeader,
         Self::ForbiddenSource,
+        Self::Loop,
     ];
 }
 
@@ -181,11 +190,13 @@ mod tests {
     }
 
     fn header() -> impl Strategy<Value = StreamHeader> {
-        (any::<[u8; 16]>(), addr(), addr(), any::<bool>()).prop_map(|(id, source, dest, transparent)| StreamHeader {
+        let flags = any::<(bool, bool)>();
+        (any::<[u8; 16]>(), addr(), addr(), flags).prop_map(|(id, source, dest, (transparent, limited))| StreamHeader {
             service: ServiceId::from_bytes(id),
             source,
             dest,
             transparent,
+            limited,
         })
     }
 
@@ -245,6 +256,7 @@ mod tests {
             source: "10.0.0.1:1".parse().unwrap(),
             dest: "[fd00::1]:2".parse().unwrap(),
             transparent: false,
+            limited: false,
         };
         let mut other_version = header.encode();
         other_version[2] = 9;

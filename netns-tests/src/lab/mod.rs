@@ -5,6 +5,7 @@ mod host;
 mod netns;
 mod process;
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,9 +101,19 @@ impl Drop for Lab {
                 }
             }
         }
+        assert!(
+            std::thread::panicking() || null_is_a_device(),
+            "lab {}: /dev/null of this machine is no device any more: a process removed it",
+            self.name
+        );
         let keep = std::thread::panicking() || std::env::var_os("NETNS_KEEP").is_some_and(|value| value == "1");
         if let Some(scratch) = self.scratch.take().filter(|_| keep) {
             eprintln!("lab {}: scratch directory kept: {}", self.name, scratch.keep().display());
         }
     }
+}
+
+/// A program that is told to write to `/dev/null` as root may unlink it first; everything later on the machine suffers.
+fn null_is_a_device() -> bool {
+    std::fs::metadata("/dev/null").is_ok_and(|null| null.file_type().is_char_device())
 }

@@ -1,6 +1,6 @@
 //! One direction of a long link, as a pure machine: no clock, no I/O; time is an argument, chance comes from a seed.
 //!
-//! A packet meets, in this order: the cut, the finite queue in front of the bottleneck, the bottleneck's rate, loss on
+//! A packet meets, in this order: the cut, the largest size, the finite queue in front of the bottleneck, the bottleneck's rate, loss on
 //! the wire (so a lost packet has used the link), the delay and its jitter.
 
 use std::time::Duration;
@@ -23,6 +23,10 @@ pub struct Conditions {
     pub queue_bytes: Option<u64>,
     /// With jitter, whether a packet may overtake another.
     pub reorder: bool,
+    /// Probability that a packet arrives once more, as late again as jitter says.
+    pub duplicate: f64,
+    /// Larger packets (IP header included) vanish without an error; `None` is no bound.
+    pub mtu_bytes: Option<usize>,
     /// A black hole.
     pub cut: bool,
 }
@@ -66,6 +70,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
     Cut,
+    TooBig,
     QueueFull,
     Random,
     Burst,
@@ -79,6 +84,7 @@ pub struct Counters {
     pub delivered: u64,
     pub delivered_bytes: u64,
     pub dropped_cut: u64,
+    pub dropped_too_big: u64,
     pub dropped_queue_full: u64,
     pub dropped_random: u64,
     pub dropped_burst: u64,
@@ -91,6 +97,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 pub struct Path {
     conditions: Conditions,
     chance: Chance,
+    /// Of its own, so that copies do not shift the luck of packets.
+    copies: Chance,
     in_burst: bool,
     /// When the bottleneck will have sent all it holds, and the part of a nanosecond (in 1/rate) left over.
     free_at_ns: u64,
@@ -104,6 +112,7 @@ impl Path {
         Path {
             conditions,
             chance: Chance(seed),
+            copies: Chance(seed.rotate_left(32)),
             in_burst: false,
             free_at_ns: 0,
             free_at_fraction: 0,
@@ -129,11 +138,18 @@ impl Path {
         match verdict {
             Verdict::Deliver { at_ns } => self.latest_delivery_ns = self.latest_delivery_ns.max(at_ns),
             Verdict::Drop(DropReason::Cut) => self.counters.dropped_cut += 1,
+            Verdict::Drop(DropReason::TooBig) => self.counters.dropped_too_big += 1,
             Verdict::Drop(DropReason::QueueFull) => self.counters.dropped_queue_full += 1,
             Verdict::Drop(DropReason::Random) => self.counters.dropped_random += 1,
             Verdict::Drop(DropReason::Burst) => self.counters.dropped_burst += 1,
         }
         verdict
+    }
+
+    /// When a packet that is delivered at `at_ns` arrives once more, if it does.
+    pub fn again(&mut self, at_ns: u64) -> Option<u64> {
+        let lateness = self.copies.below(self.conditions.jitter.as_nanos() as u64 + 1);
+        self.copies.happens(self.conditions.duplicate).then_some(at_ns + lateness)
     }
 
     /// Bytes that wait for the bottleneck, the packet on it included.
@@ -159,6 +175,9 @@ impl Path {
 
         if self.conditions.cut {
             return Verdict::Drop(DropReason::Cut);
+        }
+        if self.conditions.mtu_bytes.is_some_and(|mtu| len > mtu as u64) {
+            return Verdict::Drop(DropReason::TooBig);
         }
         if self.conditions.queue_limit_bytes().is_some_and(|limit| self.waiting_bytes(now_ns) + len > limit) {
             return Verdict::Drop(DropReason::QueueFull);
@@ -271,6 +290,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_big_vanishes() {
+        let mut path = Path::new(Conditions { mtu_bytes: Some(1280), ..Conditions::default() }, 1);
+        assert_eq!(path.offer(0, 1281), Verdict::Drop(DropReason::TooBig));
+        assert_eq!(path.offer(0, 1280), Verdict::Deliver { at_ns: 0 });
+        assert_eq!(path.counters().dropped_too_big, 1);
+    }
+
+    #[test]
+    fn some_packets_arrive_once_more_and_shift_the_luck_of_none() {
+        let lossy = Conditions { loss: 0.1, jitter: ms(1), ..Conditions::default() };
+        let run = |duplicate| {
+            let mut path = Path::new(Conditions { duplicate, ..lossy }, 5);
+            let verdicts: Vec<Verdict> = (0..1000).map(|n| path.offer(n, PACKET)).collect();
+            let copies = (0..1000).filter(|n| path.again(*n).is_some_and(|at| at >= *n)).count();
+            (verdicts, copies)
+        };
+        let ((plain, none), (doubled, copies)) = (run(0.0), run(0.2));
+        assert_eq!((plain, none), (doubled, 0));
+        assert!((150..250).contains(&copies), "{copies}");
+    }
+
+    #[test]
     fn waiting_bytes_survive_a_change_of_rate() {
         let slow = Conditions { rate_bps: Some(12_000_000), ..Conditions::default() };
         let mut path = Path::new(slow, 1);
@@ -305,7 +346,7 @@ mod tests {
                 rate_bps,
                 queue_bytes,
                 reorder,
-                cut: false,
+                ..Conditions::default()
             },
         )
     }

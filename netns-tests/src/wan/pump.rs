@@ -164,12 +164,21 @@ impl Lane {
                     self.slots.give_back(slot);
                 }
                 Verdict::Deliver { at_ns } => {
-                    self.sequence += 1;
-                    self.in_flight.push(Reverse(InFlight { at_ns, sequence: self.sequence, slot, len }));
+                    self.send(at_ns, slot, len);
+                    if let Some(at_ns) = self.path.again(at_ns)
+                        && let Some(copy) = self.slots.copy(slot, len)
+                    {
+                        self.send(at_ns, copy, len);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    fn send(&mut self, at_ns: u64, slot: usize, len: usize) {
+        self.sequence += 1;
+        self.in_flight.push(Reverse(InFlight { at_ns, sequence: self.sequence, slot, len }));
     }
 }
 
@@ -186,6 +195,13 @@ impl Slots {
 
     fn take(&mut self) -> usize {
         self.free.pop().expect("the last slot is never kept")
+    }
+
+    /// A slot with the same bytes; none if the one that it leaves would be the last.
+    fn copy(&mut self, slot: usize, len: usize) -> Option<usize> {
+        let copy = (self.free.len() > 1).then(|| self.take())?;
+        self.memory.copy_within(slot * SLOT_BYTES..slot * SLOT_BYTES + len, copy * SLOT_BYTES);
+        Some(copy)
     }
 
     fn is_exhausted(&self) -> bool {

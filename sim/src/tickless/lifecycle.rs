@@ -11,7 +11,9 @@ use arctic::{
     handshake::Responder,
     kernel::FakeKernel,
     license::{EffectiveClock, Entitlement, LicenseDocument, TICK_INTERVAL, check_admission},
-    membership::{Attempts, Author, Birth, FirstWords, Ledger, LedgerView, OwnSettings, publish_settings},
+    membership::{
+        Attempts, Author, Birth, FirstWords, Ledger, LedgerView, OwnSettings, VOUCHER_CHECK_INTERVAL, publish_settings,
+    },
     model::{ApiAccess, Code, DataPorts, Endpoint, Mono, PeerId, Refused, Rng, Secret, SigningKey},
     reconcile::Marks,
 };
@@ -258,6 +260,11 @@ impl World {
         for n in 0..self.nodes.len() {
             drop(self.nodes[n].disk.take_changes());
             self.start(n);
+            // They never shook hands, so all would give their word about all others at this moment, n² records.
+            let due = self.nodes[n].clock.mono(self.now) + VOUCHER_CHECK_INTERVAL;
+            if let Some(member) = self.nodes[n].member_mut() {
+                member.vouchers_due = due;
+            }
         }
     }
 

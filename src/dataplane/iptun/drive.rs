@@ -5,6 +5,7 @@ use super::{
     gate::{Gate, Passed, Stop},
     packet::{End, Header, Role, too_big},
     sessions::{Outgoing, Received, Sessions},
+    train::{FRAME_MAX_BYTES, Pieces, Trains},
 };
 use crate::{
     dataplane::{Core, Refusal, ServiceCounters, shaper::FlowId},
@@ -37,7 +38,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(60);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ADDRESSES_PER_PEER: usize = 16;
-/// Packets read from the device before the socket has its turn.
+/// Packets read from the device before the socket has its turn; the last frame may hold more.
 const DEVICE_BATCH_PACKETS: usize = 128;
 /// Bytes of one train of datagrams.
 const TRAIN_MAX_BYTES: usize = 65_000;
@@ -52,7 +53,10 @@ pub(super) struct Carrier {
     sessions: Sessions,
     out: Vec<Outgoing>,
     buffers: Buffers,
+    frame: Box<[u8]>,
     packet: Box<[u8]>,
+    /// What the device gets at the end of this turn.
+    trains: Trains,
     /// Packets and bytes since they were last counted, to the target and to the source.
     counted: BTreeMap<(ServiceId, bool), (u64, u64)>,
     services: BTreeMap<ServiceId, Arc<ServiceCounters>>,
@@ -77,7 +81,9 @@ impl Carrier {
             sessions: Sessions::new(key, INNER_MTU),
             out: vec![],
             buffers: Buffers::default(),
+            frame: vec![0; FRAME_MAX_BYTES].into(),
             packet: vec![0; PACKET_MAX_BYTES].into(),
+            trains: Trains::default(),
             counted: BTreeMap::new(),
             services: BTreeMap::new(),
             released,
@@ -107,6 +113,8 @@ impl Carrier {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changes = true;
+        // Of a device that is gone.
+        self.trains.drain(|_| {});
         loop {
             tokio::select! {
                 biased;
@@ -137,6 +145,7 @@ impl Carrier {
             // Whichever woke us, both have their turn, so that neither starves the other.
             self.read_socket(core, socket, device)?;
             self.read_device(core, device)?;
+            self.write_device(device);
             self.count(core);
             self.send(core, socket).await;
         }
@@ -159,30 +168,57 @@ impl Carrier {
 
     fn read_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
         let now = Instant::now();
-        for _ in 0..DEVICE_BATCH_PACKETS {
-            let len = match device.try_read(&mut self.packet) {
+        let mut frame = std::mem::take(&mut self.frame);
+        let mut packets = 0;
+        let mut end = Ok(());
+        while packets < DEVICE_BATCH_PACKETS {
+            let len = match device.try_read(&mut frame) {
                 Ok(len) => len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(TunnelError::DeviceGone(e)),
-            };
-            match self.gate.take_from_device(&mut self.packet[..len], now) {
-                Ok(passed) if self.must_wait(&passed, passed.to_target) => {
-                    let packet = self.packet[..passed.len].to_vec();
-                    self.wait(core, Waited { packet, passed });
+                Err(e) => {
+                    end = Err(TunnelError::DeviceGone(e));
+                    break;
                 }
-                Ok(passed) => self.hand_to_peer(core, device, &passed),
-                Err(stop) => stopped(core, stop),
+            };
+            packets += 1;
+            let Ok(mut pieces) = Pieces::of(&mut frame[..len]) else {
+                refuse(core, TunnelRefusal::Malformed, None);
+                continue;
+            };
+            while let Some(len) = pieces.next_into(&mut self.packet) {
+                packets += 1;
+                self.take_from_device(core, device, len, now);
             }
         }
-        Ok(())
+        self.frame = frame;
+        end
+    }
+
+    /// Of the first `len` bytes of `self.packet`.
+    fn take_from_device(&mut self, core: &Core, device: &Tun, len: usize, now: Instant) {
+        match self.gate.take_from_device(&mut self.packet[..len], now) {
+            Ok(passed) if self.must_wait(&passed, passed.to_target) => {
+                let packet = self.packet[..passed.len].to_vec();
+                self.wait(core, Waited { packet, passed });
+            }
+            Ok(passed) => self.hand_to_peer(core, device, &passed),
+            Err(stop) => stopped(core, stop),
+        }
+    }
+
+    fn write_device(&mut self, device: &Tun) {
+        self.trains.drain(|frame| {
+            if let Err(e) = device.write(frame) {
+                // The kernel says no to one frame, or the device is gone, which the next read tells.
+                tracing::debug!("the device took no frame of {} bytes: {e}", frame.len());
+            }
+        });
     }
 
     fn hand_to_peer(&mut self, core: &Core, device: &Tun, passed: &Passed) {
         if let Some(error) = self.error_about(passed) {
             // Its sender will send smaller ones; the kernel knows the way back to it.
-            if let Err(e) = device.write(&error) {
-                tracing::debug!("the device took no error: {e}");
-            }
+            self.trains.push(&error, device.joins_datagrams());
             return refuse(core, TunnelRefusal::TooBig, Some((passed.service, passed.peer)));
         }
         if self.sessions.send(passed.peer, &self.packet[..passed.len], &mut self.out) {
@@ -230,11 +266,8 @@ impl Carrier {
     }
 
     fn hand_to_device(&mut self, device: &Tun, packet: &[u8], passed: &Passed) {
-        match device.write(packet) {
-            Ok(()) => self.note(passed),
-            // The kernel says no to one packet, or the device is gone, which the next read tells.
-            Err(e) => tracing::debug!("the device took no packet: {e}"),
-        }
+        self.trains.push(packet, device.joins_datagrams());
+        self.note(passed);
     }
 
     /// Whether the packet is of a service with a limit. Only its source peer shapes.

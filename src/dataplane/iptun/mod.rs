@@ -1,7 +1,7 @@
 //! The IP tunnel: whatever is not TCP, between two peers, by WireGuard's wire protocol (dataplane.md §3).
 //!
 //! `sessions` is the protocol, `gate` says which packets pass and under which addresses (`flows`, `packet`), `drive` moves
-//! them between the device and the socket.
+//! them between the device and the socket, `train` cuts and joins what crosses the device together.
 
 mod drive;
 mod flows;
@@ -10,6 +10,7 @@ mod packet;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod train;
 
 pub use gate::TunnelRefusal;
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const UDP: u8 = 17;
 const DCCP: u8 = 33;
 pub(super) const ICMP_V6: u8 = 58;
 const SCTP: u8 = 132;
@@ -277,11 +277,13 @@ fn octets(ip: IpAddr) -> ([u8; 16], usize) {
 }
 
 /// Adds 16-bit words, the last one padded with 0.
-fn sum_of(bytes: &[u8], start: u32) -> u32 {
-    bytes.chunks(2).fold(start, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)])))
+pub(super) fn sum_of(bytes: &[u8], start: u32) -> u32 {
+    let (words, rest) = bytes.as_chunks::<2>();
+    let last = rest.first().map_or(0, |byte| u32::from(*byte) << 8);
+    words.iter().fold(start + last, |sum, word| sum + u32::from(u16::from_be_bytes(*word)))
 }
 
-fn fold(mut sum: u32) -> u16 {
+pub(super) fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -2,7 +2,7 @@
 //!
 //! Sans-IO up to `driver`: `endpoint` is all sessions of one socket (`noise` handshakes, keys, addresses), `session` is
 //! one peer's packets (numbers, acknowledgements, loss), `flow` a byte stream in it, `path` how fast and how much,
-//! `fec` parity. Time and randomness are arguments, so the same code runs over simulated links.
+//! `size` how large a packet, `fec` parity. Time and randomness are arguments, so the same code runs over simulated links.
 //!
 //! The repetition machine keeps KCP's ideas (selective repeat, an acknowledgement for each packet, resend when later
 //! packets are acknowledged, no slow start on loss) but not the `kcp` crate: its arithmetic panics on hostile sequence
@@ -22,6 +22,7 @@ mod ranges;
 mod replay;
 mod sent;
 mod session;
+mod size;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -33,13 +34,17 @@ use std::time::Duration;
 
 /// The largest UDP payload (dataplane.md §2).
 const MTU_BYTES: usize = 1350;
+/// What every path carries: IPv6 knows no narrower one than 1280 bytes (RFC 8200 §5), of which 48 are headers.
+const NARROW_MTU_BYTES: usize = 1280 - 48;
 /// Kind, receiver index, packet number; and the tag behind the ciphertext.
 const HEADER_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
+const SEAL_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 /// Frames of one packet, sealed.
-const PAYLOAD_MAX_BYTES: usize = MTU_BYTES - HEADER_BYTES - TAG_BYTES;
+const PAYLOAD_MAX_BYTES: usize = MTU_BYTES - SEAL_BYTES;
 /// Frames of a packet that parity may cover: a parity frame carries as much, its length and 12 bytes more.
-const SOURCE_MAX_BYTES: usize = PAYLOAD_MAX_BYTES - 14;
+const SOURCE_MAX_BYTES: usize = PAYLOAD_MAX_BYTES - PARITY_OVERHEAD_BYTES;
+const PARITY_OVERHEAD_BYTES: usize = 14;
 /// Flows open in one session, lingering ones included; and how far ahead of the oldest unopened flow a new one may be.
 const MAX_FLOWS_PER_SESSION: usize = 16_384;
 const FLOW_AHEAD_MAX: u64 = 65_536;

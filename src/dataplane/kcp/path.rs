@@ -12,7 +12,10 @@ const WINDOW_MIN_BYTES: u64 = 16 * MTU_BYTES as u64;
 const WINDOW_INITIAL_BYTES: u64 = 32 * MTU_BYTES as u64;
 const WINDOW_MAX_BYTES: u64 = 64 << 20;
 const RATE_ROUNDS: u64 = 10;
-const RTT_WINDOW: Duration = Duration::from_secs(30);
+/// The shortest round trip is forgotten after this and so many round trips, three cycles in which the queue was drained:
+/// on a path that has become longer, the window would be too small for the rate, and the rate shrink with it.
+const RTT_WINDOW: Duration = Duration::from_secs(3);
+const RTT_WINDOW_ROUNDS: u32 = 3 * CYCLE.len() as u32;
 const STARTUP_GAIN: f64 = 2.885;
 const DRAIN_GAIN: f64 = 1.0 / STARTUP_GAIN;
 const WINDOW_GAIN: f64 = 2.0;
@@ -121,7 +124,8 @@ impl Path {
                 self.srtt = Some((srtt * 7 + rtt) / 8);
             }
         }
-        if self.rtt_min.is_none_or(|(least, at)| rtt <= least || now - at > RTT_WINDOW) {
+        let forgotten_after = RTT_WINDOW.max(self.srtt() * RTT_WINDOW_ROUNDS);
+        if self.rtt_min.is_none_or(|(least, at)| rtt <= least || now - at > forgotten_after) {
             self.rtt_min = Some((rtt, now));
         }
     }
@@ -154,18 +158,23 @@ impl Path {
         match self.product(gain) {
             None => WINDOW_INITIAL_BYTES,
             // Acknowledgements come in lumps: room for two of them.
-            Some(product) => (product + 2 * BURST_MIN_BYTES).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
+            Some(product) => (product + 2 * BURST_MIN_BYTES).clamp(self.window_min(), WINDOW_MAX_BYTES),
         }
     }
 
+    /// Small requests teach nothing: what is assumed without them holds until more is known.
+    fn window_min(&self) -> u64 {
+        if self.phase == Phase::Startup { WINDOW_INITIAL_BYTES } else { WINDOW_MIN_BYTES }
+    }
+
     fn pace(&self) -> f64 {
-        let gain = match self.phase {
-            Phase::Startup => STARTUP_GAIN,
-            Phase::Drain => DRAIN_GAIN,
-            Phase::Probe => CYCLE[self.cycle] * MARGIN,
-        };
         let rtt = self.srtt().max(Duration::from_millis(1)).as_secs_f64();
-        let rate = self.rate().unwrap_or(WINDOW_INITIAL_BYTES as f64 / rtt);
+        let assumed = WINDOW_INITIAL_BYTES as f64 / rtt;
+        let (rate, gain) = match self.phase {
+            Phase::Startup => (self.rate().unwrap_or(0.0).max(assumed), STARTUP_GAIN),
+            Phase::Drain => (self.rate().unwrap_or(assumed), DRAIN_GAIN),
+            Phase::Probe => (self.rate().unwrap_or(assumed), CYCLE[self.cycle] * MARGIN),
+        };
         (rate * gain * (1.0 + self.loss * LOSS_MADE_UP)).max(PACE_MIN_PACKETS * MTU_BYTES as f64 / rtt)
     }
 
@@ -197,7 +206,8 @@ impl Path {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             first_sent: self.first_sent,
-            starved: self.starved_until > self.delivered,
+            // What leaves first after an idle time is no measure of the path either.
+            starved: self.starved_until >= self.delivered.max(1),
         }
     }
 

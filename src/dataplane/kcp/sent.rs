@@ -5,6 +5,7 @@ use super::{
     flow::Part,
     frame::FlowId,
     path::{Departure, Path},
+    size::Size,
 };
 use crate::model::Mono;
 use std::collections::VecDeque;
@@ -49,6 +50,9 @@ pub(super) struct Fates {
     pub lost: Vec<Carried>,
     pub acked_packets: u64,
     pub lost_packets: u64,
+    /// Of them those that only a wide path carries.
+    pub acked_large: u64,
+    pub lost_large: u64,
 }
 
 impl Sent {
@@ -128,6 +132,7 @@ impl Sent {
                     }
                 }
                 fates.acked_packets += 1;
+                fates.acked_large += u64::from(Size::is_large(packet.departure.bytes));
                 fates.acked.extend(packet.carried);
                 if number == highest && newly_largest {
                     let rtt = now - packet.departure.at;
@@ -158,6 +163,7 @@ impl Sent {
                     packet.lost = true;
                     self.undecided -= 1;
                     fates.lost_packets += 1;
+                    fates.lost_large += u64::from(Size::is_large(packet.departure.bytes));
                     // A copy stays, so that a late acknowledgement still spares the repetition.
                     fates.lost.extend(packet.carried.iter().copied());
                     path.on_lost(packet.departure.bytes);

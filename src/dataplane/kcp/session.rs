@@ -2,9 +2,9 @@
 //! addresses.
 
 use super::{
-    ACK_DELAY, ACK_EVERY, ACK_RANGES_MAX, ACK_RANGES_TOLD, FLOW_AHEAD_MAX, MAX_FLOWS_PER_SESSION, RTO_MAX,
-    SOURCE_MAX_BYTES, UNSENT_ALL_BYTES, UNSENT_MAX_BYTES, UNSENT_MIN_BYTES, WINDOW_EXTRA_MAX_BYTES,
-    WINDOW_INITIAL_BYTES, WINDOW_MAX_BYTES,
+    ACK_DELAY, ACK_EVERY, ACK_RANGES_MAX, ACK_RANGES_TOLD, FLOW_AHEAD_MAX, MAX_FLOWS_PER_SESSION, PAYLOAD_MAX_BYTES,
+    RTO_MAX, UNSENT_ALL_BYTES, UNSENT_MAX_BYTES, UNSENT_MIN_BYTES, WINDOW_EXTRA_MAX_BYTES, WINDOW_INITIAL_BYTES,
+    WINDOW_MAX_BYTES,
     fec::{Grouping, Loss, Parity, Rebuilding},
     flow::Flow,
     frame::{self, Ack, End, FlowId, Frame, FrameError, STREAM_OVERHEAD_BYTES},
@@ -12,6 +12,7 @@ use super::{
     ranges::Ranges,
     replay::Replay,
     sent::{Carried, Fates, Sent},
+    size::Size,
 };
 use crate::model::Mono;
 use std::{
@@ -76,6 +77,7 @@ pub(super) struct Session {
     parity: VecDeque<Parity>,
     sent: Sent,
     path: Path,
+    size: Size,
     flows: BTreeMap<FlowId, Flow>,
     /// Flows with something to send: those that had nothing before go first, then all in turn.
     fresh: VecDeque<FlowId>,
@@ -114,6 +116,7 @@ impl Session {
             parity: VecDeque::new(),
             sent: Sent::default(),
             path: Path::new(now, rtt),
+            size: Size::new(now),
             flows: BTreeMap::new(),
             fresh: VecDeque::new(),
             turn: VecDeque::new(),
@@ -200,10 +203,15 @@ impl Session {
     pub fn read(&mut self, now: Mono, id: FlowId, max: usize, out: &mut Vec<u8>) -> Outcome {
         let rtt = self.path.srtt();
         let Some(flow) = self.flows.get_mut(&id) else { return Outcome::Reset { untouched: false } };
-        if flow.reset {
-            return Outcome::Reset { untouched: flow.sending.is_untouched() };
-        }
         let read = flow.receiving.read(max, out);
+        if flow.reset {
+            // What arrived before the reset is there before it.
+            return match flow.receiving.ended() {
+                _ if read > 0 => Outcome::Moved(read),
+                Some(end) => Outcome::Ended(end),
+                None => Outcome::Reset { untouched: flow.sending.is_untouched() },
+            };
+        }
         if flow.receiving.wants_raise() && !flow.window_due {
             let window = flow.receiving.window;
             let quick = now - flow.raised_at < rtt * 2;
@@ -221,6 +229,11 @@ impl Session {
             Some(end) => Outcome::Ended(end),
             None => Outcome::Blocked,
         }
+    }
+
+    /// Whether the peer has all that was written, and its end.
+    pub fn is_delivered(&self, id: FlowId) -> bool {
+        self.flows.get(&id).is_none_or(|flow| flow.reset || flow.sending.is_done())
     }
 
     pub fn is_reset(&self, id: FlowId) -> bool {
@@ -428,13 +441,14 @@ impl Session {
         if fates.acked_packets > 0 {
             self.backoff = 0;
         }
-        self.settle(fates);
+        self.settle(now, fates);
         let recovered = ack.recovered.saturating_sub(self.recovered_told);
         self.recovered_told += recovered;
         self.loss.record_recovered(recovered);
     }
 
-    fn settle(&mut self, fates: Fates) {
+    fn settle(&mut self, now: Mono, fates: Fates) {
+        self.size.on_fates(now, fates.acked_large, fates.lost_large);
         self.loss.record(fates.acked_packets, fates.lost_packets);
         self.path.loss = self.loss.part();
         for carried in fates.acked {
@@ -495,6 +509,9 @@ impl Session {
         if may_send && let Some(parity) = self.parity.pop_front() {
             return Some(self.send_parity(now, &parity, out));
         }
+        if may_send && !self.ping && self.size.ask_at().is_some_and(|at| at <= now) {
+            return Some(self.send_large(now, out));
+        }
         let work = may_send && self.has_work();
         if !work && self.ack_due.is_none_or(|due| due > now) {
             if !self.has_work() {
@@ -531,7 +548,7 @@ impl Session {
 
     fn put_control(&mut self, carried: &mut Vec<Carried>, out: &mut Vec<u8>) {
         const CONTROL_MAX_BYTES: usize = 24;
-        while out.len() + CONTROL_MAX_BYTES <= SOURCE_MAX_BYTES {
+        while out.len() + CONTROL_MAX_BYTES <= self.size.source_max() {
             if let Some(flow) = self.resets.pop_front() {
                 Frame::Reset { flow }.encode(out);
                 carried.push(Carried::Reset(flow));
@@ -547,15 +564,15 @@ impl Session {
     }
 
     fn put_streams(&mut self, carried: &mut Vec<Carried>, out: &mut Vec<u8>) {
-        let unsent_max = self.unsent_max();
-        while SOURCE_MAX_BYTES - out.len() > STREAM_OVERHEAD_BYTES {
+        let (unsent_max, source_max) = (self.unsent_max(), self.size.source_max());
+        while source_max - out.len() > STREAM_OVERHEAD_BYTES {
             let Some(id) = self.fresh.pop_front().or_else(|| self.turn.pop_front()) else { return };
             let Some(flow) = self.flows.get_mut(&id) else { continue };
             flow.queued = false;
             if flow.reset {
                 continue;
             }
-            if let Some(part) = flow.sending.poll_frame(id, SOURCE_MAX_BYTES - out.len(), out) {
+            if let Some(part) = flow.sending.poll_frame(id, source_max - out.len(), out) {
                 carried.push(Carried::Part(part));
             }
             if flow.writer_waits && flow.sending.unsent() < unsent_max / 2 {
@@ -615,14 +632,28 @@ impl Session {
         number
     }
 
+    /// Asks whether the path carries the largest datagrams: nothing but questions, as many as fit.
+    fn send_large(&mut self, now: Mono, out: &mut Vec<u8>) -> u64 {
+        // A group has to stay in one piece.
+        if self.grouping.is_open() {
+            self.close_group();
+        }
+        while out.len() < PAYLOAD_MAX_BYTES {
+            Frame::Ping.encode(out);
+        }
+        self.size.on_asked(now);
+        self.departs(now, Some(vec![]), out)
+    }
+
     // ---- time
 
     pub fn handle_timeout(&mut self, now: Mono) {
         let mut fates = Fates::default();
         self.sent.find_lost(now, &mut self.path, &mut fates);
-        self.settle(fates);
+        self.settle(now, fates);
         if self.question_due().is_some_and(|due| due <= now) {
             self.backoff = (self.backoff + 1).min(16);
+            self.size.on_silence(now, self.backoff);
             self.probes = 2;
             let oldest = self.sent.oldest().map(<[Carried]>::to_vec);
             match oldest {
@@ -653,7 +684,10 @@ impl Session {
         } else {
             self.path.has_room().then(|| self.path.next_send())
         };
-        let all = [paced, self.ack_due, self.grouping.deadline(), self.sent.loss_due(&self.path), self.question_due()];
+        // Without room the acknowledgement that makes some wakes us.
+        let asking = self.size.ask_at().filter(|_| self.path.has_room()).map(|at| at.max(self.path.next_send()));
+        let lost = self.sent.loss_due(&self.path);
+        let all = [paced, asking, self.ack_due, self.grouping.deadline(), lost, self.question_due()];
         all.into_iter().flatten().min()
     }
 }

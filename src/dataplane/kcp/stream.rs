@@ -73,6 +73,17 @@ impl View {
         if outcome == Outcome::Blocked { Poll::Pending } else { Poll::Ready(outcome) }
     }
 
+    fn poll_read(&self, cx: &mut Context<'_>, max: usize, out: &mut Vec<u8>) -> Poll<io::Result<Received>> {
+        let read = |session: &mut Session, now| session.read(now, self.flow, max, out);
+        self.with(cx, |w| &mut w.reader, read).map(|outcome| match outcome {
+            Outcome::Moved(_) => Ok(Received::Bytes),
+            Outcome::Ended(End::Finished) => Ok(Received::Closed),
+            Outcome::Ended(End::Cut) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Outcome::Reset { untouched } => Err(lost(untouched)),
+            Outcome::Blocked => Err(io::ErrorKind::WouldBlock.into()),
+        })
+    }
+
     fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.with(cx, |w| &mut w.writer, |session, _| session.write(self.flow, data)).map(|outcome| match outcome {
             Outcome::Moved(n) => Ok(n),
@@ -94,16 +105,9 @@ impl View {
 }
 
 impl Carrier for KcpStream {
-    fn poll_receive(&mut self, cx: &mut Context<'_>, _raw: &mut [u8], out: &mut Vec<u8>) -> Poll<io::Result<Received>> {
-        let view = &self.0;
-        let read = |session: &mut Session, now| session.read(now, view.flow, READ_BYTES, out);
-        view.with(cx, |w| &mut w.reader, read).map(|outcome| match outcome {
-            Outcome::Moved(_) => Ok(Received::Bytes),
-            Outcome::Ended(End::Finished) => Ok(Received::Closed),
-            Outcome::Ended(End::Cut) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Outcome::Reset { untouched } => Err(lost(untouched)),
-            Outcome::Blocked => Err(io::ErrorKind::WouldBlock.into()),
-        })
+    fn poll_receive(&mut self, cx: &mut Context<'_>, raw: &mut [u8], out: &mut Vec<u8>) -> Poll<io::Result<Received>> {
+        // Nothing is read by way of `raw`, and yet no more at once than it would hold.
+        self.0.poll_read(cx, raw.len(), out)
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
@@ -122,11 +126,16 @@ impl Carrier for KcpStream {
         self.0.end(End::Cut)
     }
 
+    fn is_delivered(&self) -> bool {
+        let View { shared, session, flow } = &self.0;
+        shared.run(|state| state.endpoint.session(*session).is_none_or(|session| session.is_delivered(*flow)))
+    }
+
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut dropped = Vec::new();
         loop {
             dropped.clear();
-            match self.poll_receive(cx, &mut [], &mut dropped) {
+            match self.0.poll_read(cx, READ_BYTES, &mut dropped) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Received::Bytes)) => {}
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -146,6 +155,9 @@ impl Carrier for KcpStream {
     }
 
     fn let_go(&self) {}
+
+    /// The window of a flow grows only under a reader that empties it quickly.
+    fn expect_reads_at(&self, _bytes_per_s: u64) {}
 }
 
 impl Drop for KcpStream {

@@ -15,7 +15,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const BYTES_PER_MBIT: u64 = 125_000;
+/// Bytes a second of 1 Mbit/s.
+pub(super) const EXACT: u64 = 125_000;
+/// The same with some to spare, for what the other end has shaped: nothing that waits here stays for long.
+pub(super) const SPARING: u64 = EXACT + EXACT / 200;
 /// Packets that wait in a lane: 100 ms at its rate, and room for some large ones.
 const WAITING_PER_S: u64 = 10;
 const WAITING_MIN_BYTES: u64 = 128 << 10;
@@ -57,6 +60,7 @@ type Clock = Box<dyn Fn() -> Mono + Send + Sync>;
 
 pub(in crate::dataplane) struct Lane {
     clock: Clock,
+    bytes_per_mbit: u64,
     /// 0 = no limit; read without the lock.
     bytes_per_s: AtomicU64,
     fair: Mutex<Fair<Turn>>,
@@ -65,16 +69,17 @@ pub(in crate::dataplane) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(limit_mbps: u32) -> Arc<Self> {
+    pub(super) fn new(limit_mbps: u32, bytes_per_mbit: u64) -> Arc<Self> {
         let started = Instant::now();
-        Self::with_clock(limit_mbps, Box::new(move || Mono::from_duration(started.elapsed())))
+        Self::with_clock(limit_mbps, bytes_per_mbit, Box::new(move || Mono::from_duration(started.elapsed())))
     }
 
-    pub(super) fn with_clock(limit_mbps: u32, clock: Clock) -> Arc<Self> {
-        let bytes_per_s = u64::from(limit_mbps) * BYTES_PER_MBIT;
+    pub(super) fn with_clock(limit_mbps: u32, bytes_per_mbit: u64, clock: Clock) -> Arc<Self> {
+        let bytes_per_s = u64::from(limit_mbps) * bytes_per_mbit;
         let now = clock();
         Arc::new(Self {
             clock,
+            bytes_per_mbit,
             bytes_per_s: bytes_per_s.into(),
             fair: Mutex::new(Fair::new(bytes_per_s, now)),
             changed: Notify::new(),
@@ -84,7 +89,7 @@ impl Lane {
     }
 
     pub(super) fn set_limit(&self, limit_mbps: u32) {
-        let bytes_per_s = u64::from(limit_mbps) * BYTES_PER_MBIT;
+        let bytes_per_s = u64::from(limit_mbps) * self.bytes_per_mbit;
         if self.bytes_per_s.swap(bytes_per_s, Relaxed) != bytes_per_s {
             self.fair().set_rate(bytes_per_s, self.now());
             self.changed.notify_one();
@@ -168,6 +173,11 @@ impl Turns {
     pub fn new(lane: Arc<Lane>) -> Self {
         let flow = FlowId(lane.next_flow.fetch_add(1, Relaxed));
         Self { lane, flow, room: 0, asked: None }
+    }
+
+    /// Bytes a second of all flows; 0 = no limit.
+    pub fn rate(&self) -> u64 {
+        self.lane.bytes_per_s.load(Relaxed)
     }
 
     /// Ready with how many bytes may go now: at least one.

@@ -1,6 +1,6 @@
 //! Bandwidth limits (dataplane.md §9): each direction of a service has a lane with a token bucket and fair queueing
-//! between its flows, whichever path they take. Shaped at the source peer: what it sends waits there, and what it reads
-//! slowly the exit sends slowly.
+//! between its flows, whichever path they take. Both are kept at the source peer: what it sends waits there, and what it
+//! reads slowly the exit sends slowly. The exit does its part for streams and sends no faster in the first place.
 
 mod fair;
 mod lane;
@@ -26,7 +26,7 @@ pub(super) struct Lanes {
     _driven: Arc<DropGuard>,
 }
 
-/// The lanes of all services of which this peer is the source and that have carried something.
+/// The lanes of all services that have carried something.
 #[derive(Default)]
 pub(super) struct Shaper {
     lanes: Mutex<BTreeMap<ServiceId, Lanes>>,
@@ -37,7 +37,7 @@ impl Shaper {
     pub fn lanes(&self, core: &Core, service: ServiceId) -> Lanes {
         let mut all = self.all();
         // Read behind the lock: of a new limit either this or `follow` knows.
-        all.entry(service).or_insert_with(|| open(core, limit_of(&core.forwarding.borrow(), service))).clone()
+        all.entry(service).or_insert_with(|| open(core, service)).clone()
     }
 
     /// Goes by each new snapshot, until the engine stops.
@@ -68,10 +68,15 @@ fn limit_of(forwarding: &Forwarding, service: ServiceId) -> u32 {
     forwarding.services.get(&service).map_or(0, |s| s.limit_mbps)
 }
 
-fn open(core: &Core, limit_mbps: u32) -> Lanes {
+fn open(core: &Core, service: ServiceId) -> Lanes {
     let ended = CancellationToken::new();
-    let [to_target, to_source] = [(); 2].map(|()| {
-        let (lane, until, stop) = (Lane::new(limit_mbps), ended.clone(), core.stop.clone());
+    let forwarding = core.forwarding.borrow().clone();
+    let limit_mbps = limit_of(&forwarding, service);
+    let is_source = forwarding.services.get(&service).is_some_and(|s| s.source == core.local);
+    let backstop = if is_source { lane::SPARING } else { lane::EXACT };
+    let [to_target, to_source] = [lane::EXACT, backstop].map(|bytes_per_mbit| {
+        let lane = Lane::new(limit_mbps, bytes_per_mbit);
+        let (until, stop) = (ended.clone(), core.stop.clone());
         let driven = lane.clone();
         core.tasks.spawn(async move {
             tokio::select! {

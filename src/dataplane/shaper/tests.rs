@@ -1,6 +1,6 @@
 use super::{
     fair::{Fair, FlowId},
-    lane::{Lane, Turns},
+    lane::{EXACT, Lane, Turns},
 };
 use crate::model::Mono;
 use proptest::prelude::*;
@@ -130,7 +130,7 @@ impl World {
     fn new(limit_mbps: u32) -> Self {
         let now_ms = Arc::new(AtomicU64::new(0));
         let read = now_ms.clone();
-        Self { now_ms, lane: Lane::with_clock(limit_mbps, Box::new(move || Mono::from_ms(read.load(Relaxed)))) }
+        Self { now_ms, lane: Lane::with_clock(limit_mbps, EXACT, Box::new(move || Mono::from_ms(read.load(Relaxed)))) }
     }
 
     /// What flows without a pause move until `ms`, each at most 64 KiB in a millisecond.

@@ -151,6 +151,26 @@ async fn bytes_sent_before_a_reset_arrive_before_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_behind_its_last_words_stops_a_client_that_still_sends() {
+    for transport in [Transport::Tcp, Transport::Kcp] {
+        let pair = Pair::over(transport);
+        let (mut client, mut server) = pair.flow().await;
+        exchange(&mut client, &mut server).await;
+        server.write_all(b"enough").await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.unwrap(), b"enough");
+        drop(server);
+        let sending = async {
+            while client.write_all(&[0; 1000]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Well before the engines lose patience.
+        tokio::time::timeout(Timing::default().drain / 2, sending).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_reset_of_a_client_that_is_not_read_from_still_reaches_the_server() {
     let mut pair = Pair::unpublished();
     let timing = Timing { drain: Duration::from_millis(50), ..Timing::default() };

@@ -160,7 +160,8 @@ async fn a_header_in_single_bytes_opens_a_stream() {
     let pair = Pair::new();
     let server = Server::new().await;
     let source = "10.0.0.1:5".parse().unwrap();
-    let header = StreamHeader { service: pair.service, source, dest: server.dest(), transparent: false };
+    let header =
+        StreamHeader { service: pair.service, source, dest: server.dest(), transparent: false, limited: false };
     let mut stream = raw_stream(&pair).await;
     for byte in header.encode() {
         stream.write_all(&[byte]).await.unwrap();
@@ -177,7 +178,8 @@ async fn a_stream_cut_without_its_closing_is_a_reset_not_an_end() {
     let pair = Pair::new();
     let server = Server::new().await;
     let source = "10.0.0.1:5".parse().unwrap();
-    let header = StreamHeader { service: pair.service, source, dest: server.dest(), transparent: false };
+    let header =
+        StreamHeader { service: pair.service, source, dest: server.dest(), transparent: false, limited: false };
     let mut stream = raw_stream(&pair).await;
     stream.write_all(&header.encode()).await.unwrap();
     let mut at_server = server.accept().await;

@@ -511,7 +511,8 @@ impl Network {
         prop_assert!(!revoked || book.revoked.contains(&(peer, key)), "R4: old id with new key, or the reverse");
         prop_assert!(book.keys.get(&peer).is_none_or(|k| *k == key), "H1: the key of an id changed");
         prop_assert!(!book.keys.iter().any(|(p, k)| *k == key && *p != peer), "H1: a key under a second id");
-        if !was_trusted {
+        // One that counts this agent already adds nobody (cluster.md §3).
+        if !was_trusted && !accepted.members.contains(&local.peer_id) {
             let union: BTreeSet<_> =
                 local.members.iter().chain(&accepted.members).chain([&peer, &local.peer_id]).collect();
             prop_assert!(union.len() <= local.max_nodes as usize, "H1: more nodes than the license allows");

@@ -132,6 +132,35 @@ fn flows_outlive_a_minute_without_a_path() {
 }
 
 #[test]
+fn a_path_that_becomes_longer_is_filled_again() {
+    let (mut world, handle) = World::connected(Link { rate_mbps: Some(50.0), ..Link::lossy(15, 0.005) }, 9);
+    world.open(handle, vec![], pattern(30_000_000, 1));
+    world.run_for(Duration::from_secs(1));
+    world.link.delay = Duration::from_millis(50);
+    let (start, left) = (world.now, 30_000_000 - world.work[0].values().map(|work| work.got.len()).sum::<usize>());
+    world.run_until(LIMIT, World::all_done_mut);
+    let mbps = left as f64 * 8.0 / 1e6 / (world.now - start).as_secs_f64();
+    eprintln!("longer: {mbps:.1} of 50 Mbit/s");
+    assert!(mbps > 20.0, "{mbps:.1} Mbit/s");
+}
+
+// From the start, and from some moment on.
+#[test]
+fn a_path_that_swallows_large_datagrams_carries_flows_too() {
+    let narrow = Link { mtu_bytes: 1280, ..Link::lossy(20, 0.01) };
+    carry(narrow.clone(), 8, &[(1_000_000, 1_000_000), (10, 10)]);
+    let (mut world, handle) = World::connected(Link { rate_mbps: Some(50.0), ..Link::lossy(20, 0.01) }, 8);
+    world.open(handle, pattern(4_000_000, 1), pattern(4_000_000, 2));
+    world.run_for(Duration::from_millis(400));
+    assert!(world.work[1].values().any(|work| work.got.len() > 100_000));
+    world.link = narrow;
+    world.run_until(Duration::from_secs(10), World::all_done_mut);
+    assert!(world.work[1].values().all(|work| work.got == pattern(4_000_000, 1)));
+    assert!(world.work[0].values().all(|work| work.got == pattern(4_000_000, 2)));
+    assert!(world.lost.iter().all(Vec::is_empty));
+}
+
+#[test]
 fn keys_are_renewed_under_running_flows() {
     let (mut world, handle) = World::connected(Link::lossy(20, 0.02), 6);
     for n in 0..40 {

@@ -1,6 +1,7 @@
 //! Two endpoints over a simulated link, in virtual time: `a` opens sessions, `b` is the exit.
 
 mod carrying;
+mod limited;
 mod security;
 
 use super::{
@@ -27,12 +28,22 @@ pub(super) struct Link {
     pub duplicates: f64,
     pub rate_mbps: Option<f64>,
     pub cut: bool,
+    /// Larger datagrams get lost, and nobody tells.
+    pub mtu_bytes: usize,
 }
 
 impl Link {
     pub fn new(delay_ms: u64) -> Self {
         let delay = Duration::from_millis(delay_ms);
-        Self { delay, jitter: Duration::ZERO, loss: 0.0, duplicates: 0.0, rate_mbps: None, cut: false }
+        Self {
+            delay,
+            jitter: Duration::ZERO,
+            loss: 0.0,
+            duplicates: 0.0,
+            rate_mbps: None,
+            cut: false,
+            mtu_bytes: usize::MAX,
+        }
     }
     pub fn lossy(delay_ms: u64, loss: f64) -> Self {
         Self { loss, ..Self::new(delay_ms) }
@@ -55,6 +66,8 @@ pub(super) struct Work {
     pub end: Option<Outcome>,
     /// Reads at most this much in all, until raised.
     pub read_max: usize,
+    /// More is still to come behind `send`.
+    pub open: bool,
 }
 
 impl Work {
@@ -246,7 +259,7 @@ impl World {
             at = free + Duration::from_secs_f64((bytes.len() + 28) as f64 * 8.0 / (rate * 1e6));
             self.free_at[side] = at;
         }
-        let lost = self.chance(self.link.loss) || self.link.cut;
+        let lost = self.chance(self.link.loss) || self.link.cut || bytes.len() + 48 > self.link.mtu_bytes;
         let forced = side == 0 && self.lose_next > 0;
         self.lose_next -= usize::from(forced);
         let copies = if lost || forced { 0 } else { 1 + usize::from(self.chance(self.link.duplicates)) };
@@ -286,7 +299,7 @@ impl World {
                     _ => break,
                 }
             }
-            if work.sent == work.send.len() && !work.ended {
+            if work.sent == work.send.len() && !work.ended && !work.open {
                 session.end(*flow, End::Finished);
                 work.ended = true;
             }
