@@ -21,8 +21,8 @@ const HEADER_BYTES: usize = 16;
 
 /// A whole ruleset goes into one datagram.
 const SEND_BUFFER_BYTES: libc::c_int = 64 << 20;
-/// Notifications of a large foreign commit fit.
-const RECEIVE_BUFFER_BYTES: libc::c_int = 8 << 20;
+/// Notifications of a large commit fit: one of 10,000 routes has some 60,000 of them.
+const RECEIVE_BUFFER_BYTES: libc::c_int = 64 << 20;
 /// The kernel splits dumps at 32 KiB.
 const DATAGRAM_BYTES: usize = 64 << 10;
 /// How often a dump that raced with a change is read again.

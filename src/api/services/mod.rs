@@ -8,7 +8,7 @@ use super::{
     admission::{Request, Wait},
     answer::{Answer, Outcome, clip, invalid, not_found},
     applied::{Left, settled},
-    forward, routes, transaction,
+    forward, transaction,
 };
 use crate::{
     membership,
@@ -18,8 +18,9 @@ use crate::{
 };
 use hyper::{Method, header::IF_MATCH};
 use names::{default_name, mint_id};
-use serde_json::{Value, json};
-use view::Surroundings;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use view::{Shown, Surroundings};
 use wish::{Patch, Wish, asked_anew};
 
 pub(super) async fn list(r: Request) -> Outcome {
@@ -36,16 +37,8 @@ pub(super) async fn list(r: Request) -> Outcome {
             && target.is_none_or(|p| p == s.body.target_peer_id)
             && interface.is_none_or(|i| i == s.body.requires_interface)
     };
-    let services: Vec<Value> = services
-        .iter()
-        .filter(wanted)
-        .map(|s| {
-            let mut shown = surroundings.show(s);
-            shown["route_count"] = json!(s.body.routes.len());
-            shown
-        })
-        .collect();
-    Answer::ok(&json!({ "services": services }))
+    let services: Vec<Shown<'_>> = services.iter().filter(wanted).map(|s| surroundings.show_in_list(s)).collect();
+    Answer::ok(&BTreeMap::from([("services", services)]))
 }
 
 pub(super) async fn get(r: Request) -> Outcome {
@@ -55,9 +48,8 @@ pub(super) async fn get(r: Request) -> Outcome {
 
 /// A service with its routes.
 fn whole(r: &Request, service: &Service) -> Result<Value, Refused> {
-    let mut shown = Surroundings::of(r, Some(service.id))?.show(service);
-    shown["routes"] = json!(routes::in_order(service));
-    Ok(shown)
+    let surroundings = Surroundings::of(r, Some(service.id))?;
+    serde_json::to_value(surroundings.show_whole(service)).map_err(Refused::internal)
 }
 
 pub(super) async fn create(r: Request) -> Outcome {

@@ -4,7 +4,7 @@ use crate::{
     model::{Code, PeerId, Refused, Rng, Service, ServiceId, UnixTime, interface_name, looks_like_id},
     store::{PeerRow, Tx},
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// Characters of each peer's name in a default service name.
 const LABEL_MAX_CHARS: usize = 24;
@@ -40,7 +40,8 @@ fn id_label(id: PeerId) -> String {
 
 /// A new id whose interface name no other service has.
 pub(super) fn mint_id(services: &[Service], now: UnixTime, rng: &mut Rng) -> Result<ServiceId, Refused> {
-    let taken = |id: &ServiceId| services.iter().any(|s| interface_name(s.id) == interface_name(*id));
+    let names: BTreeSet<String> = services.iter().map(|s| interface_name(s.id)).collect();
+    let taken = |id: &ServiceId| names.contains(&interface_name(*id));
     let mut tries = (0..ID_TRIES_MAX).map(|n| {
         let at = now.plus(Duration::from_millis(n / ID_TRIES_PER_MS));
         ServiceId::mint(at, rng)
