@@ -115,13 +115,14 @@ impl Index {
         }
         let before = shelf.insert(entry.clone());
         let owned = self.owners.entry(owner).or_default();
-        owned.put(&entry);
-        if entry.record.deleted {
-            self.tombstones.insert(tombstone(&entry));
-        }
+        // First: of one version there may be both, where an old copy of a database was used again.
         if let Some(before) = before {
             owned.take(&before);
             self.tombstones.remove(&tombstone(&before));
+        }
+        owned.put(&entry);
+        if entry.record.deleted {
+            self.tombstones.insert(tombstone(&entry));
         }
         self.digests = None;
         true

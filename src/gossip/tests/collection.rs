@@ -406,3 +406,17 @@ fn a_crash_before_the_reset_ended_continues_it() {
     network.assert_settles(Duration::from_secs(60));
     assert!(!network.lives(2, &service_key(0, "s")));
 }
+
+/// An owner on an old copy of its database gives versions again.
+#[test]
+fn a_tombstone_in_the_place_of_a_record_of_its_own_version_waits_for_its_floor() {
+    let [local, a] = [1, 2].map(Identity::numbered);
+    let tombstone = a.tombstone(kind::SERVICE, "s", 3);
+    let of_that_version = |n: u32| a.record(kind::SERVICE, "s", 3, json!({ "n": n }));
+    let live = (0..).map(of_that_version).find(|r| r.head().unwrap() < tombstone.head().unwrap()).unwrap();
+    let mut gossip = machine(&local, vec![], &[&a]);
+    for (record, waiting) in [(live, 0), (tombstone, 1), (a.service("s", 4), 0)] {
+        give(&mut gossip, &a, vec![record].into());
+        assert_eq!(gossip.index.tombstones(a.id).count(), waiting);
+    }
+}

@@ -97,7 +97,7 @@ fn no_recorded_datagram_is_taken_twice() {
         }
         world.run_until(Duration::from_secs(200), World::all_done_mut);
         world.work = Default::default();
-        world.run_for(Duration::from_secs(60));
+        world.run_for(Duration::from_secs(115));
         if round == 2 {
             world.restart_b();
             world.open(handle, vec![1], vec![]);
