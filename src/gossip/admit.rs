@@ -321,11 +321,12 @@ impl Gossip {
         let mut void = self.index.keys_of_owners(&revoked);
         void.retain(|key| !self.standing_of(key.owner).keeps(&key.kind));
         for peer in revoked {
-            let mut mine: Vec<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
+            let mut mine: BTreeSet<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
             mine.iter().for_each(|key| drop(self.index.remove(key)));
+            // Some of them were given again meanwhile.
             mine.extend(self.void_suspects(peer, self.standing_of(peer)));
             if self.unlink(peer) || !mine.is_empty() {
-                self.events.push_back(Event::Revoked { peer, void: mine });
+                self.events.push_back(Event::Revoked { peer, void: mine.into_iter().collect() });
             }
         }
         self.settle_local_standing(now);
