@@ -113,6 +113,8 @@ fn connect_stock(sites: &TwoSites) -> Result<[Process; 2]> {
 
 struct Stock {
     host: Host,
+    /// Its control socket has no namespace: each needs a name of its own.
+    device: String,
     process: Process,
     key: String,
 }
@@ -121,25 +123,27 @@ impl Stock {
     fn start(host: &Host, sites: &TwoSites, address: &str) -> Result<Stock> {
         let file = sites.lab.scratch().join(format!("{host}.key"));
         let key = host.sh(&format!("umask 077; wg genkey > {0}; wg pubkey < {0}", file.display()))?;
+        let device = format!("wg-{host}");
         let mut command = host.command("wireguard-go");
-        command.args(["-f", "wg0"]).env("LOG_LEVEL", "error");
+        command.args(["-f", &device]).env("LOG_LEVEL", "error");
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let process = host.spawn(command)?;
         let began = Instant::now();
-        while host.sh("wg show wg0").is_err() {
+        while host.sh(&format!("wg show {device}")).is_err() {
             ensure!(began.elapsed() < STARTED_WITHIN, "wireguard-go did not start");
             std::thread::sleep(POLL_INTERVAL);
         }
         host.sh(&format!(
-            "set -e; wg set wg0 private-key {} listen-port 51999
-             ip address add {address} dev wg0; ip link set wg0 up mtu 1420",
+            "set -e; wg set {device} private-key {} listen-port 51999
+             ip address add {address} dev {device}; ip link set {device} up mtu 1420",
             file.display()
         ))
         .context("setting wireguard-go up")?;
-        Ok(Stock { host: host.clone(), process, key: key.trim().to_owned() })
+        Ok(Stock { host: host.clone(), device, process, key: key.trim().to_owned() })
     }
 
     fn meet(&self, key: &str, at: IpAddr, allowed: &str) -> Result<()> {
-        self.host.sh(&format!("wg set wg0 peer {key} endpoint {at}:51999 allowed-ips {allowed}")).map(drop)
+        let Stock { host, device, .. } = self;
+        host.sh(&format!("wg set {device} peer {key} endpoint {at}:51999 allowed-ips {allowed}")).map(drop)
     }
 }
