@@ -202,14 +202,16 @@ impl World {
             nodes.iter().all(|n| n.gossip.revocations.standing(id, Some(&key)) == Standing::Clear)
         };
         let core: Vec<_> = nodes.iter().filter(is_core).collect();
-        // A peer that takes itself for removed shakes no hands: only those that never lost trust in it hold its records.
+        // A peer that alone takes itself for removed shakes no hands: only those that never lost trust in it hold its records.
         let is_hermit = |n: &&super::network::Node| {
-            n.gossip.revocations.standing(n.who.id, Some(&n.who.key.public())) != Standing::Clear
+            let (id, key) = (n.who.id, n.who.key.public());
+            let standing = |at: &super::network::Node| at.gossip.revocations.standing(id, Some(&key));
+            standing(n) != Standing::Clear && core.iter().all(|of| standing(of) == Standing::Clear)
         };
         let hermits: Vec<_> = nodes.iter().filter(is_hermit).map(|n| n.who.id).collect();
         let shared = |node: &super::network::Node| -> BTreeMap<_, _> {
             let of_others = node.store.values().filter(|r| !hermits.contains(&r.key.owner));
-            of_others.map(|r| (r.key.clone(), r.version)).collect()
+            of_others.map(|r| (r.key.clone(), r.head().unwrap())).collect()
         };
         for pair in core.windows(2) {
             let who = [pair[0].who.id, pair[1].who.id];
