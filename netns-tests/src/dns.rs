@@ -64,16 +64,16 @@ pub fn seen_from(host: &Host, server: SocketAddr, tcp: bool) -> Result<IpAddr> {
     bytes.context("an answer without an address")
 }
 
-/// The same as `dig` and `nslookup` see it, where they are installed; the address that each of them prints.
+/// The same as `dig` and `nslookup` see it; the address that each of them prints.
 pub fn seen_by_programs(host: &Host, server: IpAddr) -> Result<Vec<IpAddr>> {
     let kind = if server.is_ipv4() { "A" } else { "AAAA" };
     let lines = [
-        ("dig", format!("dig +short +tries=1 +time=5 -t {kind} {NAME} @{server}")),
-        ("nslookup", format!("nslookup -type={kind} {NAME} {server} | sed -n 's/^Address: *//p' | tail -n 1")),
+        format!("dig +short +tries=1 +time=5 -t {kind} {NAME} @{server}"),
+        format!("nslookup -type={kind} {NAME} {server} | sed -n 's/^Address: *//p' | tail -n 1"),
     ];
-    let installed = lines.iter().filter(|(program, _)| host.sh(&format!("command -v {program}")).is_ok());
-    installed
-        .map(|(_, line)| {
+    lines
+        .iter()
+        .map(|line| {
             let printed = host.sh(line)?;
             printed.trim().parse().with_context(|| format!("{line} printed {printed}"))
         })
