@@ -169,7 +169,7 @@ impl Gossip {
             return Err(refusal);
         }
         if owner == self.local.peer_id {
-            self.note_own_loss();
+            self.note_own_loss(&record.key);
             if record.version > self.own_version {
                 self.own_version = record.version;
                 self.events.push_back(Event::AdoptOwnVersion(record.version));

@@ -63,6 +63,16 @@ pub(super) struct Recovery {
     whole: u64,
     /// Peers that hold the very same records of it.
     vouched: BTreeSet<PeerId>,
+    /// What came back: an earlier database wrote it.
+    returned: BTreeSet<RecordKey>,
+    /// It began before this start, so more than that may have come back.
+    is_resumed: bool,
+}
+
+impl Recovery {
+    fn from(whole: u64) -> Self {
+        Self { whole, vouched: BTreeSet::new(), returned: BTreeSet::new(), is_resumed: false }
+    }
 }
 
 /// Of one own record.
@@ -142,7 +152,7 @@ impl Gossip {
         self.now = now;
         for (owner, complete) in catching_up {
             if *owner == self.local.peer_id {
-                self.collection.recovery = Some(Recovery { whole: *complete, vouched: BTreeSet::new() });
+                self.collection.recovery = Some(Recovery { is_resumed: true, ..Recovery::from(*complete) });
             } else {
                 self.index.set_complete(*owner, *complete);
             }
@@ -179,13 +189,13 @@ impl Gossip {
 
     /// An own record came back that is not held here. What was written since may have the versions of what was lost, so
     /// only what the own floor says is sure.
-    pub(super) fn note_own_loss(&mut self) {
+    pub(super) fn note_own_loss(&mut self, key: &RecordKey) {
+        let owner = self.local.peer_id;
+        let whole = self.ledger.floor(owner);
         if self.collection.recovery.is_none() {
-            let owner = self.local.peer_id;
-            let whole = self.ledger.floor(owner);
-            self.collection.recovery = Some(Recovery { whole, vouched: BTreeSet::new() });
             self.events.push_back(Event::CatchingUp { owner, complete: whole });
         }
+        self.collection.recovery.get_or_insert_with(|| Recovery::from(whole)).returned.insert(key.clone());
     }
 
     /// An own record was committed here. One whose version fell below a floor that only the others knew is written anew.
@@ -413,17 +423,18 @@ impl Gossip {
         if self.index.owned(local).sum != whole.sum || whole.through < self.ledger.floor(local) {
             return;
         }
+        let floor = self.record(&floor_key(local)).and_then(floor_of);
+        let is_other_database = floor.is_some_and(|floor| floor.lineage != self.facts.lineage);
         let Some(recovery) = self.collection.recovery.as_mut() else { return };
         recovery.vouched.insert(by);
         recovery.whole = recovery.whole.max(whole.through);
         let suspects = self.ledger.behind.remove(&local);
-        let floor = self.record(&floor_key(local)).and_then(floor_of);
-        let is_other_database = floor.is_some_and(|floor| floor.lineage != self.facts.lineage);
         let unconfirmed = suspects.into_iter().flatten().filter(|(key, _)| self.index.get(key).is_none());
-        // What an earlier state of this database wrote may have been deleted since. What was written after the loss
-        // cannot have been: only its version is too low.
+        // What an earlier database, or an earlier state of this one, wrote may have been deleted since. What was written
+        // after the loss cannot have been: only its version is too low.
         let is_new = |(key, entry): &(RecordKey, Entry)| {
-            self.collection.written.contains_key(key) || is_other_database && !entry.record.deleted
+            let is_of_this_database = is_other_database && !recovery.is_resumed && !recovery.returned.contains(key);
+            self.collection.written.contains_key(key) || is_of_this_database && !entry.record.deleted
         };
         let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(is_new);
         self.ledger.risen.insert(local);

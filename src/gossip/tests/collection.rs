@@ -234,6 +234,42 @@ fn an_owner_on_an_old_snapshot_brings_nothing_back() {
     }
 }
 
+/// Fault 23: only what the new database wrote is new; the rest may have been deleted since.
+#[test]
+fn what_a_late_peer_gives_back_to_an_owner_that_lost_its_database_stays_deleted() {
+    for is_restarted in [false, true] {
+        let mut network = settled(4, 13);
+        network.write(0, "deleted", false);
+        network.run_for(Duration::from_secs(10));
+        network.isolate(3, true);
+        network.write(0, "deleted", true);
+        network.run_for(Duration::from_secs(60));
+        network.sleep(LAGGARD_AFTER + DAY);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(0) + network.tombstones(1) + network.tombstones(2), 0);
+        network.isolate(0, true);
+        network.wipe(0);
+        network.write(0, "written-after-the-loss", false);
+        network.cut.retain(|pair| ![(0, 3), (3, 0)].contains(pair));
+        network.run_for(Duration::from_secs(30));
+        let gone = service_key(0, "deleted");
+        assert!(network.lives(0, &gone), "it came back");
+        if is_restarted {
+            network.restart(0);
+            network.write(0, "written-after-the-loss", false);
+        }
+        network.cut.clear();
+        let end = network.now + Duration::from_secs(120);
+        network.run_until(end, |n| {
+            assert!(!n.lives(1, &gone) && !n.lives(2, &gone));
+            false
+        });
+        network.assert_settles(Duration::from_secs(60));
+        assert!((0..4).all(|node| !network.lives(node, &gone)));
+        assert!((0..4).all(|node| network.lives(node, &service_key(0, "written-after-the-loss"))));
+    }
+}
+
 /// What is written on an old snapshot takes versions that were given before.
 #[test]
 fn records_whose_versions_fell_below_a_floor_are_written_anew() {
