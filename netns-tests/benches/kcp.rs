@@ -36,7 +36,11 @@ fn main() -> Result<()> {
 
 fn measure(profile: Profile) -> Result<()> {
     let mut world = World::new("kcp-speed", profile);
-    let ways = if profile.rate_mbps.is_none() { &[("tcp", SERVER), ("kcp", SERVER_DIRECT)][..] } else { &[("kcp", SERVER_DIRECT)] };
+    let ways = if profile.rate_mbps.is_none() {
+        &[("tcp", SERVER), ("kcp", SERVER_DIRECT)][..]
+    } else {
+        &[("kcp", SERVER_DIRECT)]
+    };
     for &(transport, address) in ways {
         let server = at(address, BULK_PORT);
         for way in ["down", "up"] {
