@@ -79,14 +79,15 @@ struct Counted {
 fn count(world: &World, way: &str) -> Result<Counted> {
     let sites = &world.sites;
     let bytes = sites.profile.rate_mbps.map_or(COUNTED_BYTES, |rate| rate * 125_000 * COUNTED.as_secs());
-    let (sender, device) = if way == "down" { (&sites.tokyo, "to-london") } else { (&sites.london, "to-tokyo") };
-    let (start, before) = (Instant::now(), sent_bytes(sender, device)?);
+    let (sender, peer) = if way == "down" { (&sites.tokyo, &sites.london) } else { (&sites.london, &sites.tokyo) };
+    let device = format!("{}-{peer}", if sites.wan.is_some() { "wan" } else { "to" });
+    let (start, before) = (Instant::now(), sent_bytes(sender, &device)?);
     let server = at(SERVER_DIRECT, BULK_PORT);
     match way {
         "down" => bulk::fetch_exactly(&sites.client, server, 1, bytes)?,
         _ => bulk::push_exactly(&sites.client, server, 1, bytes)?,
     }
-    let wire = (sent_bytes(sender, device)? - before) as f64 / bytes as f64;
+    let wire = (sent_bytes(sender, &device)? - before) as f64 / bytes as f64;
     Ok(Counted { mbps: bytes as f64 * 8e-6 / start.elapsed().as_secs_f64(), wire })
 }
 
