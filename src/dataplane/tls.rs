@@ -75,7 +75,8 @@ impl Identity {
     }
 }
 
-fn has_aes() -> bool {
+/// Whether the processor has instructions for AES.
+pub(super) fn has_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes");
     #[cfg(target_arch = "aarch64")]

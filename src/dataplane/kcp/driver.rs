@@ -10,7 +10,7 @@ use super::{
     stream::{KcpStream, Wakers},
 };
 use crate::{
-    dataplane::{Core, Refusal, exit, pool},
+    dataplane::{Core, Refusal, exit, pool, tls},
     model::{Mono, PeerId, Rng, SigningKey, Transport},
     os::sockets,
     routing::{Forwarding, PeerPath},
@@ -120,7 +120,7 @@ impl State {
 impl Kcp {
     /// `seed` has to be from a good source: keys come of it.
     pub fn new(key: &SigningKey, seed: [u8; 32]) -> Self {
-        let endpoint = Endpoint::new(key.x25519_secret(), Rng::from_seed(seed));
+        let endpoint = Endpoint::new(key.x25519_secret(), tls::has_aes(), Rng::from_seed(seed));
         let state = State { endpoint, wakers: BTreeMap::new(), opened: vec![] };
         let shared =
             Shared { state: Mutex::new(state), wake: Notify::new(), changed: Notify::new(), start: Instant::now() };

@@ -84,9 +84,10 @@ fn is_source(role: Role) -> bool {
 }
 
 impl Endpoint {
-    pub fn new(secret: StaticSecret, rng: Rng) -> Self {
+    /// `aes`: whether the processor has instructions for it.
+    pub fn new(secret: StaticSecret, aes: bool, rng: Rng) -> Self {
         Self {
-            identity: Identity::new(secret),
+            identity: Identity::new(secret, aes),
             rng,
             trusted: BTreeMap::new(),
             sessions: BTreeMap::new(),

@@ -15,6 +15,8 @@ const LOSS_KNOWN_AFTER: u64 = 256;
 const LOSS_WINDOW: u64 = 128;
 /// Below this loss packets go without parity.
 const CLEAN: f64 = 0.0005;
+/// Where a group loses no more packets than this on average, a single shard rebuilds them all but once in a hundred groups.
+const MADE_UP_BY_ONE: f64 = 0.15;
 /// Packets behind the newest that may still be rebuilt, and groups that wait for packets.
 const KEPT_PACKETS: u64 = 512;
 const KEPT_GROUPS: usize = 64;
@@ -65,7 +67,8 @@ impl Loss {
         if self.part < CLEAN {
             return 0;
         }
-        (1 + (packets as f64 * self.part).ceil() as usize).min(packets).min(PARITY_MAX)
+        let lost = packets as f64 * self.part;
+        (1 + (lost - MADE_UP_BY_ONE).ceil().max(0.0) as usize).min(packets).min(PARITY_MAX)
     }
 }
 

@@ -1,17 +1,18 @@
 //! Noise IK (revision 34) over X25519, ChaCha20-Poly1305 and SHA-256: handshakes and the keys they give.
 //!
-//! `initiation: kind:4 sender:u32 noise:128 mac:16`, `response: kind:4 sender:u32 receiver:u32 noise:49 mac:16`; the mac
-//! is keyed with the receiver's static key, so that who does not know it costs no Diffie-Hellman.
+//! `initiation: kind:4 sender:u32 noise:113 mac:16`, `response: kind:4 sender:u32 receiver:u32 noise:49 mac:16`; the mac
+//! is keyed with the receiver's static key, so that who does not know it costs no Diffie-Hellman. The sealed parts say
+//! whether a processor has AES instructions: where both have, packets are under AES-256-GCM with the same keys.
 
 use super::TAG_BYTES;
 use crate::model::Rng;
 use aws_lc_rs::{
-    aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
+    aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
     hmac,
 };
 use sha2::{Digest, Sha256};
 use snow::{
-    Builder, Error, HandshakeState, StatelessTransportState,
+    Builder, Error, HandshakeState,
     params::{CipherChoice, DHChoice, HashChoice},
     resolvers::CryptoResolver,
     types::{Cipher, Dh, Hash, Random},
@@ -28,7 +29,9 @@ const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_SHA256";
 const PROLOGUE: &[u8] = b"arctic/kcp/v1";
 const MAC_LABEL: &[u8] = b"arctic/kcp/mac/v1";
 const MAC_BYTES: usize = 16;
-const NOISE_INITIATION_BYTES: usize = KEY_BYTES + (KEY_BYTES + TAG_BYTES) + (size_of::<SessionId>() + TAG_BYTES);
+/// Sealed in an initiation: the session's name, and flags.
+const SAID_BYTES: usize = size_of::<SessionId>() + 1;
+const NOISE_INITIATION_BYTES: usize = KEY_BYTES + (KEY_BYTES + TAG_BYTES) + (SAID_BYTES + TAG_BYTES);
 const NOISE_RESPONSE_BYTES: usize = KEY_BYTES + 1 + TAG_BYTES;
 pub(super) const INITIATION_BYTES: usize = 8 + NOISE_INITIATION_BYTES + MAC_BYTES;
 pub(super) const RESPONSE_BYTES: usize = 12 + NOISE_RESPONSE_BYTES + MAC_BYTES;
@@ -36,33 +39,61 @@ pub(super) const INITIATION: u8 = 1;
 pub(super) const RESPONSE: u8 = 2;
 pub(super) const DATA: u8 = 4;
 
-/// Keys of one handshake, both directions.
-pub(super) struct Keys(StatelessTransportState);
+/// Flags of a response; the second one alone is that of an initiation.
+const KNOWN: u8 = 1;
+const AES: u8 = 2;
+
+/// Keys of one handshake.
+pub(super) struct Keys {
+    sealing: LessSafeKey,
+    opening: LessSafeKey,
+    nonce: fn(u64) -> Nonce,
+}
 
 impl Keys {
+    fn new(mut finished: HandshakeState, aes: bool) -> Option<Self> {
+        if !finished.is_handshake_finished() {
+            return None;
+        }
+        let is_initiator = finished.is_initiator();
+        let (first, second) = finished.dangerously_get_raw_split();
+        let (sealing, opening) = if is_initiator { (first, second) } else { (second, first) };
+        let (algorithm, nonce): (_, fn(u64) -> Nonce) =
+            if aes { (&AES_256_GCM, nonce_of_aes) } else { (&CHACHA20_POLY1305, nonce) };
+        let key = |bytes: [u8; KEY_BYTES]| UnboundKey::new(algorithm, &bytes).ok().map(LessSafeKey::new);
+        Some(Self { sealing: key(sealing)?, opening: key(opening)?, nonce })
+    }
+
     /// Appends the sealed payload.
     pub fn seal(&self, number: u64, payload: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
-        out.resize(start + payload.len() + TAG_BYTES, 0);
-        let sealed = self.0.write_message(number, payload, &mut out[start..]);
-        debug_assert_eq!(sealed, Ok(payload.len() + TAG_BYTES));
+        out.extend_from_slice(payload);
+        let nonce = (self.nonce)(number);
+        let tag = self.sealing.seal_in_place_separate_tag(nonce, Aad::empty(), &mut out[start..]);
+        out.extend_from_slice(tag.expect("a packet is far below the cipher's limit").as_ref());
     }
 
     /// The payload in `out`; `None` if it was not sealed with these keys and this number.
     pub fn open(&self, number: u64, sealed: &[u8], out: &mut Vec<u8>) -> Option<()> {
-        out.clear();
-        out.resize(sealed.len().checked_sub(TAG_BYTES)?, 0);
-        self.0.read_message(number, sealed, out).ok().map(drop)
+        let (text, tag) = sealed.split_last_chunk::<TAG_BYTES>()?;
+        out.resize(text.len(), 0);
+        self.opening.open_separate_gather((self.nonce)(number), Aad::empty(), text, tag, out).ok()
     }
 }
 
 /// A handshake that waits for its response.
-pub(super) struct Initiated(HandshakeState);
+pub(super) struct Initiated {
+    state: HandshakeState,
+    offers_aes: bool,
+    aes: bool,
+}
 
 /// This peer's static key.
 pub(super) struct Identity {
     secret: StaticSecret,
     pub public: StaticKey,
+    /// Whether the processor is quick at AES.
+    aes: bool,
 }
 
 /// What an initiation said, and the response to it.
@@ -73,9 +104,9 @@ pub(super) struct Answered {
 }
 
 impl Identity {
-    pub fn new(secret: StaticSecret) -> Self {
+    pub fn new(secret: StaticSecret, aes: bool) -> Self {
         let public = PublicKey::from(&secret).to_bytes();
-        Self { secret, public }
+        Self { secret, public, aes }
     }
 
     fn builder(&self, rng: &mut Rng) -> Builder<'_> {
@@ -97,9 +128,12 @@ impl Identity {
         let mut state = self.builder(rng).remote_public_key(peer).ok()?.build_initiator().ok()?;
         let mut out = vec![INITIATION, 0, 0, 0];
         out.extend(index.to_be_bytes());
-        append(&mut out, NOISE_INITIATION_BYTES, |noise| state.write_message(session, noise))?;
+        let mut said = [0; SAID_BYTES];
+        said[..session.len()].copy_from_slice(session);
+        said[session.len()] = if self.aes { AES } else { 0 };
+        append(&mut out, NOISE_INITIATION_BYTES, |noise| state.write_message(&said, noise))?;
         seal_mac(peer, &mut out);
-        Some((Initiated(state), out))
+        Some((Initiated { state, offers_aes: self.aes, aes: false }, out))
     }
 
     /// Whether the mac is for us: checked before any Diffie-Hellman.
@@ -116,19 +150,22 @@ impl Identity {
         answer: impl FnOnce(&StaticKey, &SessionId) -> Option<(u32, bool)>,
     ) -> Option<(Answered, Vec<u8>)> {
         let mut state = self.builder(rng).build_responder().ok()?;
-        let mut session = SessionId::default();
+        let mut said = [0; SAID_BYTES];
         let noise = initiation.get(8..8 + NOISE_INITIATION_BYTES)?;
-        if state.read_message(noise, &mut session).ok()? != session.len() {
+        if state.read_message(noise, &mut said).ok()? != said.len() {
             return None;
         }
+        let (session, flags) = (*said.first_chunk()?, said[SAID_BYTES - 1]);
+        let aes = self.aes && flags & AES != 0;
         let peer = StaticKey::try_from(state.get_remote_static()?).ok()?;
         let (index, known) = answer(&peer, &session)?;
         let mut out = vec![RESPONSE, 0, 0, 0];
         out.extend(index.to_be_bytes());
         out.extend_from_slice(&initiation[4..8]);
-        append(&mut out, NOISE_RESPONSE_BYTES, |noise| state.write_message(&[u8::from(known)], noise))?;
+        let flags = (if known { KNOWN } else { 0 }) | (if aes { AES } else { 0 });
+        append(&mut out, NOISE_RESPONSE_BYTES, |noise| state.write_message(&[flags], noise))?;
         seal_mac(&peer, &mut out);
-        let keys = Keys(state.into_stateless_transport_mode().ok()?);
+        let keys = Keys::new(state, aes)?;
         Some((Answered { peer, session, keys }, out))
     }
 }
@@ -136,14 +173,16 @@ impl Identity {
 impl Initiated {
     /// Reads a response: the keys, and whether the peer knows the session. A wrong one changes nothing.
     pub fn finish(&mut self, response: &[u8]) -> Option<bool> {
-        let mut known = [0];
-        let read = self.0.read_message(response.get(12..12 + NOISE_RESPONSE_BYTES)?, &mut known).ok()?;
-        (read == 1).then_some(known[0] == 1)
+        let mut flags = [0];
+        let read = self.state.read_message(response.get(12..12 + NOISE_RESPONSE_BYTES)?, &mut flags).ok()?;
+        let [flags] = flags;
+        self.aes = flags & AES != 0;
+        (read == 1 && (self.offers_aes || !self.aes)).then_some(flags & KNOWN != 0)
     }
 
     /// After [`Initiated::finish`].
     pub fn into_keys(self) -> Option<Keys> {
-        self.0.into_stateless_transport_mode().ok().map(Keys)
+        Keys::new(self.state, self.aes)
     }
 }
 
@@ -278,6 +317,13 @@ fn nonce(number: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
+/// Noise revision 34 §12.4: the same, big-endian.
+fn nonce_of_aes(number: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&number.to_be_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
 impl Cipher for ChaCha {
     fn name(&self) -> &'static str {
         "ChaChaPoly"
@@ -306,13 +352,22 @@ mod tests {
     use super::*;
 
     fn pair() -> (Identity, Identity, Rng) {
-        let of = |seed| Identity::new(StaticSecret::from([seed; 32]));
-        (of(1), of(2), Rng::from_seed([3; 32]))
+        pair_with(true, true)
+    }
+
+    fn pair_with(a: bool, b: bool) -> (Identity, Identity, Rng) {
+        let of = |seed, aes| Identity::new(StaticSecret::from([seed; 32]), aes);
+        (of(1, a), of(2, b), Rng::from_seed([3; 32]))
     }
 
     #[test]
     fn a_handshake_gives_both_ends_the_same_keys() {
-        let (a, b, mut rng) = pair();
+        for (a, b) in [(true, true), (true, false), (false, true), (false, false)] {
+            gives_both_ends_the_same_keys(pair_with(a, b), a && b);
+        }
+    }
+
+    fn gives_both_ends_the_same_keys((a, b, mut rng): (Identity, Identity, Rng), aes: bool) {
         let (mut initiated, first) = a.initiate(&b.public, 7, &[9; 16], &mut rng).unwrap();
         assert_eq!(first.len(), INITIATION_BYTES);
         assert!(b.is_for_us(&first) && !a.is_for_us(&first));
@@ -324,6 +379,8 @@ mod tests {
         assert_eq!(initiated.finish(&forged), None, "a forged response changes nothing");
         assert_eq!(initiated.finish(&second), Some(true));
         let keys = initiated.into_keys().unwrap();
+        let algorithm = if aes { &AES_256_GCM } else { &CHACHA20_POLY1305 };
+        assert_eq!([&keys.sealing, &keys.opening].map(LessSafeKey::algorithm), [algorithm; 2]);
         let (mut sealed, mut opened) = (vec![], vec![]);
         keys.seal(5, b"hello", &mut sealed);
         assert_eq!(answered.keys.open(6, &sealed, &mut opened), None);

@@ -11,7 +11,10 @@ use std::{collections::VecDeque, time::Duration};
 const WINDOW_MIN_BYTES: u64 = 16 * MTU_BYTES as u64;
 const WINDOW_INITIAL_BYTES: u64 = 32 * MTU_BYTES as u64;
 const WINDOW_MAX_BYTES: u64 = 64 << 20;
+/// A rate is forgotten after so many rounds, and not before this: where a round trip takes no time, one slow moment of a
+/// busy host would fill all of them.
 const RATE_ROUNDS: u64 = 10;
+const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// The shortest round trip is forgotten after this and so many round trips, three cycles in which the queue was drained:
 /// on a path that has become longer, the window would be too small for the rate, and the rate shrink with it.
 const RTT_WINDOW: Duration = Duration::from_secs(3);
@@ -27,6 +30,11 @@ const QUEUE_PART: f64 = 1.2;
 const QUEUE_SAMPLES: u32 = 8;
 /// Lost packets are made up for by half, lest probing does not outweigh them; by all, a full queue would stay full.
 const LOSS_MADE_UP: f64 = 0.5;
+/// Both hosts look at their sockets when they have the time: what leaves and arrives meanwhile has room beyond the path.
+const TURN: Duration = Duration::from_millis(4);
+/// Once window or pace are used up, what leaves next waits for as much more, so that it leaves together.
+const TRAIN: Duration = Duration::from_micros(500);
+const TRAIN_MAX_BYTES: u64 = 44 * MTU_BYTES as u64;
 /// Packets a round trip that leave however slow the path seems.
 const PACE_MIN_PACKETS: f64 = 4.0;
 /// What may leave at once after a wait; timers are no finer than a millisecond.
@@ -51,6 +59,12 @@ pub(super) struct Departure {
     starved: bool,
 }
 
+struct Sample {
+    round: u64,
+    at: Mono,
+    rate: f64,
+}
+
 pub(super) struct Path {
     srtt: Option<Duration>,
     rttvar: Duration,
@@ -65,7 +79,7 @@ pub(super) struct Path {
     round: u64,
     round_ends: u64,
     /// The largest rates of the last rounds, bytes a second, falling.
-    rates: VecDeque<(u64, f64)>,
+    rates: VecDeque<Sample>,
     phase: Phase,
     full_rate: f64,
     full_rounds: u32,
@@ -74,6 +88,10 @@ pub(super) struct Path {
     cycle: usize,
     cycle_since: Mono,
     next_send: Mono,
+    /// The pace was used up: not before.
+    resumes: Mono,
+    /// The window was used up, and there is no room yet for a train.
+    full: bool,
     /// The part of packets that the path loses.
     pub loss: f64,
 }
@@ -101,6 +119,8 @@ impl Path {
             cycle: 2,
             cycle_since: now,
             next_send: now,
+            resumes: now,
+            full: false,
             loss: 0.0,
         };
         if let Some(rtt) = handshake_rtt {
@@ -142,7 +162,7 @@ impl Path {
     }
 
     fn rate(&self) -> Option<f64> {
-        self.rates.front().map(|(_, rate)| *rate)
+        self.rates.front().map(|sample| sample.rate)
     }
 
     fn base_rtt(&self) -> Duration {
@@ -153,12 +173,19 @@ impl Path {
         self.rate().map(|rate| (rate * self.base_rtt().as_secs_f64() * gain) as u64)
     }
 
+    /// Bytes that the path carries in a time.
+    fn within(&self, time: Duration) -> u64 {
+        (self.rate().unwrap_or(0.0) * time.as_secs_f64()) as u64
+    }
+
     pub fn window(&self) -> u64 {
         let gain = if self.phase == Phase::Startup { STARTUP_GAIN } else { WINDOW_GAIN };
         match self.product(gain) {
             None => WINDOW_INITIAL_BYTES,
             // Acknowledgements come in lumps: room for two of them.
-            Some(product) => (product + 2 * BURST_MIN_BYTES).clamp(self.window_min(), WINDOW_MAX_BYTES),
+            Some(product) => {
+                (product + self.within(TURN) + 2 * BURST_MIN_BYTES).clamp(self.window_min(), WINDOW_MAX_BYTES)
+            }
         }
     }
 
@@ -180,15 +207,24 @@ impl Path {
 
     /// When the next packet may leave.
     pub fn next_send(&self) -> Mono {
-        self.next_send
+        self.next_send.max(self.resumes)
     }
 
     pub fn may_send(&self, now: Mono) -> bool {
-        self.next_send <= now && self.inflight + MTU_BYTES as u64 <= self.window()
+        self.next_send() <= now && self.has_room()
     }
 
     pub fn has_room(&self) -> bool {
-        self.inflight + MTU_BYTES as u64 <= self.window()
+        !self.full && self.room() >= MTU_BYTES as u64
+    }
+
+    fn room(&self) -> u64 {
+        self.window().saturating_sub(self.inflight)
+    }
+
+    /// What should leave together.
+    fn train(&self) -> u64 {
+        self.within(TRAIN).min(self.window() / 4).clamp(MTU_BYTES as u64, TRAIN_MAX_BYTES)
     }
 
     pub fn on_sent(&mut self, now: Mono, bytes: u64) -> Departure {
@@ -200,6 +236,10 @@ impl Path {
         let credit = BURST.max(Duration::from_secs_f64(BURST_MIN_BYTES as f64 / pace).min(BURST * 5));
         let earliest = Mono::from_duration(now.since_start().saturating_sub(credit));
         self.next_send = self.next_send.max(earliest) + Duration::from_secs_f64(bytes as f64 / pace);
+        if self.next_send > now && pace * TRAIN.as_secs_f64() >= (2 * MTU_BYTES) as f64 {
+            self.resumes = self.next_send + TRAIN;
+        }
+        self.full |= self.room() < MTU_BYTES as u64;
         Departure {
             at: now,
             bytes,
@@ -213,18 +253,23 @@ impl Path {
 
     /// Nothing is left to be sent although more might be.
     pub fn on_starved(&mut self) {
-        if self.has_room() {
+        if self.room() >= MTU_BYTES as u64 {
             self.starved_until = (self.delivered + self.inflight).max(1);
         }
     }
 
     pub fn on_lost(&mut self, bytes: u64) {
+        self.leaves(bytes);
+    }
+
+    fn leaves(&mut self, bytes: u64) {
         self.inflight = self.inflight.saturating_sub(bytes);
+        self.full &= self.room() < self.train();
     }
 
     /// Packets were acknowledged together; `newest` is the one that left last.
     pub fn on_acked(&mut self, now: Mono, bytes: u64, newest: &Departure) {
-        self.inflight = self.inflight.saturating_sub(bytes);
+        self.leaves(bytes);
         self.delivered += bytes;
         self.delivered_at = now;
         self.first_sent = newest.at;
@@ -237,7 +282,7 @@ impl Path {
         if took >= self.base_rtt() && !took.is_zero() {
             let rate = (self.delivered - newest.delivered) as f64 / took.as_secs_f64();
             if !newest.starved || self.rate().is_none_or(|known| rate >= known) {
-                self.sample(rate);
+                self.sample(now, rate);
             }
         }
         if round_over && !newest.starved {
@@ -250,12 +295,13 @@ impl Path {
         self.turn(now);
     }
 
-    fn sample(&mut self, rate: f64) {
-        while self.rates.back().is_some_and(|(_, other)| *other <= rate) {
+    fn sample(&mut self, now: Mono, rate: f64) {
+        while self.rates.back().is_some_and(|other| other.rate <= rate) {
             self.rates.pop_back();
         }
-        self.rates.push_back((self.round, rate));
-        while self.rates.len() > 1 && self.rates[0].0 + RATE_ROUNDS < self.round {
+        self.rates.push_back(Sample { round: self.round, at: now, rate });
+        let is_old = |sample: &Sample| sample.round + RATE_ROUNDS < self.round && now - sample.at > RATE_WINDOW;
+        while self.rates.len() > 1 && is_old(&self.rates[0]) {
             self.rates.pop_front();
         }
     }

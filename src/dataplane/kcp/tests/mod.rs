@@ -118,7 +118,7 @@ impl World {
         let secrets = [1u8, 2].map(|n| StaticSecret::from([n; 32]));
         let keys = [0, 1].map(|i| x25519_dalek::PublicKey::from(&secrets[i]).to_bytes());
         let peers = [1, 2].map(|n| PeerId::mint(UnixTime::from_ms(n), &mut rng));
-        let ends = secrets.map(|secret| Endpoint::new(secret, rng.fork()));
+        let ends = secrets.map(|secret| Endpoint::new(secret, seed.is_multiple_of(2), rng.fork()));
         let mut world = Self {
             now: Mono::from_ms(1000),
             ends,
@@ -160,7 +160,7 @@ impl World {
     /// Begins a process of `b` anew: it knows nothing.
     pub fn restart_b(&mut self) {
         let rng = self.rng.fork();
-        self.ends[1] = Endpoint::new(StaticSecret::from([2; 32]), rng);
+        self.ends[1] = Endpoint::new(StaticSecret::from([2; 32]), true, rng);
         self.ends[1].trust([(self.keys[0], self.peers[0])].into());
         self.work[1].clear();
         self.established[1].clear();

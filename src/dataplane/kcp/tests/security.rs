@@ -31,7 +31,7 @@ fn strangers_get_no_answer() {
     assert!(transmits(&mut world, 1).is_empty(), "silence");
 
     let unknown = StaticSecret::from([9; 32]);
-    let mut stranger = Endpoint::new(unknown, Rng::from_seed([5; 32]));
+    let mut stranger = Endpoint::new(unknown, true, Rng::from_seed([5; 32]));
     stranger.trust([(world.keys[1], world.peers[1])].into());
     stranger.connect(now, world.keys[1], &[address(1)]).unwrap();
     let mut hello = vec![];
