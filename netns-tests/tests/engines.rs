@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 
 use arctic::dataplane::Refusal;
+use arctic::env::{RunningEngines, TunnelState};
 use netns_tests::bulk;
 use netns_tests::plane::{echo_through, plane};
 use netns_tests::probe::{Feature, require};
@@ -19,6 +20,8 @@ fn captured_flows_of_both_families_and_of_the_source_itself_reach_the_server() {
     }
     let plane = plane("engines", Profile::CLEAN);
     let sites = &plane.sites;
+    let tunnel = plane.london.engine().tunnel().borrow().clone();
+    assert!(matches!(tunnel, TunnelState::Ready { .. }), "started with its tunnel, but {tunnel:?}");
     let v6 = topology::SERVER_V6;
     let (echo, echo6) = (at(SERVER, 7), at(v6, 7));
     let _services = [TcpService::echo(&sites.server, echo).unwrap(), TcpService::echo(&sites.server, echo6).unwrap()];
