@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -249,6 +249,20 @@ fn an_apply_that_was_killed_or_interrupted_at_any_step_is_completed_by_the_next(
         }
     }
     assert!(left_locked > 1, "{left_locked} runs that were killed held the lock");
+
+    // One that was killed between its question for the lock and the answer.
+    let identity: Value = trio.operator.json(&["cluster", "identity"]).unwrap();
+    let home = &trio.operator.environment()[0].1;
+    let note = home.join(".local/state/arctic").join(format!("lock-{}", identity["cluster_id"].as_str().unwrap()));
+    let (file, _) = files.next().unwrap();
+    let purpose = format!("compose apply {}", Path::new(file).file_name().unwrap().display());
+    let wish = serde_json::json!({ "purpose": purpose }).to_string();
+    trio.operator.ok(&["api", "POST", "/v1/cluster/lock", "--data", &wish]).unwrap();
+    let refused = trio.run(&["apply", file, "--prune", "--yes"]);
+    assert!(refused.exit == 1 && refused.stderr.contains("code: CLUSTER_LOCKED"), "{refused:?}");
+    fs::write(&note, format!("asked for: {purpose}")).unwrap();
+    trio.apply(file);
+    trio.is_done(file);
 }
 
 #[test]

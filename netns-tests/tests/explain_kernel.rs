@@ -83,7 +83,7 @@ fn explain_says_of_each_flow_what_the_kernel_does_with_it() {
         return;
     }
     let of_client: Vec<IpAddr> = CLIENTS[..3].iter().map(|address| address.parse().unwrap()).collect();
-    let Watched { mut api, tokyo, cluster: _cluster, sites } = Watched::new("explain", &of_client).unwrap();
+    let Watched { sites, cluster: _cluster, mut api, tokyo } = Watched::new("explain", &of_client).unwrap();
     let mut rng = Rng::from_seed([7; 32]);
     let mut kinds = BTreeMap::<String, u32>::new();
     for set in 0..RULE_SETS {

@@ -75,7 +75,7 @@ fn of_thousands_of_routes_the_kernel_takes_the_one_that_explain_names() {
         return;
     }
     let of_client = CLIENTS[..3].iter().copied().map(IpAddr::V4).collect::<Vec<_>>();
-    let Watched { mut api, tokyo, cluster: _cluster, sites } = Watched::new("many", &of_client).unwrap();
+    let Watched { sites, cluster: _cluster, mut api, tokyo } = Watched::new("many", &of_client).unwrap();
     let mut rng = Rng::from_seed([9; 32]);
     for n in 1..=SERVICES {
         let made = api.json("POST", "/v1/services", &json!({"target_peer_id": tokyo})).unwrap();
