@@ -129,7 +129,12 @@ fn maps_show_cidrs_literally_and_comments_with_the_route() {
                 let shown =
                     both.zip(full).map(|(net, full)| if full { net.addr().to_string() } else { net.to_string() });
                 let nets: Vec<String> = shown.collect();
-                let element = format!("{} comment \"{capture}\"", nets.join(" . "));
+                let element = match (capture.source, capture.dest) {
+                    (Some(net), None) | (None, Some(net)) => {
+                        format!("{} comment \"{net} {capture}\"", net.network())
+                    }
+                    _ => format!("{} comment \"{capture}\"", nets.join(" . ")),
+                };
                 let is_rule = list.lines().any(|line| {
                     line.contains(&format!("comment \"{capture}\"")) && nets.iter().all(|net| line.contains(net))
                 });
@@ -178,6 +183,12 @@ fn ten_thousand_routes_load_in_one_transaction() {
         }
         let owned = kernel.read_owned().await.expect("own state can be read");
         assert_eq!(owned.tables, Some(kernel.fingerprint(&ruleset)));
-        assert_eq!(sh("nft list map inet arctic intercept_dest4_24 | grep -o comment | wc -l").trim(), "10000");
+        assert_eq!(
+            sh(r"nft list map inet arctic intercept_dest4_24 | grep -oE '[0-9.]+/24 [^ ]+' | wc -l").trim(),
+            "10000"
+        );
+        sh("nft add element inet arctic intercept_dest4_24 '{ * : drop }'");
+        let owned = kernel.read_owned().await.expect("own state can be read");
+        assert_ne!(owned.tables, Some(kernel.fingerprint(&ruleset)), "an element that catches all is seen");
     });
 }

@@ -174,6 +174,9 @@ impl Gossip {
                 self.own_version = record.version;
                 self.events.push_back(Event::AdoptOwnVersion(record.version));
             }
+            if record.deleted_by().is_none() && self.outbid(record) {
+                return Ok(false);
+            }
         } else {
             if held.is_none() && !self.has_room_for(owner, entry.wire_bytes) {
                 self.walks.decline(&record.key, entry.head);

@@ -29,6 +29,9 @@ pub const LAGGARD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Between two floors of one owner.
 pub const FLOOR_INTERVAL: Duration = Duration::from_secs(60);
 const LINEAGE_MAX_BYTES: usize = 64;
+/// How often one own record is written anew above what comes back of its past: two copies of an identity would outbid
+/// each other for ever.
+const OUTBIDS_MAX: u8 = 8;
 
 /// What was held below a floor and is not confirmed yet. It stays in the store until then.
 type Suspects = BTreeMap<RecordKey, Entry>;
@@ -62,14 +65,21 @@ pub(super) struct Recovery {
     vouched: BTreeSet<PeerId>,
 }
 
+/// Of one own record.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outbids {
+    times: u8,
+    last_version: u64,
+}
+
 /// The state of collection that is not about single owners.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Collection {
     recovery: Option<Recovery>,
     /// Up to where peers hold all own records, as they say; kept while there are tombstones to collect.
     acknowledged: BTreeMap<PeerId, u64>,
-    /// Own records written in this process.
-    written: BTreeSet<RecordKey>,
+    /// Own records written in this process, and which versions of them were outbid.
+    written: BTreeMap<RecordKey, Outbids>,
     floor_due: Mono,
     /// Vouched peers without a handshake yet, and since when they are known.
     strangers: BTreeMap<PeerId, Mono>,
@@ -180,12 +190,32 @@ impl Gossip {
 
     /// An own record was committed here. One whose version fell below a floor that only the others knew is written anew.
     pub(super) fn note_written(&mut self, record: &Record) {
-        if record.key.owner == self.local.peer_id && is_collectable(&record.key.kind) {
-            self.collection.written.insert(record.key.clone());
-            if record.version <= self.ledger.floor(record.key.owner) {
-                self.events.push_back(Event::Republish(vec![record.clone()]));
-            }
+        let owner = record.key.owner;
+        if owner != self.local.peer_id || !is_collectable(&record.key.kind) {
+            return;
         }
+        self.collection.written.entry(record.key.clone()).or_default();
+        if record.version <= self.ledger.floor(owner) {
+            self.events.push_back(Event::Republish(vec![record.clone()]));
+        } else if let Some(suspects) = self.ledger.behind.get_mut(&owner) {
+            suspects.remove(&record.key);
+        }
+    }
+
+    /// An own record came back from before a loss, of which this process wrote a later state though under a version not
+    /// above: that is written anew, and what came is not taken.
+    pub(super) fn outbid(&mut self, back: &Record) -> bool {
+        let suspects = self.ledger.behind.get(&back.key.owner);
+        let held = self.index.get(&back.key).or_else(|| suspects?.get(&back.key));
+        let (Some(held), Some(outbids)) = (held, self.collection.written.get_mut(&back.key)) else { return false };
+        if back.version > outbids.last_version {
+            if outbids.times == OUTBIDS_MAX {
+                return false;
+            }
+            *outbids = Outbids { times: outbids.times + 1, last_version: back.version };
+        }
+        self.events.push_back(Event::Republish(vec![held.record.as_ref().clone()]));
+        true
     }
 
     /// Counts what is held of `owner` up to its floor as not held.
@@ -247,7 +277,10 @@ impl Gossip {
             let below = self.index.tombstones(owner).take_while(|(version, _)| *version <= floor);
             gone.extend(below.filter(|(_, key)| is_collectable(&key.kind)).map(|(_, key)| key.clone()));
         }
-        gone.iter().for_each(|key| drop(self.index.remove(key)));
+        for key in &gone {
+            self.index.remove(key);
+            self.collection.written.remove(key);
+        }
         self.forget(gone);
     }
 
@@ -389,8 +422,10 @@ impl Gossip {
         let unconfirmed = suspects.into_iter().flatten().filter(|(key, _)| self.index.get(key).is_none());
         // What an earlier state of this database wrote may have been deleted since. What was written after the loss
         // cannot have been: only its version is too low.
-        let is_new = |key: &RecordKey| is_other_database || self.collection.written.contains(key);
-        let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(|(key, entry)| is_new(key) && !entry.record.deleted);
+        let is_new = |(key, entry): &(RecordKey, Entry)| {
+            self.collection.written.contains_key(key) || is_other_database && !entry.record.deleted
+        };
+        let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(is_new);
         self.ledger.risen.insert(local);
         self.forget(void.into_iter().map(|(key, _)| key).collect());
         if !new.is_empty() {

@@ -108,8 +108,8 @@ impl Part<'_> {
     fn place(&self) -> Option<(Key, Covers)> {
         Some(match (self.capture.source, self.capture.dest) {
             (Some(source), Some(dest)) => (Key::SourceAndDest(self.family), Covers::Nets(source, dest)),
-            (Some(source), None) => (Key::Source(self.family), Covers::Net(source)),
-            (None, Some(dest)) => (Key::Dest(self.family), Covers::Net(dest)),
+            (Some(source), None) => (Key::Source(self.family, source.prefix_len()), Covers::Net(source)),
+            (None, Some(dest)) => (Key::Dest(self.family, dest.prefix_len()), Covers::Net(dest)),
             (None, None) => return None,
         })
     }
@@ -174,10 +174,10 @@ impl Compiler<'_> {
         let lengths = source.iter().chain(&dest).map(|length| format!("_{length}")).collect::<String>();
         let what = match key {
             Key::Interface => "interfaces",
-            Key::Source(Family::V4) => "source4",
-            Key::Source(Family::V6) => "source6",
-            Key::Dest(Family::V4) => "dest4",
-            Key::Dest(Family::V6) => "dest6",
+            Key::Source(Family::V4, _) => "source4",
+            Key::Source(Family::V6, _) => "source6",
+            Key::Dest(Family::V4, _) => "dest4",
+            Key::Dest(Family::V6, _) => "dest6",
             Key::SourceAndDest(Family::V4) => "both4",
             Key::SourceAndDest(Family::V6) => "both6",
         };
@@ -193,7 +193,7 @@ impl Compiler<'_> {
         self.captured.maps.push(Set::new(&map, Elements::Jumps { key, jumps }));
         let matches = match key {
             Key::Interface => vec![],
-            Key::Source(family) | Key::Dest(family) | Key::SourceAndDest(family) => vec![Match::Family(family)],
+            Key::Source(family, _) | Key::Dest(family, _) | Key::SourceAndDest(family) => vec![Match::Family(family)],
         };
         Rule { matches, action: Action::JumpBy { map, key }, comment: "routes".to_owned() }
     }

@@ -96,8 +96,8 @@ fn covers(key: Key, covers: &Covers, packet: &Packet) -> bool {
         (Key::Interface, Covers::Interface(name)) => {
             matches!(&packet.arrival, Arrival::Entered { interface } if interface == name)
         }
-        (Key::Source(_), Covers::Net(net)) => net.contains(&packet.source),
-        (Key::Dest(_), Covers::Net(net)) => net.contains(&packet.dest),
+        (Key::Source(..), Covers::Net(net)) => net.contains(&packet.source),
+        (Key::Dest(..), Covers::Net(net)) => net.contains(&packet.dest),
         (Key::SourceAndDest(_), Covers::Nets(source, dest)) => {
             source.contains(&packet.source) && dest.contains(&packet.dest)
         }

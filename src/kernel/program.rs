@@ -44,8 +44,9 @@ pub enum Elements {
 pub enum Key {
     /// The link by which it entered.
     Interface,
-    Source(Family),
-    Dest(Family),
+    /// So many leading bits of the address; the networks of the map have that length.
+    Source(Family, u8),
+    Dest(Family, u8),
     SourceAndDest(Family),
 }
 

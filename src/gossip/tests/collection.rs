@@ -262,6 +262,43 @@ fn records_whose_versions_fell_below_a_floor_are_written_anew() {
     }
 }
 
+/// Fault 22: the last that the owner wrote holds, though its versions were given before.
+#[test]
+fn what_is_changed_and_deleted_on_an_old_snapshot_stays_so() {
+    for seed in 0..4 {
+        for (past_writes, collected) in [(0, false), (0, true), (3, false), (3, true)] {
+            let mut network = settled(3, seed);
+            for id in ["gone", "changed", "deleted"] {
+                network.write(0, id, false);
+            }
+            let old = network.snapshot(0);
+            for _ in 0..past_writes {
+                network.write(0, "changed", false);
+                network.write(0, "deleted", false);
+            }
+            network.run_for(Duration::from_secs(10));
+            if collected {
+                network.write(0, "gone", true);
+                network.run_for(COLLECTED_WITHIN);
+                assert_eq!(network.tombstones(1), 0);
+            }
+            network.restore(0, old);
+            network.put_own(0, kind::SERVICE, "changed", json!({ "n": "after" }));
+            network.write(0, "deleted", true);
+            network.assert_settles(Duration::from_secs(120));
+            network.run_for(COLLECTED_WITHIN);
+            let owner = network.nodes[0].who.id;
+            for node in &network.nodes {
+                let of = |id: &str| node.store.get(&RecordKey { kind: kind::SERVICE.into(), id: id.into(), owner });
+                let case = format!("seed {seed}, {past_writes} later versions, floor {collected}");
+                assert_eq!(of("changed").map(|r| &r.body), Some(&json!({ "n": "after" })), "{case}");
+                assert_eq!(of("deleted"), None, "{case}: deleted, and collected everywhere");
+            }
+            network.assert_settles(Duration::from_secs(60));
+        }
+    }
+}
+
 #[test]
 fn a_foreign_snapshot_is_reset_by_what_was_collected_since() {
     let mut network = settled(3, 8);

@@ -472,7 +472,10 @@ impl Network {
             }
             Event::Republish(records) => {
                 for record in records {
-                    self.put_own(node, &record.key.kind, &record.key.id, record.body);
+                    let held = self.nodes[node].store.get(&record.key);
+                    if held.is_none_or(|held| held.version <= record.version) {
+                        self.put_own(node, &record.key.kind, &record.key.id, record.body);
+                    }
                 }
             }
             Event::Contested(contested) => n.contested = contested,

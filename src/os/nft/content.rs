@@ -201,25 +201,26 @@ fn read_elements(netlink: &Netlink, table: &str, set: &str) -> Result<Vec<Elemen
         w.string(2, set);
     })?;
     let listed = messages.iter().flat_map(|m| attributes(field(m, 3).unwrap_or_default()));
-    let mut elements: Vec<_> = listed.filter_map(|(_, element)| read_element(element)).collect();
+    let mut elements: Vec<_> = listed.map(|(_, element)| read_element(element)).collect();
     elements.sort();
     Ok(elements)
 }
 
-fn read_element(bytes: &[u8]) -> Option<Element> {
+/// One that catches all has no key.
+fn read_element(bytes: &[u8]) -> Element {
     let verdict = attribute(bytes, 2).and_then(|data| attribute(data, 2));
     // Another verdict than a jump is nobody's chain, and so not what was sent.
     let jump = verdict.map(|verdict| match attribute(verdict, 2) {
         Some(chain) if attribute(verdict, 1).map(be32) == Some(NFT_JUMP) => text(chain),
         _ => "(another verdict)".to_owned(),
     });
-    Some(Element {
-        key: attribute(attribute(bytes, 1)?, 1)?.to_vec(),
+    Element {
+        key: attribute(bytes, 1).and_then(|key| attribute(key, 1)).unwrap_or_default().to_vec(),
         flags: attribute(bytes, 3).map_or(0, be32),
         key_end: attribute(bytes, 10).and_then(|end| attribute(end, 1)).unwrap_or_default().to_vec(),
         chain: jump.unwrap_or_default(),
         userdata: attribute(bytes, 6).unwrap_or_default().to_vec(),
-    })
+    }
 }
 
 fn dump(netlink: &Netlink, kind: u16, family: u8, body: impl FnOnce(&mut Writer)) -> Result<Vec<Message>, KernelError> {

@@ -9,13 +9,11 @@ use crate::{
     os::netlink::Writer,
 };
 use ipnet::IpNet;
-use std::net::IpAddr;
 
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_CONCAT: u32 = 0x80;
-const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VERDICT: u32 = 0xffff_ff00;
 /// Types as the `nft` command numbers them; a concatenation has 6 bits each.
 const TYPE_NFPROTO: u32 = 2;
@@ -61,22 +59,20 @@ impl SetShape {
             Elements::PeersV4(_) => plain(socket(TYPE_IPV4), 12),
             Elements::PeersV6(_) => plain(socket(TYPE_IPV6), 24),
             Elements::Ports(_) => plain(TYPE_INET_SERVICE, 2),
-            Elements::Jumps { key, jumps } => {
-                let intervals = if has_intervals(jumps) { SET_INTERVAL } else { 0 };
-                match key {
-                    Key::Interface => Self { flags: SET_MAP, ..plain(TYPE_INTERFACE_NAME, INTERFACE_NAME_BYTES) },
-                    Key::Source(family) | Key::Dest(family) => {
-                        let (key_type, bytes) = address_type(*family);
-                        Self { flags: SET_MAP | intervals, ..plain(key_type, bytes) }
-                    }
-                    Key::SourceAndDest(family) => {
-                        let (key_type, bytes) = address_type(*family);
-                        let both = plain((key_type << 6) | key_type, 2 * bytes);
-                        match intervals {
-                            0 => Self { flags: SET_MAP, ..both },
-                            _ => Self { flags: SET_MAP | intervals | SET_CONCAT, fields: vec![bytes; 2], ..both },
-                        }
-                    }
+            Elements::Jumps { key: Key::Interface, .. } => {
+                Self { flags: SET_MAP, ..plain(TYPE_INTERFACE_NAME, INTERFACE_NAME_BYTES) }
+            }
+            Elements::Jumps { key: Key::Source(family, _) | Key::Dest(family, _), .. } => {
+                let (key_type, bytes) = address_type(*family);
+                Self { flags: SET_MAP, ..plain(key_type, bytes) }
+            }
+            Elements::Jumps { key: Key::SourceAndDest(family), jumps } => {
+                let (key_type, bytes) = address_type(*family);
+                let both = plain((key_type << 6) | key_type, 2 * bytes);
+                if has_intervals(jumps) {
+                    Self { flags: SET_MAP | SET_INTERVAL | SET_CONCAT, fields: vec![bytes; 2], ..both }
+                } else {
+                    Self { flags: SET_MAP, ..both }
                 }
             }
         }
@@ -118,24 +114,21 @@ fn address_type(family: Family) -> (u32, u32) {
     }
 }
 
-/// Whether some jump covers more than one address; the map is a hash otherwise.
+/// Whether some jump covers more than one pair of addresses; the map is a hash otherwise.
 fn has_intervals(jumps: &[Jump]) -> bool {
     let wide = |net: &IpNet| net.prefix_len() < net.max_prefix_len();
-    jumps.iter().any(|jump| match &jump.covers {
-        Covers::Interface(_) => false,
-        Covers::Net(net) => wide(net),
-        Covers::Nets(source, dest) => wide(source) || wide(dest),
-    })
+    jumps.iter().any(|jump| matches!(&jump.covers, Covers::Nets(source, dest) if wide(source) || wide(dest)))
 }
 
 /// One element as the kernel holds it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
     pub key: Vec<u8>,
+    /// None on elements of ours.
     pub flags: u32,
     /// Of a concatenation of intervals.
     pub key_end: Vec<u8>,
-    /// The chain to which it jumps; empty where it is of no map, or ends an interval.
+    /// The chain to which it jumps; empty where it is of no map.
     pub chain: String,
     pub userdata: Vec<u8>,
 }
@@ -153,26 +146,27 @@ impl Element {
             Elements::Ports(ports) => keys(ports.iter().map(|p| p.to_be_bytes().to_vec()).collect()),
             Elements::Jumps { jumps, .. } => {
                 let intervals = has_intervals(jumps);
-                jumps.iter().flat_map(|jump| Self::of_jump(jump, intervals)).collect()
+                jumps.iter().map(|jump| Self::of_jump(jump, intervals)).collect()
             }
         }
     }
 
-    fn of_jump(jump: &Jump, intervals: bool) -> Vec<Self> {
-        let userdata = jump.comment.as_deref().map(comment).unwrap_or_default();
-        let start = |key| Self { key, chain: jump.chain.clone(), userdata, ..Self::default() };
+    fn of_jump(jump: &Jump, intervals: bool) -> Self {
+        let named = |key, text: Option<String>| {
+            let userdata = text.as_deref().map(comment).unwrap_or_default();
+            Self { key, chain: jump.chain.clone(), userdata, ..Self::default() }
+        };
         match &jump.covers {
-            Covers::Interface(name) => vec![start(padded_name(name))],
+            Covers::Interface(name) => named(padded_name(name), jump.comment.clone()),
+            // The key is the bare address: the length is in the rule.
             Covers::Net(net) => {
-                let after = if intervals { address_after(net) } else { None };
-                let end = after.map(|key| Self { key, flags: ELEMENT_INTERVAL_END, ..Self::default() });
-                std::iter::once(start(octets(net.network()))).chain(end).collect()
+                named(octets(net.network()), jump.comment.as_ref().map(|route| format!("{net} {route}")))
             }
             Covers::Nets(source, dest) => {
                 let key = [octets(source.network()), octets(dest.network())].concat();
                 let last = [octets(source.broadcast()), octets(dest.broadcast())].concat();
                 let key_end = if intervals { last } else { vec![] };
-                vec![Self { key_end, ..start(key) }]
+                Self { key_end, ..named(key, jump.comment.clone()) }
             }
         }
     }
@@ -182,9 +176,6 @@ impl Element {
         if !self.chain.is_empty() {
             w.nested(2, |w| jump_verdict(w, &self.chain));
         }
-        if self.flags != 0 {
-            w.be32(3, self.flags);
-        }
         if !self.userdata.is_empty() {
             w.bytes(6, &self.userdata);
         }
@@ -192,15 +183,6 @@ impl Element {
             w.nested(10, |w| w.bytes(1, &self.key_end));
         }
     }
-}
-
-/// The first address after a network; none after the last network of its family.
-fn address_after(net: &IpNet) -> Option<Vec<u8>> {
-    let next = match net.broadcast() {
-        IpAddr::V4(last) => IpAddr::V4(last.to_bits().checked_add(1)?.into()),
-        IpAddr::V6(last) => IpAddr::V6(last.to_bits().checked_add(1)?.into()),
-    };
-    Some(octets(next))
 }
 
 /// Address, protocol and port, each padded to 4 bytes.

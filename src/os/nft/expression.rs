@@ -47,7 +47,7 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
 
 /// The user data of a rule or element: its comment.
 pub fn comment(text: &str) -> Vec<u8> {
-    // The length is one byte; service and route ids take 42.
+    // The length is one byte; service and route ids take 53, a network in front of them at most 44.
     let mut text: Vec<u8> = text.bytes().take(usize::from(u8::MAX) - 1).collect();
     text.push(0);
     let len = u8::try_from(text.len()).expect("cut to 255");
@@ -195,13 +195,22 @@ impl Expressions {
     }
 
     fn network(&mut self, net: IpNet, of: Offsets) {
-        let (family, address) = (Family::of(net.addr()), octets(net.network()));
+        let family = Family::of(net.addr());
         self.family(family);
+        self.leading_bits(family, of, net.prefix_len());
+        self.compare(CMP_EQ, &octets(net.network()));
+    }
+
+    /// Of an address in register 1; the rest of it is zero.
+    fn leading_bits(&mut self, family: Family, of: Offsets, count: u8) {
         self.address(REG_1, family, of);
-        if net.prefix_len() < net.max_prefix_len() {
-            self.mask(&octets(net.netmask()), &vec![0; address.len()]);
+        let mask = match family {
+            Family::V4 => u32::MAX.checked_shl(u32::BITS - u32::from(count)).unwrap_or(0).to_be_bytes().to_vec(),
+            Family::V6 => u128::MAX.checked_shl(u128::BITS - u32::from(count)).unwrap_or(0).to_be_bytes().to_vec(),
+        };
+        if mask.last() != Some(&u8::MAX) {
+            self.mask(&mask, &vec![0; mask.len()]);
         }
-        self.compare(CMP_EQ, &address);
     }
 
     fn add_match(&mut self, m: &Match) {
@@ -339,8 +348,8 @@ impl Expressions {
             Action::JumpBy { map, key } => {
                 match *key {
                     Key::Interface => self.meta(META_IIFNAME, REG_1),
-                    Key::Source(family) => self.address(REG_1, family, SOURCE),
-                    Key::Dest(family) => self.address(REG_1, family, DEST),
+                    Key::Source(family, bits) => self.leading_bits(family, SOURCE, bits),
+                    Key::Dest(family, bits) => self.leading_bits(family, DEST, bits),
                     Key::SourceAndDest(family) => {
                         let second = match family {
                             Family::V4 => REG32_01,
