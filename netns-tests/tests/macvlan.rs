@@ -211,14 +211,20 @@ fn an_address_is_leased_renewed_given_back_and_found_again_after_the_interface()
     assert_eq!(world.service(&id)["interface_ipv4_cidr"], Value::Null);
     assert!(link(london, &name).unwrap().contains("@to-tokyo"), "the default route's");
 
-    // A server on the parent's link, whose leases are renewed after 5 s (T1).
+    // A server on the parent's link, whose leases are renewed after 5 s (T1). An answer that is lost with a link is asked
+    // for again after 12 s (T2), not after half of the usual time.
     tokyo.ip("address add 10.77.0.1/24 dev to-london").unwrap();
     let scratch = world.sites.lab.scratch();
     let log = scratch.join("dnsmasq.log");
     let mut server = tokyo.command("dnsmasq");
     server
         .args(["--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--interface=to-london", "--log-dhcp"])
-        .args(["--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,2m", "--dhcp-option=58,5"])
+        .args([
+            "--bind-interfaces",
+            "--dhcp-range=10.77.0.100,10.77.0.150,255.255.255.0,2m",
+            "--dhcp-option=58,5",
+            "--dhcp-option=59,12",
+        ])
         .args(["--user=root", "--dhcp-authoritative"])
         // Never a device: dnsmasq removes the file of that name first.
         .arg(format!("--pid-file={}", scratch.join("dnsmasq.pid").display()))

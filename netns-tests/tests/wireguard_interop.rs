@@ -84,6 +84,13 @@ impl Stock {
     }
 }
 
+impl Drop for Stock {
+    fn drop(&mut self) {
+        // Whoever is killed leaves it.
+        let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
+    }
+}
+
 struct Near {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
