@@ -19,7 +19,7 @@ use crate::lab::{Host, Process};
 const LIVE_WITHIN: Duration = Duration::from_secs(20);
 /// The unit's TimeoutStopSec (operations.md §5).
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const LOG_TAIL_LINES: usize = 20;
 

@@ -3,14 +3,14 @@
 //! Protocol of [`server`], one line from the client, for a human with `nc` too:
 //! `send <congestion> <seed> <bytes>` answers with that much of [`Content`] (0 bytes: until the client hangs up);
 //! `take` reads to end of file and answers `<bytes> <sha256>`; `drain <ms>` counts what arrives within that time of
-//! the line and answers `<bytes> <bytes in the second half>`.
+//! the line and answers `<bytes> <its time in µs> <bytes in the second half> <its time in µs>`.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use socket2::SockRef;
 
 use crate::content::{Content, digest};
@@ -20,6 +20,7 @@ use crate::service::TcpService;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest silence of an exact transfer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const COMPANY: Duration = Duration::from_millis(500);
 const BLOCK_BYTES: usize = 256 * 1024;
 const MAX_LINE_BYTES: u64 = 200;
 
@@ -33,16 +34,36 @@ pub struct Throughput {
     pub second_half_mbps: f64,
 }
 
-impl Throughput {
-    fn new(bytes: u64, second_half_bytes: u64, window: Duration) -> Throughput {
-        let seconds = window.as_secs_f64();
-        let mbps = |bytes: u64, seconds: f64| bytes as f64 * 8.0 / 1e6 / seconds;
+/// What was read, and when. Each time is that of a read, which on a busy machine comes later than it should.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    bytes: u64,
+    time: Duration,
+    second_half_bytes: u64,
+    second_half: Duration,
+}
+
+impl Counted {
+    fn throughput(self) -> Throughput {
+        let mbps = |bytes: u64, time: Duration| bytes as f64 * 8.0 / 1e6 / time.as_secs_f64();
         Throughput {
-            bytes,
-            seconds,
-            mbps: mbps(bytes, seconds),
-            second_half_mbps: mbps(second_half_bytes, seconds / 2.0),
+            bytes: self.bytes,
+            seconds: self.time.as_secs_f64(),
+            mbps: mbps(self.bytes, self.time),
+            second_half_mbps: mbps(self.second_half_bytes, self.second_half),
         }
+    }
+
+    fn to_line(self) -> String {
+        let (time, second_half) = (self.time.as_micros(), self.second_half.as_micros());
+        format!("{} {time} {} {second_half}", self.bytes, self.second_half_bytes)
+    }
+
+    fn of_line(line: &str) -> Option<Counted> {
+        let numbers = line.split_whitespace().map(str::parse::<u64>).collect::<Result<Vec<_>, _>>().ok()?;
+        let [bytes, time, second_half_bytes, second_half] = numbers[..] else { return None };
+        let (time, second_half) = (Duration::from_micros(time), Duration::from_micros(second_half));
+        Some(Counted { bytes, time, second_half_bytes, second_half })
     }
 }
 
@@ -63,9 +84,9 @@ pub fn download(client: &Host, server: SocketAddr, congestion: &str, window: Dur
         let start = Instant::now();
         let stream = open(server, congestion)?;
         writeln!(&stream, "send {congestion} 1 0")?;
-        let (bytes, second_half_bytes) = count(&stream, start, window).context("reading the download")?;
-        ensure!(bytes > 0, "nothing arrived from {server} within {window:?}");
-        Ok(Throughput::new(bytes, second_half_bytes, window))
+        let counted = count(&stream, start, window).context("reading the download")?;
+        ensure!(counted.bytes > 0, "nothing arrived from {server} within {window:?}");
+        Ok(counted.throughput())
     })
 }
 
@@ -92,11 +113,37 @@ pub fn upload(client: &Host, server: SocketAddr, congestion: &str, window: Durat
             }
         }
         let answer = read_line(&stream).context("reading the count of the upload")?;
-        let mut numbers = answer.split_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(bytes)), Some(Ok(second_half_bytes))) = (numbers.next(), numbers.next()) else {
-            anyhow::bail!("the server answered {answer:?}");
-        };
-        Ok(Throughput::new(bytes, second_half_bytes, window))
+        let counted = Counted::of_line(&answer).with_context(|| format!("the server answered {answer:?}"))?;
+        Ok(counted.throughput())
+    })
+}
+
+/// Mbit/s of a download between two times, for several at once: it goes on for a while after the second one, so that
+/// each has the company of all the others until then.
+pub fn download_between(
+    client: &Host,
+    server: SocketAddr,
+    congestion: &str,
+    from: Instant,
+    until: Instant,
+) -> Result<f64> {
+    client.run(|| {
+        let mut stream = open(server, congestion)?;
+        writeln!(&stream, "send {congestion} 1 0")?;
+        let (mut buffer, mut bytes, mut reads) = (vec![0; BLOCK_BYTES], 0, [None; 2]);
+        while Instant::now() < until + COMPANY {
+            let read = stream.read(&mut buffer).context("reading the download")?;
+            ensure!(read > 0, "{server} hung up");
+            let now = Instant::now();
+            bytes += read as u64;
+            for (last, end) in reads.iter_mut().zip([from, until]) {
+                if now <= end {
+                    *last = Some((bytes, now));
+                }
+            }
+        }
+        let [Some((before, began)), Some((after, ended))] = reads else { bail!("nothing arrived before {from:?}") };
+        Ok((after - before) as f64 * 8.0 / 1e6 / (ended - began).as_secs_f64())
     })
 }
 
@@ -141,23 +188,25 @@ fn open(server: SocketAddr, congestion: &str) -> Result<TcpStream> {
 }
 
 /// Counts bytes until `window` after `start`, and those of its second half.
-fn count(mut stream: &TcpStream, start: Instant, window: Duration) -> io::Result<(u64, u64)> {
+fn count(mut stream: &TcpStream, start: Instant, window: Duration) -> io::Result<Counted> {
     let mut buffer = vec![0; BLOCK_BYTES];
-    let (mut bytes, mut first_half_bytes) = (0, 0);
+    let (mut bytes, mut first_half_bytes, mut first_half) = (0, 0, window / 2);
     loop {
-        let left = window.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return Ok((bytes, bytes - first_half_bytes));
+        let time = start.elapsed();
+        if time >= window {
+            let second_half_bytes = bytes - first_half_bytes;
+            return Ok(Counted { bytes, time, second_half_bytes, second_half: time - first_half });
         }
-        stream.set_read_timeout(Some(left))?;
+        stream.set_read_timeout(Some(window - time))?;
         match stream.read(&mut buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => bytes += read as u64,
             Err(error) if is_timeout(&error) => {}
             Err(error) => return Err(error),
         }
-        if start.elapsed() < window / 2 {
-            first_half_bytes = bytes;
+        let time = start.elapsed();
+        if time < window / 2 {
+            (first_half_bytes, first_half) = (bytes, time);
         }
     }
 }
@@ -176,8 +225,8 @@ fn serve(mut stream: &TcpStream) -> io::Result<()> {
             writeln!(stream, "{bytes} {hex}")
         }
         ["drain", ms] => {
-            let (bytes, second_half_bytes) = count(stream, Instant::now(), Duration::from_millis(number(ms)?))?;
-            writeln!(stream, "{bytes} {second_half_bytes}")?;
+            let counted = count(stream, Instant::now(), Duration::from_millis(number(ms)?))?;
+            writeln!(stream, "{}", counted.to_line())?;
             // Closing with unread bytes would reset the connection and lose the answer.
             stream.shutdown(Shutdown::Write)?;
             stream.set_read_timeout(Some(STALL_TIMEOUT))?;

@@ -16,7 +16,7 @@ use crate::vendor::Grant;
 pub const PRODUCT: [Feature; 5] =
     [Feature::Root, Feature::Veth, Feature::Macvlan, Feature::NftTproxy, Feature::NftSocket];
 /// With room for a busy machine.
-pub const SEEN_WITHIN: Duration = Duration::from_secs(10);
+pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A clean WAN, a cluster of london and tokyo.
@@ -77,6 +77,7 @@ impl World {
 }
 
 /// Waits until `seen` answers something; that, and how long it took.
+#[track_caller]
 pub fn wait<T>(what: &str, within: Duration, seen: impl Fn() -> Option<T>) -> (T, Duration) {
     let started = Instant::now();
     loop {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::agent::http_get;
 use crate::bulk;
-use crate::cluster::{Cluster, wait_for_table};
+use crate::cluster::{Cluster, serve_with, wait_for_route};
 use crate::datagram::{DatagramService, ask_udp};
 use crate::lab::{Host, Lab};
 use crate::probe::Feature;
@@ -31,8 +31,10 @@ pub const ECHO_PORT: u16 = 7;
 pub const BULK_PORT: u16 = 5001;
 pub const DNS: u16 = 53;
 /// With room for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(15);
-/// An answer that comes at all comes within this time, on a clean WAN.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// For an answer that has to come.
+pub const ANSWERED: Duration = Duration::from_secs(10);
+/// For one that is not to come, or is asked for again.
 pub const SHORT: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The server's addresses; those of the service by tcp come first.
@@ -69,12 +71,9 @@ impl World {
         ];
         let mirrors = SERVERS.map(|ip| DatagramService::udp_mirror(&sites.server, at(ip, DNS)).unwrap());
         let serve = |transport, nets: [&str; 2]| {
-            let create = ["services", "create", "--target-peer", "tokyo", "--transport", transport];
-            let service: Value = cluster.operator.json(&create).unwrap();
-            let id = service["id"].as_str().unwrap().to_owned();
+            let id = serve_with(&cluster.operator, &["--transport", transport], &nets).unwrap();
             for net in nets {
-                cluster.operator.ok(&["routes", "add", "--service", &id, "--dest-cidr", net]).unwrap();
-                wait_for_table(&sites.london, net).unwrap();
+                wait_for_route(&sites.london, net).unwrap();
             }
             id
         };
@@ -82,10 +81,11 @@ impl World {
         World { cluster, tcp, kcp, _servers: servers, _mirrors: mirrors, sites }
     }
 
-    /// A route of the service by tcp, once its rules are there.
+    /// A route of the service by tcp, once both ends have it.
     pub fn route(&self, destination: &str) {
-        self.cluster.operator.ok(&["routes", "add", "--service", &self.tcp, "--dest-cidr", destination]).unwrap();
-        wait_for_table(&self.sites.london, &format!("daddr {destination}")).unwrap();
+        let add = ["routes", "add", "--service", &self.tcp, "--dest-cidr", destination, "--wait"];
+        self.cluster.operator.ok(&add).unwrap();
+        wait_for_route(&self.sites.london, &format!("daddr {destination}")).unwrap();
     }
 
     /// Waits until everything of the client and of london itself is carried.
@@ -108,13 +108,13 @@ pub fn is_carried(from: &Host) -> Result<()> {
     })
 }
 
-/// The same for plain routing of the client's packets.
-pub fn is_plain(client: &Host) -> Result<()> {
+/// The same for plain routing of the client's packets; each answer comes within the time.
+pub fn is_plain(client: &Host, within: Duration) -> Result<()> {
     SERVERS.into_iter().try_for_each(|ip| {
         let own = if ip.is_ipv4() { CLIENT } else { CLIENT_V6 };
-        let seen = seen_from_within(client, at(ip, MIRROR_PORT), SHORT)?;
+        let seen = seen_from_within(client, at(ip, MIRROR_PORT), within)?;
         ensure!(seen == own, "{ip} was reached from {seen}");
-        let seen = ask_udp(client, at(ip, DNS), b"who asks", SHORT)?;
+        let seen = ask_udp(client, at(ip, DNS), b"who asks", within)?;
         ensure!(seen == own, "{ip} was reached by UDP from {seen}");
         Ok(())
     })
@@ -150,6 +150,16 @@ pub fn metric(host: &Host, name: &str, texts: &[&str]) -> u64 {
 /// Connections of all services of an agent that ended so; `opened`, or why they were refused.
 pub fn connections(host: &Host, result: &str) -> u64 {
     metric(host, "arctic_service_connections_total", &[&format!("result=\"{result}\"")])
+}
+
+/// Waits until a metric is so; it is written beside what it tells of, perhaps a moment later.
+#[track_caller]
+pub fn wait_for_metric(what: &str, expected: u64, look: impl Fn() -> u64) {
+    wait(what, PATIENCE, || {
+        let found = look();
+        ensure!(found == expected, "{found} is not {expected}");
+        Ok(())
+    });
 }
 
 /// The addresses of a host, each with the name of its link.

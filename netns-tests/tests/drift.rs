@@ -58,6 +58,7 @@ const EDITS: [&str; 18] = [
     "ip -6 route flush table 611 && ip -6 route flush table 610",
     "ip route add unreachable 192.0.2.0/24 table 611 proto 97",
 ];
+const OWN: &str = "10.71.1.50/24";
 const FORWARDING: &str = "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding";
 
 // accepts: 002-44
@@ -69,18 +70,15 @@ fn whatever_others_change_is_repaired_and_told() {
     let world = World::new("drift", Profile::CLEAN);
     let (client, london, tokyo) = (&world.sites.client, &world.sites.london, &world.sites.tokyo);
     let create =
-        ["services", "create", "--target-peer", "tokyo", "--requires-interface", "--desired-ipv4", "10.71.1.50/24"];
+        ["services", "create", "--target-peer", "tokyo", "--requires-interface", "--desired-ipv4", OWN, "--wait"];
     let made: serde_json::Value = world.cluster.operator.json(&create).unwrap();
     let name = made["interface_name"].as_str().unwrap().to_owned();
-    wait("the interface", PATIENCE, || {
-        ensure!(link(london, &name).is_some_and(|l| l.contains("10.71.1.50")), "not there");
-        Ok(())
-    });
+    assert!(link(london, &name).is_some_and(|l| l.contains(OWN)), "it is applied");
     world.wait_until_carried(PATIENCE);
 
     let of_interface = [
         format!("ip link set {name} down"),
-        format!("ip address del 10.71.1.50/24 dev {name} && ip address add 10.71.1.77/24 dev {name}"),
+        format!("ip address del {OWN} dev {name} && ip address add 10.71.1.77/24 dev {name}"),
         format!("ip link set {name} address 02:00:00:00:00:77 && ip link set {name} mtu 1300"),
         format!("ip link del {name}"),
         "ip link del arctic-tun0".to_owned(),

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
 const WRITERS: usize = 4;
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of a run in CI; `ARCTIC_KILLS` asks for more.
 const KILLS: usize = 30;
 /// A1 asks for 500 ms; the rest is for a machine that does other things as well, and a build without optimisation.

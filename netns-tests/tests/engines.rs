@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 
 use arctic::dataplane::Refusal;
+use arctic::env::{RunningEngines, TunnelState};
 use netns_tests::bulk;
 use netns_tests::plane::{echo_through, plane};
 use netns_tests::probe::{Feature, require};
@@ -19,6 +20,8 @@ fn captured_flows_of_both_families_and_of_the_source_itself_reach_the_server() {
     }
     let plane = plane("engines", Profile::CLEAN);
     let sites = &plane.sites;
+    let tunnel = plane.london.engine().tunnel().borrow().clone();
+    assert!(matches!(tunnel, TunnelState::Ready { .. }), "started with its tunnel, but {tunnel:?}");
     let v6 = topology::SERVER_V6;
     let (echo, echo6) = (at(SERVER, 7), at(v6, 7));
     let _services = [TcpService::echo(&sites.server, echo).unwrap(), TcpService::echo(&sites.server, echo6).unwrap()];
@@ -36,10 +39,7 @@ fn captured_flows_of_both_families_and_of_the_source_itself_reach_the_server() {
     bulk::push_exactly(&sites.client, bulk_at, 6, 20_000_000).unwrap();
 
     // A refused port resets; a dial of the listener itself too.
-    let refused = sites.client.run(|| {
-        let mut stream = TcpStream::connect(at(SERVER, 9)).unwrap();
-        stream.read(&mut [0])
-    });
+    let refused = sites.client.run(|| TcpStream::connect(at(SERVER, 9)).and_then(|mut s| s.read(&mut [0])));
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     let port = plane.london.intercept.v4;
     let dialled = sites.london.run(|| TcpStream::connect(("127.0.0.1", port)).and_then(|mut s| s.read(&mut [0])));

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
 const LIMA: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 71, 14, 2));
-const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+const KNOWN_WITHIN: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// `timeout` ends a line with this status.
 const CUT_OFF: i32 = 124;

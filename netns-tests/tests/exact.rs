@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const SERVERS: [IpAddr; 4] = [SERVER, SERVER_V6, SERVER_DIRECT, SERVER_DIRECT_V6];
 const HARD: Profile = Profile { name: "hard", rtt: Duration::from_millis(30), loss: 0.005, rate_mbps: Some(400) };
 const WORKERS: u64 = 20;
+/// Of fifty thousand and more: transfers are in their middle.
+const BEGUN_PACKETS: u64 = 10_000;
 
 /// Another path: longer, slower, and narrower without a word.
 fn elsewhere(conditions: &mut Conditions) {
@@ -74,7 +76,9 @@ fn large_transfers_and_many_flows_arrive_exactly_by_both_transports_and_families
             })
         });
         let transfers: Vec<_> = transfers.collect();
-        thread::sleep(Duration::from_secs(1));
+        while wan.counters(Direction::AToB).delivered + wan.counters(Direction::BToA).delivered < BEGUN_PACKETS {
+            thread::sleep(Duration::from_millis(1));
+        }
         assert!(transfers.iter().any(|transfer| !transfer.is_finished()), "the path changes in the middle");
         wan.change(elsewhere);
         transfers.into_iter().for_each(|transfer| transfer.join().unwrap());

@@ -1,29 +1,19 @@
 //! `routes explain` and the real kernel say the same of random rules and flows: a sample, in which an observer behind
 //! the agent's chains notes the mark of each opening packet.
 
-// Real time is the subject here.
-#![allow(clippy::disallowed_methods)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use arctic::model::Rng;
 use netns_tests::api::Client;
-use netns_tests::cluster::Cluster;
-use netns_tests::lab::Lab;
-use netns_tests::observer;
+use netns_tests::observer::{self, Watched};
 use netns_tests::probe::{Feature, require};
-use netns_tests::topology::{LONDON_WAN, Profile, TOKYO_WAN, TwoSites};
-use netns_tests::vendor::Grant;
+use netns_tests::topology::{LONDON_WAN, TOKYO_WAN};
 use serde_json::{Value, json};
 
 const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
 const RULE_SETS: u64 = 20;
 const FLOWS_EACH: u64 = 12;
-const SEEN_WITHIN: Duration = Duration::from_secs(5);
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 const SOURCES: [&str; 6] = ["", "0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32"];
 const DESTINATIONS: [&str; 7] =
@@ -92,37 +82,20 @@ fn explain_says_of_each_flow_what_the_kernel_does_with_it() {
     if !require(&PRODUCT) {
         return;
     }
-    let sites = TwoSites::build(Lab::new("explain").unwrap(), Profile::CLEAN, 1).unwrap();
-    let cluster = Cluster::form(&sites, &Grant::default()).unwrap();
-    for address in &CLIENTS[..3] {
-        sites.client.ip(&format!("address add {address}/32 dev lo")).unwrap();
-    }
-    sites.london.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done").unwrap();
-    observer::watch(&sites.london).unwrap();
-    let mut api = Client::log_in(&sites.london, LONDON_WAN, &cluster.operator).unwrap();
-    let tokyo: Value = cluster.operator.json(&["peers", "get", "tokyo"]).unwrap();
-    let tokyo = tokyo["id"].as_str().unwrap();
-
+    let of_client: Vec<IpAddr> = CLIENTS[..3].iter().map(|address| address.parse().unwrap()).collect();
+    let Watched { sites, cluster: _cluster, mut api, tokyo } = Watched::new("explain", &of_client).unwrap();
     let mut rng = Rng::from_seed([7; 32]);
     let mut kinds = BTreeMap::<String, u32>::new();
     for set in 0..RULE_SETS {
         let services = random_services(&mut rng);
-        replace_services(&mut api, tokyo, services.clone());
+        replace_services(&mut api, &tokyo, services.clone());
         let port = |n: u64| u16::try_from(20_000 + set * FLOWS_EACH + n).unwrap();
         let flows: BTreeSet<Flow> = (0..FLOWS_EACH).map(|n| random_flow(&mut rng, port(n))).collect();
         observer::forget(&sites.london).unwrap();
         let key = |flow: &Flow| (flow.src, flow.dst, flow.dport);
         let host = |flow: &Flow| if flow.from_london { &sites.london } else { &sites.client };
         let sockets: Vec<_> = flows.iter().map(|flow| observer::open(host(flow), key(flow)).unwrap()).collect();
-        let deadline = Instant::now() + SEEN_WITHIN;
-        let marks = loop {
-            let marks = observer::seen(&sites.london).unwrap();
-            if flows.iter().all(|flow| marks.contains_key(&key(flow))) {
-                break marks;
-            }
-            assert!(Instant::now() < deadline, "set {set}: packets of {flows:?} were not seen: {marks:?}");
-            thread::sleep(POLL_INTERVAL);
-        };
+        let marks = observer::wait_for(&sites.london, &flows.iter().map(key).collect::<Vec<_>>()).unwrap();
         for flow in &flows {
             let mut packet = json!({"src": flow.src, "dst": flow.dst, "proto": "tcp", "dport": flow.dport});
             if !flow.from_london {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use netns_tests::bulk;
-use netns_tests::cluster::{Cluster, serve_through_tokyo, wait_for_table};
+use netns_tests::cluster::{Cluster, serve_through_tokyo, wait_for_route};
 use netns_tests::content::Content;
 use netns_tests::lab::{Capture, Lab, contains};
 use netns_tests::probe::{Feature, require};
@@ -42,8 +42,9 @@ impl World {
 
     fn serve(&self) {
         serve_through_tokyo(&self.cluster.operator, &[SERVER_NET, SERVER_NET_V6]).unwrap();
-        wait_for_table(&self.sites.london, SERVER_NET).unwrap();
-        wait_for_table(&self.sites.london, SERVER_NET_V6).unwrap();
+        for net in [SERVER_NET, SERVER_NET_V6] {
+            wait_for_route(&self.sites.london, net).unwrap();
+        }
     }
 
     fn seen_from(&self, server: IpAddr) -> anyhow::Result<IpAddr> {

@@ -13,7 +13,7 @@ use netns_tests::service::{TcpService, seen_from, seen_from_within};
 use netns_tests::topology::{
     CLIENT, LONDON_LAN, Profile, SERVER, SERVER_DIRECT, SERVER_DIRECT_V6, SERVER_V6, TwoSites, at,
 };
-use netns_tests::world::{DNS, MIRROR_PORT, PATIENCE, PRODUCT, SHORT, World, exit_towards};
+use netns_tests::world::{ANSWERED, DNS, MIRROR_PORT, PATIENCE, PRODUCT, SHORT, World, exit_towards};
 
 /// As container engines write them by iptables: published ports, masquerade, nothing forwarded but for containers. The
 /// chain `DOCKER-USER` is the operator's.
@@ -213,8 +213,11 @@ table ip6 filter {
 }
 "#;
 
-fn load(host: &Host, rules: &str) {
-    host.sh(&format!("nft -f - <<'RULES'\n{rules}\nRULES")).unwrap();
+/// Puts the rules into both agents' hosts, where there are no others.
+fn load(sites: &TwoSites, rules: &str) {
+    for host in [&sites.london, &sites.tokyo] {
+        host.sh(&format!("nft -f - <<'RULES'\nflush ruleset\n{rules}\nRULES")).unwrap();
+    }
 }
 
 /// All tables that are not the agent's.
@@ -240,9 +243,7 @@ fn beside(
         sites.london.sh(bridge).unwrap();
         guest.route("default", "172.17.0.1").unwrap();
     }
-    for host in [&sites.london, &sites.tokyo] {
-        load(host, rules);
-    }
+    load(&sites, rules);
     let before = [&sites.london, &sites.tokyo].map(foreign);
     assert!(before[0].contains("hook prerouting") || before[0].contains("hook input"), "{}", before[0]);
     let world = World::on(sites);
@@ -251,21 +252,33 @@ fn beside(
     assert_eq!([&world.sites.london, &world.sites.tokyo].map(foreign), before, "while they run");
     check(&world, guest.as_ref());
     let World { cluster, sites, .. } = world;
-    for host in [&sites.london, &sites.tokyo] {
-        host.sh("nft flush ruleset").unwrap();
-        load(host, rules);
-    }
+    load(&sites, rules);
     assert!(cluster.london.stop().unwrap().success() && cluster.tokyo.stop().unwrap().success());
     assert_eq!([&sites.london, &sites.tokyo].map(foreign), before, "after their stop");
     assert!(!sites.london.sh("nft list tables").unwrap().contains("arctic"));
 }
 
-fn tcp(from: &Host, server: IpAddr) -> Option<IpAddr> {
-    seen_from(from, at(server, MIRROR_PORT)).ok()
+/// It leaves from the service's exit.
+#[track_caller]
+fn carries_tcp(from: &Host, server: IpAddr) {
+    assert_eq!(seen_from_within(from, at(server, MIRROR_PORT), ANSWERED).unwrap(), exit_towards(server));
 }
 
-fn udp(from: &Host, server: IpAddr) -> Option<IpAddr> {
-    ask_udp(from, at(server, DNS), b"who asks", SHORT).ok()
+#[track_caller]
+fn carries_udp(from: &Host, server: IpAddr) {
+    assert_eq!(ask_udp(from, at(server, DNS), b"who asks", ANSWERED).unwrap(), exit_towards(server));
+}
+
+#[track_caller]
+fn refuses_tcp(from: &Host, server: IpAddr) {
+    let seen = seen_from_within(from, at(server, MIRROR_PORT), SHORT);
+    assert!(seen.is_err(), "{server} was reached: {seen:?}");
+}
+
+#[track_caller]
+fn refuses_udp(from: &Host, server: IpAddr) {
+    let seen = ask_udp(from, at(server, DNS), b"who asks", SHORT);
+    assert!(seen.is_err(), "{server} was reached: {seen:?}");
 }
 
 #[test]
@@ -282,18 +295,18 @@ fn beside_the_rules_of_a_container_engine() {
             // Of a container too, and its published port is reached though a route covers everything.
             world.route("0.0.0.0/0");
             for server in [SERVER, SERVER_DIRECT] {
-                assert_eq!(tcp(guest, server), Some(exit_towards(server)));
-                assert_eq!(udp(guest, server), Some(exit_towards(server)));
+                carries_tcp(guest, server);
+                carries_udp(guest, server);
             }
             let _web = TcpService::mirror(guest, SocketAddr::from((Ipv6Addr::UNSPECIFIED, MIRROR_PORT))).unwrap();
             assert_eq!(seen_from(client, at(LONDON_LAN, 8081)).unwrap(), CLIENT);
 
             // Forwarding is the operator's to allow: without it the tunnel has nothing of the client, and TCP needs none.
             london.sh("nft flush chain ip filter DOCKER-USER").unwrap();
-            assert_eq!(udp(client, SERVER), None);
-            assert_eq!(udp(london, SERVER), Some(exit_towards(SERVER)));
-            assert_eq!(tcp(client, SERVER), Some(exit_towards(SERVER)));
-            assert_eq!(tcp(client, SERVER_DIRECT), Some(exit_towards(SERVER_DIRECT)));
+            refuses_udp(client, SERVER);
+            carries_udp(london, SERVER);
+            carries_tcp(client, SERVER);
+            carries_tcp(client, SERVER_DIRECT);
             let dropped = london.sh("nft list chain ip filter FORWARD").unwrap();
             assert!(dropped.contains("policy drop"));
         },
@@ -316,10 +329,10 @@ fn beside_the_rules_of_a_firewall_with_zones() {
             let strict = "meta nfproto ipv6 fib saddr . mark . iif oif missing counter drop";
             london.sh(&format!("nft add rule inet firewalld filter_PREROUTING {strict}")).unwrap();
             for server in [SERVER_V6, SERVER_DIRECT_V6] {
-                assert!(seen_from_within(client, at(server, MIRROR_PORT), SHORT).is_err());
-                assert_eq!(udp(client, server), None);
+                refuses_tcp(client, server);
+                refuses_udp(client, server);
             }
-            assert_eq!(tcp(client, SERVER), Some(exit_towards(SERVER)));
+            carries_tcp(client, SERVER);
             let counted = london.sh("nft list chain inet firewalld filter_PREROUTING").unwrap();
             assert!(!counted.contains("packets 0 "), "{counted}");
             london.sh("nft flush chain inet firewalld filter_PREROUTING").unwrap();
@@ -327,12 +340,12 @@ fn beside_the_rules_of_a_firewall_with_zones() {
             // A captured connection is delivered here, with its own destination: the zone's input decides about it.
             london.sh("nft flush chain inet firewalld filter_IN_internal_allow").unwrap();
             for server in [SERVER, SERVER_V6, SERVER_DIRECT, SERVER_DIRECT_V6] {
-                assert_eq!(tcp(client, server), None);
-                assert_eq!(tcp(london, server), Some(exit_towards(server)));
+                refuses_tcp(client, server);
+                carries_tcp(london, server);
             }
             london.sh("nft flush chain inet firewalld filter_FORWARD_allow").unwrap();
-            assert_eq!(udp(client, SERVER), None);
-            assert_eq!(udp(london, SERVER), Some(exit_towards(SERVER)));
+            refuses_udp(client, SERVER);
+            carries_udp(london, SERVER);
         },
     );
 }
@@ -349,11 +362,12 @@ fn beside_the_rules_of_a_firewall_that_drops_what_it_does_not_know() {
         |world, _| {
             let (client, london) = (&world.sites.client, &world.sites.london);
             london.sh("nft flush chain ip filter ufw-user-first").unwrap();
-            assert_eq!(tcp(client, SERVER), None);
-            assert_eq!(tcp(london, SERVER), Some(exit_towards(SERVER)));
-            assert_eq!(udp(client, SERVER), Some(exit_towards(SERVER)), "the tunnel is another way");
+            refuses_tcp(client, SERVER);
+            carries_tcp(london, SERVER);
+            // The tunnel is another way.
+            carries_udp(client, SERVER);
             london.sh("nft flush chain ip filter ufw-user-forward").unwrap();
-            assert_eq!(udp(client, SERVER), None);
+            refuses_udp(client, SERVER);
         },
     );
 }

@@ -6,14 +6,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use arctic::env::{Clock, SystemClock};
 use arctic::model::UnixTime;
 use arctic::store::{Store, StoreError};
 use netns_tests::agent::{Agent, AgentSettings, Cli, CliOutput, http_get};
-use netns_tests::cluster::{Cluster, serve_through_tokyo, wait_for_table};
+use netns_tests::cluster::{Cluster, serve_through_tokyo, wait_for_route};
 use netns_tests::lab::Lab;
 use netns_tests::probe::{Feature, require};
 use netns_tests::service::{TcpService, seen_from};
@@ -135,11 +135,13 @@ impl World {
         (status, serde_json::from_str(&body).unwrap())
     }
 
-    /// An honest old age: the signed license that a stopped agent has, only with dates that no update would take.
-    fn age_license(self, license: &Path) -> World {
-        assert!(self.london.stop().unwrap().success());
+    /// An honest old age: the signed license that a stopped agent has, only with dates that no update would take. In
+    /// the last seconds of read-only.
+    fn age_license(mut self) -> World {
+        assert!(self.london.process().stop(PATIENCE).unwrap().success());
+        let license = self.issue("aged.json", now().minus(44 * DAY).plus(BORDER_AHEAD));
         let settings = AgentSettings::new(self.sites.lab.scratch(), "london");
-        let document: Value = serde_json::from_str(&std::fs::read_to_string(license).unwrap()).unwrap();
+        let document: Value = serde_json::from_str(&std::fs::read_to_string(&license).unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let store = Store::open(&settings.data_dir().join("arctic.db")).unwrap();
@@ -193,8 +195,7 @@ fn a_license_goes_from_warning_to_suspension_and_a_renewal_brings_all_back() {
     let mut world = World::licensed_for("license", 10 * DAY);
     shows_a_warning_and_works(&world);
     goes_read_only(&world);
-    let aged = world.issue("aged.json", now().minus(44 * DAY).plus(BORDER_AHEAD));
-    world = world.age_license(&aged);
+    world = world.age_license();
     is_suspended(&world);
     is_renewed(&mut world);
 }
@@ -209,7 +210,7 @@ fn shows_a_warning_and_works(world: &World) {
     assert!(status.stdout.lines().any(|l| l.starts_with("State ") && l.ends_with("warning")), "{status:?}");
     assert!(status.stderr.contains("Warning: license expires at") && status.stderr.contains(RENEWAL), "{status:?}");
     serve_through_tokyo(operator, &[SERVER_NET]).unwrap();
-    wait_for_table(&world.sites.london, SERVER_NET).unwrap();
+    wait_for_route(&world.sites.london, SERVER_NET).unwrap();
     assert_eq!(world.seen_from(), TOKYO_LAN);
     assert!(world.london.log().unwrap().contains("license expires at"), "the log warns too");
 }
@@ -257,8 +258,8 @@ fn goes_read_only(world: &World) {
 /// It starts in the last seconds of read-only.
 fn is_suspended(world: &World) {
     let operator = &world.operator;
+    wait_for_route(&world.sites.london, SERVER_NET).unwrap();
     assert_eq!(world.state(), "read_only");
-    wait_for_table(&world.sites.london, SERVER_NET).unwrap();
     let mut flow = world.flow();
     eventually("the license is suspended", || world.state() == "suspended");
     let rules = || world.sites.london.sh("nft list ruleset").unwrap();
@@ -295,10 +296,12 @@ fn is_renewed(world: &mut World) {
     let [yes, valid] = [Value::from(true), Value::from("valid")];
     assert_eq!(rows, [(&"london".into(), &yes, &valid), (&"tokyo".into(), &yes, &valid)]);
 
-    wait_for_table(&world.sites.london, SERVER_NET).unwrap();
-    assert_eq!(world.seen_from(), TOKYO_LAN);
+    wait_for_route(&world.sites.london, SERVER_NET).unwrap();
+    eventually("both ends carry again", || {
+        seen_from(&world.sites.client, at(SERVER, MIRROR_PORT)).is_ok_and(|seen| seen == TOKYO_LAN)
+    });
     echo(&mut world.flow()).unwrap();
-    assert_eq!((world.ready().0, world.state()), (200, "valid".to_owned()));
+    eventually("ready and valid", || (world.ready().0, world.state()) == (200, "valid".to_owned()));
     eventually("it catches up with what it missed", || world.service_names() == ["london-to-tokyo"]);
     eventually("the others see it healthy", || world.status_in_tokyo() == "healthy");
     let quiet = world.operator.run(&["peers", "list"]).unwrap();

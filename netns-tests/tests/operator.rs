@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netns_tests::agent::{Agent, AgentSettings, Cli, CliOutput, http_get};
-use netns_tests::cluster::{APPLIED_WITHIN, Cluster, serve_through_tokyo, wait_for_table};
+use netns_tests::cluster::{APPLIED_WITHIN, Cluster, serve_through_tokyo, wait_for_route};
 use netns_tests::lab::{Host, Lab};
 use netns_tests::probe::{Feature, require};
 use netns_tests::service::{TcpService, seen_from};
@@ -44,6 +44,7 @@ fn assert_refused(output: &CliOutput, texts: &[&str]) {
     assert!(missing.is_empty(), "{missing:?} is not in {output:?}");
 }
 
+#[track_caller]
 fn wait_until(what: &str, good: impl Fn() -> bool) {
     let deadline = Instant::now() + APPLIED_WITHIN;
     while !good() {
@@ -116,8 +117,8 @@ fn services_and_routes_from_creation_to_deletion() {
     let add = |more: &[&str]| operator.run(&[&["routes", "add", "--service", id], more].concat()).unwrap();
     assert_refused(&add(&["--dest-cidr", "10.1.2.3/8"]), &["host bits"]);
     assert_refused(&add(&["--dest-cidr", "10.0.0.0"]), &["10.0.0.0"]);
-    add(&["--source-cidr", "10.71.1.0/24", "--dest-cidr", SERVER_NET, "--priority", "100"]).ok().unwrap();
-    let table = wait_for_table(&sites.london, SERVER_NET).unwrap();
+    add(&["--source-cidr", "10.71.1.0/24", "--dest-cidr", SERVER_NET, "--priority", "100", "--wait"]).ok().unwrap();
+    let table = wait_for_route(&sites.london, SERVER_NET).unwrap();
     let rule = table.lines().find(|line| line.contains("tproxy ip to")).expect("a rule");
     for part in ["ip saddr 10.71.1.0/24", "ip daddr 10.71.2.0/24", &format!("comment \"{id}/1\"")] {
         assert!(rule.contains(part), "{part}: {rule}");
@@ -150,10 +151,12 @@ fn the_host_shows_what_the_troubleshooting_contract_names() {
     }
     let sites = sites("contract");
     let main_table = || sites.london.sh("ip -4 route show; ip -6 route show").unwrap();
+    // The kernel makes the routes of a link when it has a carrier.
+    wait_until("both links are up", || main_table().matches("fe80::/64").count() == 2);
     let before_agents = main_table();
     let mut cluster = Cluster::form(&sites, &Grant::default()).unwrap();
     serve_through_tokyo(&cluster.operator, &[SERVER_NET]).unwrap();
-    wait_for_table(&sites.london, SERVER_NET).unwrap();
+    wait_for_route(&sites.london, SERVER_NET).unwrap();
     let listeners = sites.london.sh("ss -tlnp | grep 8080").unwrap();
     let words: Vec<&str> = listeners.split_whitespace().collect();
     assert_eq!(words[..5], ["LISTEN", "0", "4096", "*:8080", "*:*"], "{listeners}");
@@ -178,8 +181,14 @@ fn the_host_shows_what_the_troubleshooting_contract_names() {
     assert_eq!(alone.exit, 4, "{alone:?}");
     assert_refused(&alone, &["127.0.0.1:8080"]);
     let _london = Agent::start(&sites.london, AgentSettings::new(sites.lab.scratch(), "london")).unwrap();
-    wait_for_table(&sites.london, SERVER_NET).unwrap();
-    assert_eq!(comparable(&sites.london), before, "a restart makes the same kernel state");
+    wait_for_route(&sites.london, SERVER_NET).unwrap();
+    let deadline = Instant::now() + APPLIED_WITHIN;
+    while comparable(&sites.london) != before {
+        if Instant::now() >= deadline {
+            assert_eq!(comparable(&sites.london), before, "a restart makes the same kernel state");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
 }
 
 /// The kernel state without what differs from moment to moment, and without the ports of the intercept listeners, which

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 const PRODUCT: [Feature; 5] = [Feature::Root, Feature::Veth, Feature::Tun, Feature::NftTproxy, Feature::NftSocket];
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Two heartbeats and a round of gossip.
-const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+/// Two heartbeats and a round of gossip, with room for a busy machine.
+const KNOWN_WITHIN: Duration = Duration::from_secs(60);
 
 fn cluster(name: &str) -> (Cluster, TwoSites) {
     let sites = TwoSites::build(Lab::new(name).unwrap(), Profile::CLEAN, 1).unwrap();
@@ -210,10 +210,11 @@ fn what_happened_is_told_by_status_events_and_audit() {
     eventually("ready", || operator.run(&["status"]).unwrap().exit == 0);
     let status = operator.ok(&["status"]).unwrap();
     assert!(status.contains("State     ready") && status.contains("Services  1 of 1 active"), "{status}");
-    let events = object(operator, &["events"]);
-    let types: Vec<&str> = events.as_array().unwrap().iter().filter_map(|e| e["type"].as_str()).collect();
     for wanted in ["peer.added", "service.created", "route.changed"] {
-        assert!(types.contains(&wanted), "{wanted} in {types:?}");
+        eventually(wanted, || {
+            let events = object(operator, &["events"]);
+            events.as_array().unwrap().iter().any(|event| event["type"] == wanted)
+        });
     }
     let audit = object(operator, &["audit", "list"]);
     assert!(
@@ -246,10 +247,10 @@ fn changes_that_nobody_confirms_are_undone_and_confirmed_ones_stay() {
     operator.ok(&["compose", "apply", &first, "--yes", "--wait"]).unwrap();
     let is = |path: &str| operator.ok(&["compose", "diff", path, "--prune"]).unwrap().ends_with("No changes\n");
     assert!(is(&first));
-    operator.ok(&["compose", "apply", &second, "--prune", "--yes", "--confirm-within", "6s"]).unwrap();
+    operator.ok(&["compose", "apply", &second, "--prune", "--yes", "--confirm-within", "10s"]).unwrap();
     assert!(is(&second));
     eventually("it is undone everywhere", || is(&first));
-    operator.ok(&["compose", "apply", &second, "--prune", "--yes", "--confirm-within", "30s"]).unwrap();
+    operator.ok(&["compose", "apply", &second, "--prune", "--yes", "--confirm-within", "120s"]).unwrap();
     let confirmed = operator.ok(&["compose", "confirm"]).unwrap();
     assert_eq!(confirmed, "Confirmed: the changes of 2 peers stay\n");
     assert!(is(&second));
@@ -350,6 +351,7 @@ fn a_sync_tells_the_others_at_once_and_a_deletion_gets_there_by_itself() {
         let peers: Vec<Value> = operator.json(&["peers", "list"]).unwrap();
         peers.iter().map(|p| (p["id"].clone(), p["status"].clone())).collect::<Vec<_>>()
     };
+    eventually("both are healthy", || peers().iter().all(|(_, status)| status == "healthy"));
     let before = peers();
     let id = serve_through_tokyo(operator, &[SERVER_NET]).unwrap();
     assert_eq!(operator.ok(&["cluster", "sync"]).unwrap(), "Cluster sync triggered\n");

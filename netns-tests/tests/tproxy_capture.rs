@@ -1,5 +1,8 @@
 //! The rules do on packets what they say: client, router (the agent's host) and server, each in its namespace.
 
+// Real time is the subject here.
+#![allow(clippy::disallowed_methods)]
+
 mod support;
 
 use arctic::{
@@ -13,7 +16,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     sync::{Arc, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use support::{Namespace, sh};
 
@@ -21,7 +24,9 @@ const PORT: u16 = 7000;
 const CLIENT: [&str; 2] = ["10.1.0.2", "fd01::2"];
 const SERVER: [&str; 2] = ["10.2.0.2", "fd02::2"];
 const ROUTER_TO_CLIENT: [&str; 2] = ["10.1.0.1", "fd01::1"];
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// For an answer that has to come, and for one that is not to come.
+const ANSWERED: Duration = Duration::from_secs(10);
+const UNANSWERED: Duration = Duration::from_millis(1500);
 
 struct Lab {
     client: Namespace,
@@ -96,7 +101,13 @@ impl Lab {
 
     /// What the router's transparent listener saw last.
     fn captured(&self) -> Option<(SocketAddr, SocketAddr)> {
-        self.captured.recv_timeout(CONNECT_TIMEOUT).ok()
+        self.captured.recv_timeout(ANSWERED).ok()
+    }
+
+    /// Ends the listeners, as the death of their agent does.
+    fn deafen(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        eventually("the listeners are closed", || !self.router.sh("ss -Htln").contains("127.0.0.1:"));
     }
 }
 
@@ -112,6 +123,16 @@ fn as_v4(a: SocketAddr) -> Option<std::net::SocketAddrV4> {
 
 fn as_v6(a: SocketAddr) -> Option<std::net::SocketAddrV6> {
     if let SocketAddr::V6(a) = a { Some(a) } else { None }
+}
+
+/// Waits for something that must happen.
+#[track_caller]
+fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + ANSWERED;
+    while !happened() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }
 
 /// A transparent listener as the engine has it: sockets with the agent's own mark.
@@ -174,17 +195,17 @@ fn talk(mut stream: TcpStream, word: &str) {
 
 /// Connects from the namespace of this thread and returns who answers.
 fn who_answers(to: SocketAddr, mark: Option<u32>) -> io::Result<String> {
-    ask(&mut connect(to, mark)?)
+    ask(&mut connect(to, mark, ANSWERED)?)
 }
 
-fn connect(to: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+fn connect(to: SocketAddr, mark: Option<u32>, within: Duration) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
     }
-    socket.connect_timeout(&to.into(), CONNECT_TIMEOUT)?;
+    socket.connect_timeout(&to.into(), within)?;
     let stream: TcpStream = socket.into();
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    stream.set_read_timeout(Some(within))?;
     Ok(stream)
 }
 
@@ -229,7 +250,7 @@ fn forwarded_and_local_tcp_is_captured_in_both_families() {
         let word = lab.router.run(move || who_answers(at(server, PORT), Some(own)).ok());
         assert_eq!(word, says("plain"), "a socket of the agent to {server}");
     }
-    let unmatched = lab.server.run(|| connect(at(CLIENT[0], PORT), None).map(drop).map_err(|e| e.kind()));
+    let unmatched = lab.server.run(|| connect(at(CLIENT[0], PORT), None, ANSWERED).map(drop).map_err(|e| e.kind()));
     assert_eq!(unmatched, Err(io::ErrorKind::ConnectionRefused), "the other direction is not captured");
 }
 
@@ -238,7 +259,7 @@ fn direct_dials_of_the_listener_are_dropped() {
     let lab = Lab::new();
     lab.apply(&["10.2.0.0/24", "fd02::/64"]);
     for listener in lab.listeners {
-        let dialled = lab.router.run(move || connect(listener, None).map(drop).map_err(|e| e.kind()));
+        let dialled = lab.router.run(move || connect(listener, None, UNANSWERED).map(drop).map_err(|e| e.kind()));
         assert_eq!(dialled, Err(io::ErrorKind::TimedOut), "{listener}");
     }
 }
@@ -258,13 +279,12 @@ fn sessions_to_the_host_survive_a_route_that_covers_their_client() {
 fn without_a_listener_forwarded_traffic_is_plain_and_without_liveness_all_traffic_is() {
     let lab = Lab::new();
     lab.apply(&["10.2.0.0/24", "fd02::/64"]);
-    lab.stop.store(true, Ordering::Relaxed);
-    std::thread::park_timeout(Duration::from_millis(300));
+    lab.deafen();
     for server in SERVER {
         let word = lab.client.run(move || who_answers(at(server, PORT), None).ok());
         assert_eq!(word, says("plain"), "the listener is gone: forwarded to {server}");
         assert!(
-            lab.router.run(move || connect(at(server, PORT), None).is_err()),
+            lab.router.run(move || connect(at(server, PORT), None, UNANSWERED).is_err()),
             "local waits for the liveness element"
         );
     }
@@ -291,8 +311,9 @@ fn liveness_is_kept_by_feeding() {
 fn replacing_leaves_no_gap_and_cuts_no_flow() {
     let lab = Lab::new();
     lab.apply(&["10.2.0.0/24", "fd02::/64"]);
-    let (stream, done) = (lab.client.run(|| connect(at(SERVER[0], PORT), None)).expect("connected"), mpsc::channel());
-    let local = lab.router.run(|| connect(at(SERVER[1], PORT), None)).expect("connected");
+    let (stream, done) =
+        (lab.client.run(|| connect(at(SERVER[0], PORT), None, ANSWERED)).expect("connected"), mpsc::channel());
+    let local = lab.router.run(|| connect(at(SERVER[1], PORT), None, ANSWERED)).expect("connected");
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     lab.client.spawn(move || {
@@ -331,11 +352,11 @@ fn connections_that_were_open_before_a_route_go_on_plainly_and_captured_ones_sta
     // Opened before there is any table, so before conntrack looks at the namespace: it meets them in their middle.
     let mut flows = vec![];
     let open = |host: &Namespace, to: [&'static str; 2]| {
-        to.map(|ip| host.run(move || connect(at(ip, PORT), None)).unwrap_or_else(|e| panic!("{ip}: {e}")))
+        to.map(|ip| host.run(move || connect(at(ip, PORT), None, ANSWERED)).unwrap_or_else(|e| panic!("{ip}: {e}")))
     };
     serve(&lab.router, 22, "shell");
-    let mut sessions =
-        ROUTER_TO_CLIENT.map(|ip| (lab.client.run(move || connect(at(ip, 22), None)).expect("connected"), "shell"));
+    let mut sessions = ROUTER_TO_CLIENT
+        .map(|ip| (lab.client.run(move || connect(at(ip, 22), None, ANSWERED)).expect("connected"), "shell"));
     for host in [&lab.client, &lab.router] {
         flows.extend(open(host, SERVER).map(|flow| (flow, "plain")));
     }
@@ -393,7 +414,15 @@ fn changes_by_others_are_hinted_and_seen() {
     let owned = || lab.runtime.block_on(lab.kernel.read_owned()).expect("own state can be read");
     assert_eq!(owned().tables, Some(expected));
     let changes = lab.kernel.changes();
-    let mut before = *changes.borrow();
+    // Those of our own writes.
+    let settled = || {
+        let mut last = *changes.borrow();
+        eventually("no more hints", || {
+            std::thread::park_timeout(Duration::from_millis(100));
+            std::mem::replace(&mut last, *changes.borrow()) == last
+        });
+        last
+    };
     let edits = [
         "nft flush chain inet arctic prerouting",
         "nft delete chain inet arctic input",
@@ -403,21 +432,16 @@ fn changes_by_others_are_hinted_and_seen() {
     ];
     for edit in edits {
         lab.apply(&["10.2.0.0/24"]);
+        let before = settled();
         lab.router.sh(edit);
         assert_ne!(owned().tables, Some(expected), "{edit}");
-        std::thread::park_timeout(Duration::from_millis(100));
-        let now = *changes.borrow();
-        assert!(now.tables > before.tables, "{edit}: {before:?} {now:?}");
-        before = now;
+        eventually(edit, || changes.borrow().tables > before.tables);
     }
     for edit in ["ip rule del pref 10004", "ip -6 rule del pref 10000", "ip route flush table 610"] {
         lab.apply(&["10.2.0.0/24"]);
-        let whole = owned().policy;
+        let (whole, before) = (owned().policy, settled());
         lab.router.sh(edit);
         assert_ne!(owned().policy, whole, "{edit}");
-        std::thread::park_timeout(Duration::from_millis(100));
-        let now = *changes.borrow();
-        assert!(now.policy > before.policy, "{edit}: {before:?} {now:?}");
-        before = now;
+        eventually(edit, || changes.borrow().policy > before.policy);
     }
 }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use netns_tests::agent::Agent;
-use netns_tests::cluster::Cluster;
+use netns_tests::cluster::{Cluster, wait_for_route};
 use netns_tests::interfaces::{PRODUCT, SEEN_WITHIN, World, link, sysctl, wait};
 use netns_tests::lab::Host;
 use netns_tests::probe::require;
@@ -35,9 +35,8 @@ fn are(forwarding: &str, strict: &str) -> (String, String) {
 fn serve(world: &World) -> String {
     let (id, name) = world.serve(&["--fully-transparent", "--desired-ipv4", "10.71.1.50/24"]);
     for net in [SERVER_NET, SERVER_NET_V6] {
-        world.cluster.operator.ok(&["routes", "add", "--service", &id, "--dest-cidr", net]).unwrap();
-        let rules = || world.sites.london.sh("nft list table inet arctic").ok().filter(|t| t.contains(net));
-        wait("the rules", SEEN_WITHIN, rules);
+        world.cluster.operator.ok(&["routes", "add", "--service", &id, "--dest-cidr", net, "--wait"]).unwrap();
+        wait_for_route(&world.sites.london, net).unwrap();
     }
     wait("the interface", SEEN_WITHIN, || link(&world.sites.london, &name).filter(|l| l.contains("10.71.1.50")));
     wait("the settings", SEEN_WITHIN, || (settings(&world.sites.tokyo) == are("1", "2")).then_some(()));

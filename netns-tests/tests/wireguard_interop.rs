@@ -33,7 +33,7 @@ const NEAR_NETS: [&str; 2] = ["10.87.0.0/24", "fd87::/64"];
 const STOCK_NETS: [&str; 2] = ["10.88.0.0/24", "fd88::/64"];
 const OWN_MARK: u32 = 0xfff0_0000;
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 type Snapshot = watch::Sender<Arc<Forwarding>>;
@@ -42,15 +42,17 @@ type Snapshot = watch::Sender<Arc<Forwarding>>;
 struct Stock {
     _process: Process,
     key: X25519Public,
-    name: &'static str,
+    name: String,
 }
 
 impl Stock {
-    fn start(host: &Host, lab: &Lab, name: &'static str, engine: X25519Public, endpoint: Option<&str>) -> Stock {
+    /// Its control socket is the machine's, whatever the namespace; so the process's number is part of the name.
+    fn start(host: &Host, lab: &Lab, number: u32, engine: X25519Public, endpoint: Option<&str>) -> Stock {
+        let name = format!("wg{}-{number}", std::process::id());
         let private = lab.scratch().join(format!("{name}.key"));
         let key = host.sh(&format!("umask 077; wg genkey > {0}; wg pubkey < {0}", private.display())).unwrap();
         let mut command = host.command("wireguard-go");
-        command.args(["-f", name]).env("LOG_LEVEL", "error");
+        command.args(["-f", &name]).env("LOG_LEVEL", "error");
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         let process = host.spawn(command).unwrap();
         let deadline = Instant::now() + STARTED_WITHIN;
@@ -79,6 +81,13 @@ impl Stock {
     fn handshakes(&self, host: &Host) -> bool {
         let told = host.sh(&format!("wg show {} latest-handshakes", self.name)).unwrap();
         told.split_whitespace().last().is_some_and(|at| at != "0")
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        // Whoever is killed leaves it.
+        let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
     }
 }
 
@@ -227,7 +236,7 @@ fn a_stock_wireguard_is_understood_as_initiator_and_as_responder() {
     let own = key.x25519_public();
 
     // The engine knows no address of the other end: that one has to begin.
-    let first = Stock::start(&stock, &lab, "wgstock1", own, Some(NEAR_WAN));
+    let first = Stock::start(&stock, &lab, 1, own, Some(NEAR_WAN));
     let snapshot = Snapshot::new(Arc::new(forwarding(ids, first.key, "127.0.0.1", &services, 1)));
     let _near = Near::start(&near, ids[0], key, services[0], &snapshot);
     let deadline = Instant::now() + STARTED_WITHIN;
@@ -240,7 +249,7 @@ fn a_stock_wireguard_is_understood_as_initiator_and_as_responder() {
     drop(first);
 
     // The other end, with a new key, knows no address of the engine: that one has to begin.
-    let second = Stock::start(&stock, &lab, "wgstock2", own, None);
+    let second = Stock::start(&stock, &lab, 2, own, None);
     assert!(!second.handshakes(&stock));
     snapshot.send_replace(Arc::new(forwarding(ids, second.key, STOCK_WAN, &services, 2)));
     ping(&near, NEAR[0], STOCK[0]);

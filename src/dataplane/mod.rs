@@ -181,7 +181,10 @@ impl Engine {
             tracing::info!("IPv6 is off on this host: only IPv4 is captured");
             None
         };
-        Self::start_with(config, forwarding, Timing::default(), Some((v4, v6)))
+        let engine = Self::start_with(config, forwarding, Timing::default(), Some((v4, v6)))?;
+        // Whoever captures from now on does so for TCP and for the tunnel at once. It runs or says why not.
+        let _ = engine.tunnel().changed().await;
+        Ok(engine)
     }
 
     /// The same without intercept listeners and so without privileges: flows come by [`Engine::carry_captured`].

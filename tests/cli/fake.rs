@@ -5,12 +5,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
     fs,
     io::Write,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
@@ -214,9 +215,13 @@ fn service(id: &str, name: &str) -> Value {
         "state":"active","route_count":2})
 }
 
-/// A port where nothing listens.
+/// A port where nothing listens, and nobody else will: it stays bound until the tests end.
 pub fn closed_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    std::mem::forget(socket);
+    port
 }
 
 /// A home directory of an operator.

@@ -120,6 +120,8 @@ impl Host {
 
     /// Gives a device its addresses and sets it up.
     pub(crate) fn configure_device(&self, device: &str, addresses: &[&str]) -> Result<()> {
+        // The same for its link-local address, whose state would change under tests that compare.
+        self.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0")?;
         for address in addresses {
             // Duplicate address detection would leave an IPv6 address unusable for a second.
             let nodad = if address.contains(':') { " nodad" } else { "" };

@@ -22,6 +22,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(20);
 const RELEASED_WITHIN: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const LOCKED: &str = "CLUSTER_LOCKED";
+/// So begins the note of a run that has asked for the lock; its purpose follows, and is replaced by the token.
+const ASKED: &str = "asked for: ";
 
 pub struct Lease {
     token: String,
@@ -40,23 +42,23 @@ struct Note {
 impl Lease {
     pub async fn take(session: &Session, cluster_id: &str, purpose: &str) -> Result<Lease, CliError> {
         let note = note_of(cluster_id);
+        // Only a run from here that is over leaves its note without its file lock.
+        let earlier = note.as_ref().and_then(|n| fs::read_to_string(&n.path).ok());
         let body = json!({ "purpose": purpose, "ttl_s": TTL_S });
-        let answer = match claim(session, &body).await {
-            Err(e) if e.code == LOCKED => {
-                // Only a run from here that is over leaves its note without its file lock.
-                let Some(token) = note.as_ref().and_then(|n| fs::read_to_string(&n.path).ok()) else { return Err(e) };
-                session.log.debug("the lock is that of an earlier run which did not end in order");
-                release(session, token.trim()).await.map_err(|_| e)?;
-                claim(session, &body).await?
-            }
-            other => other?,
-        };
-        let token = output::plain(&answer["lock"]["token"]);
-        if let Some(note) = &note
-            && let Err(e) = files::write_private(&note.path, &token)
+        keep(session, note.as_ref(), Some(&format!("{ASKED}{purpose}")));
+        let mut claimed = claim(session, &body).await;
+        if let (Err(e), Some(earlier)) = (&claimed, &earlier)
+            && e.code == LOCKED
+            && end(session, earlier.trim()).await
         {
-            session.log.debug(&format!("the lock token is not kept: {e}"));
+            session.log.debug("the lock was that of an earlier run which did not end in order");
+            claimed = claim(session, &body).await;
         }
+        if claimed.as_ref().is_err_and(|e| e.code == LOCKED) {
+            keep(session, note.as_ref(), earlier.as_deref());
+        }
+        let token = output::plain(&claimed?["lock"]["token"]);
+        keep(session, note.as_ref(), Some(&token));
         *session.client.lock.borrow_mut() = Some(Secret::from_input(&token));
         let clock = SystemClock::new();
         let renewed = clock.mono();
@@ -98,6 +100,27 @@ async fn claim(session: &Session, body: &Value) -> Result<Value, CliError> {
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+}
+
+/// What the next run from here may have to know, or nothing any more.
+fn keep(session: &Session, note: Option<&Note>, text: Option<&str>) {
+    let Some(note) = note else { return };
+    let kept = match text {
+        Some(text) => files::write_private(&note.path, text),
+        None => fs::remove_file(&note.path),
+    };
+    if let Err(e) = kept {
+        session.log.debug(&format!("the note about the lock was not written: {e}"));
+    }
+}
+
+/// Ends the lock that the note of an earlier run is about; whether that was so. A run that was killed before it heard of
+/// its token is known by its purpose, and to the agent by its credential.
+async fn end(session: &Session, note: &str) -> bool {
+    let Some(purpose) = note.strip_prefix(ASKED) else { return release(session, note).await.is_ok() };
+    let held = session.call(Call::get("/v1/cluster/lock")).await;
+    let is_its = held.is_ok_and(|held| held["lock"]["purpose"] == purpose);
+    is_its && session.call(Call::delete("/v1/cluster/lock")).await.is_ok()
 }
 
 async fn release(session: &Session, token: &str) -> Result<(), CliError> {

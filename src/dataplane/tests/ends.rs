@@ -199,13 +199,13 @@ async fn a_reset_of_a_client_that_is_not_read_from_still_reaches_the_server() {
 #[tokio::test]
 async fn an_idle_stream_is_closed_and_a_busy_one_is_not() {
     let mut pair = Pair::unpublished();
-    pair.a.start_timed(0, Timing { idle: Duration::from_millis(300), ..Timing::default() });
+    pair.a.start_timed(0, Timing { idle: Duration::from_millis(1500), ..Timing::default() });
     pair.publish_a(|_| {});
     pair.publish_b(|_| {});
     let (mut client, mut server) = pair.flow().await;
-    for _ in 0..6 {
+    for _ in 0..10 {
         exchange(&mut client, &mut server).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     exchange(&mut client, &mut server).await;
     assert_reset(&mut client).await;
@@ -228,6 +228,7 @@ async fn a_ready_connection_serves_a_flow_without_a_handshake() {
 #[tokio::test]
 async fn a_ready_connection_that_died_unseen_costs_the_flow_nothing() {
     let mut pair = Pair::unpublished();
+    pair.b.start(lasting_port());
     // A stand-in for the exit that closes each connection at the first byte of a header, then the exit itself.
     let exit = pair.b.engine.take().unwrap();
     let port = exit.stream_port();

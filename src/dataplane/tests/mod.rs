@@ -12,7 +12,12 @@ use crate::{
     routing::{ForwardedService, PeerPath},
 };
 use ipnet::IpNet;
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A bound on what only a bug lets run for ever.
@@ -30,6 +35,19 @@ pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// A port that nobody else takes while it is free for a moment: the kernel gives out higher ones, and other runs of the
+/// tests begin to look elsewhere.
+pub(super) fn lasting_port() -> u16 {
+    static LOOKED_AT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 200) as u16 * 100;
+    loop {
+        let port = first + LOOKED_AT.fetch_add(1, Ordering::Relaxed);
+        if std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub(super) struct Peer {

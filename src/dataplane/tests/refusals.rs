@@ -83,8 +83,10 @@ async fn a_dead_target_resets_the_client() {
 
 #[tokio::test]
 async fn a_target_that_comes_back_is_used_again() {
-    let mut pair = Pair::new();
-    let port = pair.b.engine().stream_port();
+    let (mut pair, port) = (Pair::unpublished(), lasting_port());
+    pair.b.start(port);
+    pair.publish_a(|_| {});
+    pair.publish_b(|_| {});
     pair.b.engine.take().unwrap().shutdown().await;
     assert_refused(&pair, "198.18.0.9:80", Refusal::TargetUnreachable).await;
     pair.b.start(port);

@@ -125,10 +125,12 @@ async fn new_snapshots_leave_flows_of_unchanged_services_alone() {
 
 #[tokio::test]
 async fn shutdown_resets_flows_and_frees_the_port() {
-    let mut pair = Pair::new();
+    let (mut pair, port) = (Pair::unpublished(), lasting_port());
+    pair.b.start(port);
+    pair.publish_a(|_| {});
+    pair.publish_b(|_| {});
     let (mut client, mut server) = pair.flow().await;
     exchange(&mut client, &mut server).await;
-    let port = pair.b.engine().stream_port();
     soon("shutdown", pair.b.engine.take().unwrap().shutdown()).await;
     assert_reset(&mut server).await;
     assert_reset(&mut client).await;
