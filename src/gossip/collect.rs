@@ -29,6 +29,7 @@ pub const LAGGARD_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Between two floors of one owner.
 pub const FLOOR_INTERVAL: Duration = Duration::from_secs(60);
 const LINEAGE_MAX_BYTES: usize = 64;
+const INSTANCE_MAX_BYTES: usize = 64;
 /// How often one own record is written anew above what comes back of its past: two copies of an identity would outbid
 /// each other for ever.
 const OUTBIDS_MAX: u8 = 8;
@@ -44,6 +45,8 @@ pub(super) struct Ledger {
     /// Owners whose floor rose since tombstones were last collected.
     risen: BTreeSet<PeerId>,
     behind: BTreeMap<PeerId, Suspects>,
+    /// The last start of each owner that agreed to hold the same records, and up to where.
+    confirmed: BTreeMap<PeerId, (String, u64)>,
 }
 
 impl Ledger {
@@ -106,7 +109,8 @@ fn is_collectable(record_kind: &str) -> bool {
 pub(super) fn floor_of(record: &Record) -> Option<FloorBody> {
     let body: FloorBody = (record.key.kind == kind::FLOOR).then(|| record.body_as().ok())??;
     let is_about_owner = record.key.id == record.key.owner.to_string();
-    let is_sound = is_about_owner && body.through < record.version && body.lineage.len() <= LINEAGE_MAX_BYTES;
+    let are_short = body.lineage.len() <= LINEAGE_MAX_BYTES && body.instance.len() <= INSTANCE_MAX_BYTES;
+    let is_sound = is_about_owner && body.through < record.version && are_short;
     is_sound.then_some(body)
 }
 
@@ -168,12 +172,19 @@ impl Gossip {
     /// A floor was taken into the index. Comes before the event that commits it, so that a crash between the two leaves
     /// the peer catching up.
     pub(super) fn note_floor(&mut self, record: &Record) {
-        let Some(FloorBody { through, .. }) = floor_of(record) else { return };
+        let Some(FloorBody { through, instance, .. }) = floor_of(record) else { return };
         let owner = record.key.owner;
-        let complete = self.complete(owner);
         if through <= self.ledger.floor(owner) {
             return;
         }
+        // What another start of it confirmed may be another history under the same versions.
+        let confirmed = self.ledger.confirmed.get(&owner).filter(|(by, _)| *by == instance);
+        if confirmed.is_some_and(|(_, confirmed)| *confirmed >= through) {
+            self.index.set_complete(owner, through.max(self.index.owned(owner).complete));
+        } else {
+            self.unconfirm(owner);
+        }
+        let complete = self.complete(owner);
         self.ledger.floors.insert(owner, through);
         self.walks.reconsider();
         if let Some(recovery) = self.collection.recovery.as_mut().filter(|_| owner == self.local.peer_id) {
@@ -242,6 +253,7 @@ impl Gossip {
     fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
         let suspects = self.ledger.behind.remove(&owner);
         self.ledger.floors.remove(&owner);
+        self.ledger.confirmed.remove(&owner);
         self.index.set_complete(owner, 0);
         if suspects.is_some() {
             self.events.push_back(Event::CaughtUp(owner));
@@ -389,8 +401,8 @@ impl Gossip {
         } else {
             self.collection.acknowledged.remove(&from);
         }
-        if let Some(own) = heartbeat.own {
-            self.confirm(from, own);
+        if let Some(own) = heartbeat.own.filter(|own| self.confirm(from, *own)) {
+            self.ledger.confirmed.insert(from, (heartbeat.instance.clone(), own.through));
         }
         for (owner, whole) in &heartbeat.vouches {
             if *owner == self.local.peer_id {
@@ -401,10 +413,10 @@ impl Gossip {
         }
     }
 
-    /// Someone who is complete with `owner` up to `whole` told the sum of its records.
-    fn confirm(&mut self, owner: PeerId, whole: Whole) {
+    /// Someone who is complete with `owner` up to `whole` told the sum of its records; says whether it is that of ours.
+    fn confirm(&mut self, owner: PeerId, whole: Whole) -> bool {
         if self.index.owned(owner).sum != whole.sum || whole.through < self.ledger.floor(owner) {
-            return;
+            return false;
         }
         self.index.set_complete(owner, whole.through.max(self.index.owned(owner).complete));
         if let Some(suspects) = self.ledger.behind.remove(&owner) {
@@ -415,6 +427,7 @@ impl Gossip {
             self.collect();
             self.index.settle_digests();
         }
+        true
     }
 
     /// The same about this peer's own records, after a loss.
@@ -469,7 +482,8 @@ impl Gossip {
         let through = through.min(self.own_version);
         if through >= lowest {
             self.collection.floor_due = now + FLOOR_INTERVAL;
-            self.events.push_back(Event::PublishFloor { through });
+            let super::Facts { lineage, instance, .. } = self.facts.clone();
+            self.events.push_back(Event::PublishFloor(FloorBody { through, lineage, instance }));
         }
     }
 

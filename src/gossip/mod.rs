@@ -33,7 +33,7 @@ use crate::{
     model::{Endpoint, Mono, PeerId, PeerStatus, PublicKey, Rng, UnixTime},
     wire::{
         gossip::{Digests, Heartbeat, Malformed, Op, Registry, Reply, Request},
-        record::{Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
+        record::{FloorBody, Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
 use collect::{Collection, Ledger};
@@ -151,9 +151,7 @@ pub enum Event {
     /// Own records to be written anew under the next versions; a deleted one as a tombstone.
     Republish(Vec<Record>),
     /// Write the own `floor` record: every peer holds all own records up to there.
-    PublishFloor {
-        through: u64,
-    },
+    PublishFloor(FloorBody),
     /// Peers refuse this copy of the identity because they hear another one; or no longer do.
     Contested(bool),
     /// Two live copies of this peer's identity are heard.

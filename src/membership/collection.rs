@@ -20,12 +20,10 @@ pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> 
     delete_services_to_removed(ledger, author, records)
 }
 
-/// Says that every peer holds all records of this one up to `through`; its tombstones up to there go everywhere.
-/// `lineage` names the database that says it.
-pub fn publish_floor<L: Ledger>(ledger: &L, author: &Author, through: u64, lineage: String) -> Result<(), L::Error> {
+/// Says that every peer holds all records of this one up to the floor; its tombstones up to there go everywhere.
+pub fn publish_floor<L: Ledger>(ledger: &L, author: &Author, floor: &FloorBody) -> Result<(), L::Error> {
     if ledger.is_contested()? {
         return Ok(());
     }
-    let body = FloorBody { through, lineage };
-    ledger.put_own(author, kind::FLOOR, &author.peer_id.to_string(), &body).map(drop)
+    ledger.put_own(author, kind::FLOOR, &author.peer_id.to_string(), floor).map(drop)
 }

@@ -5,7 +5,7 @@ use crate::{
     membership::{self, IDENTITY_CONFLICT_HINT},
     model::PeerId,
     store::StoreError,
-    wire::record::{Record, RecordKey},
+    wire::record::{FloorBody, Record, RecordKey},
 };
 
 impl Node {
@@ -23,10 +23,13 @@ impl Node {
         self.store().write(move |tx| membership::republish(tx, &identity, &records)).await
     }
 
-    pub(super) async fn publish_floor(&self, through: u64) -> Result<(), StoreError> {
+    pub(super) async fn publish_floor(&self, floor: FloorBody) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        tracing::debug!(through, "every peer holds all records of this one up to here; its tombstones go");
-        self.store().write(move |tx| membership::publish_floor(tx, &identity, through, tx.lineage()?)).await
+        tracing::debug!(
+            through = floor.through,
+            "every peer holds all records of this one up to here; its tombstones go"
+        );
+        self.store().write(move |tx| membership::publish_floor(tx, &identity, &floor)).await
     }
 
     pub(super) async fn contested(&self, contested: bool) -> Result<(), StoreError> {

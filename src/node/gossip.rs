@@ -433,7 +433,7 @@ impl Node {
             Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
             Event::Forgotten(keys) => self.forget(keys).await?,
             Event::Republish(records) => self.republish(records).await?,
-            Event::PublishFloor { through } => self.publish_floor(through).await?,
+            Event::PublishFloor(floor) => self.publish_floor(floor).await?,
             Event::Contested(contested) => self.contested(contested).await?,
             Event::TwoCopies(peer) => {
                 tracing::warn!(%peer, "two live copies of this peer are heard; the second one is refused");

@@ -259,6 +259,9 @@ pub struct FloorBody {
     pub through: u64,
     /// Names the database that the owner wrote it from; another one remembers nothing of this one's records.
     pub lineage: String,
+    /// The start of the owner to which its peers said that they hold all: what was said to another one, which may have
+    /// given the same versions, does not count.
+    pub instance: String,
 }
 
 /// A trusted peer's signed word about a third one (cluster.md §4).

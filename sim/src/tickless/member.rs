@@ -159,11 +159,10 @@ impl World {
                 sometimes!("a node writes own records anew after a loss");
                 self.write(n, |tx, own| Ok(membership::republish(tx, own.author, records)?))
             }
-            gossip::Event::PublishFloor { through } => {
+            gossip::Event::PublishFloor(floor) => {
                 sometimes!("an owner publishes a floor");
-                self.trace.line(now, format_args!("n{} floor {through}", n + 1));
-                let lineage = self.nodes[n].disk.read(|s| s.facts.lineage.clone());
-                self.write(n, |tx, own| Ok(membership::publish_floor(tx, own.author, *through, lineage)?))
+                self.trace.line(now, format_args!("n{} floor {}", n + 1, floor.through));
+                self.write(n, |tx, own| Ok(membership::publish_floor(tx, own.author, floor)?))
             }
             gossip::Event::Contested(contested) => {
                 sometimes!(*contested, "a copy of an identity is refused by its peers");

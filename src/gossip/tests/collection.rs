@@ -270,6 +270,33 @@ fn what_a_late_peer_gives_back_to_an_owner_that_lost_its_database_stays_deleted(
     }
 }
 
+/// The owner gave a version twice, and this peer was told of all up to there: by the start before.
+#[test]
+fn who_was_complete_with_another_start_is_reset_by_a_floor() {
+    let mut network = settled(3, 14);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(10));
+    let old = network.snapshot(0);
+    network.isolate(1, true);
+    network.write(0, "s", false);
+    network.run_for(Duration::from_secs(20));
+    network.isolate(2, true);
+    network.restore(0, old);
+    network.write(0, "s", true);
+    network.sleep(LAGGARD_AFTER + DAY);
+    network.isolate(0, false);
+    network.isolate(2, true);
+    network.run_for(COLLECTED_WITHIN);
+    assert_eq!(network.tombstones(0) + network.tombstones(1), 0, "collected without 2");
+    assert!(network.lives(2, &service_key(0, "s")));
+    // 2 hears of the floor before it hears its owner.
+    network.cut.retain(|pair| ![(1, 2), (2, 1)].contains(pair));
+    network.run_for(Duration::from_secs(30));
+    network.cut.clear();
+    network.assert_settles(Duration::from_secs(120));
+    assert!(!network.lives(2, &service_key(0, "s")));
+}
+
 /// What is written on an old snapshot takes versions that were given before.
 #[test]
 fn records_whose_versions_fell_below_a_floor_are_written_anew() {
@@ -385,7 +412,7 @@ fn a_newcomer_learns_old_records_also_from_others_and_is_waited_for() {
 }
 
 fn floor(of: &Identity, through: u64, version: u64) -> Record {
-    let body = FloorBody { through, lineage: "first".into() };
+    let body = FloorBody { through, lineage: "first".into(), instance: "1".into() };
     of.record(kind::FLOOR, &of.id.to_string(), version, serde_json::to_value(body).unwrap())
 }
 
@@ -429,9 +456,9 @@ fn below_a_floor_only_a_complete_peer_gives_records_and_only_to_one_that_catches
 fn a_floor_is_about_its_owner_and_below_its_own_version_and_is_never_deleted() {
     let [local, a, b] = [1, 2, 3].map(Identity::numbered);
     let mut gossip = machine(&local, vec![], &[&a, &b]);
-    let body = serde_json::to_value(FloorBody { through: 3, lineage: "x".into() }).unwrap();
+    let body = serde_json::to_value(FloorBody { through: 3, lineage: "x".into(), instance: "y".into() }).unwrap();
     let elsewhere = a.record(kind::FLOOR, &b.id.to_string(), 5, body);
-    let long = json!({"through": 3, "lineage": "x".repeat(65)});
+    let long = json!({"through": 3, "lineage": "x".repeat(65), "instance": "y"});
     let long = a.record(kind::FLOOR, &a.id.to_string(), 6, long);
     let bad = vec![floor(&a, 11, 11), elsewhere, long, a.tombstone(kind::FLOOR, &a.id.to_string(), 20)];
     assert_eq!(give(&mut gossip, &a, bad.into()).0, 4);

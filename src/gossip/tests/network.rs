@@ -5,7 +5,7 @@ use crate::{
     model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
-        record::{FloorBody, PeerBody, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
+        record::{PeerBody, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
     },
 };
 use serde_json::{Value, json};
@@ -463,12 +463,10 @@ impl Network {
             Event::Forgotten(keys) => keys.iter().for_each(|key| drop(n.store.remove(key))),
             Event::CatchingUp { owner, complete } => drop(n.catching_up.insert(owner, complete)),
             Event::CaughtUp(owner) => drop(n.catching_up.remove(&owner)),
-            Event::PublishFloor { through } => {
-                self.assert_everyone_holds(node, through);
-                let n = &mut self.nodes[node];
-                let body = FloorBody { through, lineage: n.facts.lineage.clone() };
-                let id = n.who.id.to_string();
-                self.put_own(node, kind::FLOOR, &id, serde_json::to_value(body).unwrap());
+            Event::PublishFloor(floor) => {
+                self.assert_everyone_holds(node, floor.through);
+                let id = self.nodes[node].who.id.to_string();
+                self.put_own(node, kind::FLOOR, &id, serde_json::to_value(floor).unwrap());
             }
             Event::Republish(records) => {
                 for record in records {
