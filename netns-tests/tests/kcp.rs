@@ -23,7 +23,7 @@ const BULK_PORT: u16 = 5001;
 const ECHO_PORT: u16 = 7;
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// A flow whose ground is gone is reset within this time.
-const RESET_WITHIN: Duration = Duration::from_secs(5);
+const RESET_WITHIN: Duration = Duration::from_secs(2);
 /// 40 ms and 1 % each way, reordering by up to 10 ms.
 const ROUGH: Profile = Profile { name: "rough", rtt: Duration::from_millis(40), loss: 0.01, rate_mbps: Some(300) };
 
