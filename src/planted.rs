@@ -28,10 +28,28 @@ pub enum Bug {
     NonceReused,
     /// A revocation names the record that was seen, instead of the identity.
     RevocationByBlobHash,
+    /// A handshake is signed without what makes it a new one.
+    FieldLeftUnsigned,
+    /// The signature of who opens a handshake is not looked at.
+    HandshakeSignatureSkipped,
+    /// License, members and record are told to whoever has signed, reached or not.
+    ToldBeforeCallBack,
+    /// The keys of a handshake are kept until the process ends.
+    KeysOutliveHandshake,
+    /// What a stranger shows is verified, whatever has been found wrong before.
+    StrangerCostsTwice,
+    /// Of two contents of one version the smaller hash wins.
+    SmallerHashWins,
+    /// A cluster forgets the id of the one that it merged with.
+    MergeForgetsId,
+    /// A license past its grace lets operators write.
+    WritesPastGrace,
+    /// A start takes the database as it is.
+    DamageServed,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 21] = [
         Bug::VersionCheckSkipped,
         Bug::WallClockDecidesOrder,
         Bug::TombstoneCollectedEarly,
@@ -44,6 +62,15 @@ impl Bug {
         Bug::LaxSignatureCheck,
         Bug::NonceReused,
         Bug::RevocationByBlobHash,
+        Bug::FieldLeftUnsigned,
+        Bug::HandshakeSignatureSkipped,
+        Bug::ToldBeforeCallBack,
+        Bug::KeysOutliveHandshake,
+        Bug::StrangerCostsTwice,
+        Bug::SmallerHashWins,
+        Bug::MergeForgetsId,
+        Bug::WritesPastGrace,
+        Bug::DamageServed,
     ];
 
     /// The word of `scripts/sweep --plant`.
@@ -61,6 +88,15 @@ impl Bug {
             Bug::LaxSignatureCheck => "lax-signature-check",
             Bug::NonceReused => "nonce-reused",
             Bug::RevocationByBlobHash => "revocation-by-blob-hash",
+            Bug::FieldLeftUnsigned => "field-left-unsigned",
+            Bug::HandshakeSignatureSkipped => "handshake-signature-skipped",
+            Bug::ToldBeforeCallBack => "told-before-call-back",
+            Bug::KeysOutliveHandshake => "keys-outlive-handshake",
+            Bug::StrangerCostsTwice => "stranger-costs-twice",
+            Bug::SmallerHashWins => "smaller-hash-wins",
+            Bug::MergeForgetsId => "merge-forgets-id",
+            Bug::WritesPastGrace => "writes-past-grace",
+            Bug::DamageServed => "damage-served",
         }
     }
 }

@@ -231,6 +231,59 @@ pub fn ask_raw(host: &Host, mirror: IpAddr, protocol: u8, payload: &[u8], within
     .with_context(|| format!("asking {mirror} by protocol {protocol} from {host}"))
 }
 
+/// An IPv4 packet with a UDP datagram in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpPacket {
+    packet: Vec<u8>,
+}
+
+impl UdpPacket {
+    const UDP: u8 = 17;
+    const UDP_HEADER_BYTES: usize = 8;
+
+    /// None of another protocol, or of a fragment.
+    pub fn parse(packet: &[u8]) -> Option<UdpPacket> {
+        let len = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
+        let packet = packet.get(..len)?.to_vec();
+        let whole = packet[6] & 0x3f == 0 && packet[7] == 0;
+        (packet[9] == Self::UDP && whole && len >= V4_HEADER_BYTES + Self::UDP_HEADER_BYTES)
+            .then_some(UdpPacket { packet })
+    }
+
+    fn udp(&self) -> &[u8] {
+        &self.packet[usize::from(self.packet[0] & 15) * 4..]
+    }
+
+    pub fn source(&self) -> SocketAddr {
+        let [a, b, c, d] = [12, 13, 14, 15].map(|at: usize| self.packet[at]);
+        (std::net::Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([self.udp()[0], self.udp()[1]])).into()
+    }
+
+    pub fn dest(&self) -> SocketAddr {
+        let [a, b, c, d] = [16, 17, 18, 19].map(|at: usize| self.packet[at]);
+        (std::net::Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([self.udp()[2], self.udp()[3]])).into()
+    }
+
+    pub fn payload(&self) -> &[u8] {
+        &self.udp()[Self::UDP_HEADER_BYTES..]
+    }
+
+    /// Sends it once more from a host, whoever its source is.
+    pub fn send_again(&self, socket: &Socket) -> io::Result<()> {
+        let mut packet = self.packet.clone();
+        // A captured checksum may be one that the device had still to finish; none is right as well.
+        let checksum = packet.len() - self.udp().len() + 6;
+        packet[checksum..checksum + 2].fill(0);
+        socket.send_to(&packet, &SocketAddr::new(self.dest().ip(), 0).into()).map(drop)
+    }
+}
+
+/// A socket that sends whole IPv4 packets from a host.
+pub fn packet_sender(host: &Host) -> Result<Socket> {
+    const IPPROTO_RAW: u8 = 255;
+    host.run(|| raw(IPPROTO_RAW)).with_context(|| format!("a raw socket in {host}"))
+}
+
 fn seen_from(answer: &[u8], payload: &[u8]) -> Result<IpAddr> {
     let space = answer.iter().position(|b| *b == b' ').context("an answer without an address")?;
     ensure!(&answer[space + 1..] == payload, "the payload came back changed");

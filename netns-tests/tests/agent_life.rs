@@ -361,7 +361,7 @@ fn bytes_of_a_captured_flow_do_not_go_on_in_clear_when_its_agent_is_killed() {
     // The client is far away: what it sends meets a host that has already reset the flow.
     sites.client.sh("nft add table inet deaf").unwrap();
     sites.client.sh("nft 'add chain inet deaf input { type filter hook input priority 0; }'").unwrap();
-    let capture = Capture::start(&sites.london, "to-tokyo", "", sites.lab.scratch()).unwrap();
+    let capture = Capture::start(&sites.london, "to-tokyo", sites.lab.scratch()).unwrap();
     let mut flows = flows(&sites);
     sites.client.sh("nft 'add rule inet deaf input tcp flags rst drop'").unwrap();
     london.kill().unwrap();

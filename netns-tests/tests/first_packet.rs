@@ -72,7 +72,7 @@ fn bytes_arrive_exactly_both_ways_and_never_in_clear() {
     }
     let world = World::new("exact");
     world.serve();
-    let capture = Capture::start(&world.sites.london, "wan-tokyo", "", world.sites.lab.scratch()).unwrap();
+    let capture = Capture::start(&world.sites.london, "wan-tokyo", world.sites.lab.scratch()).unwrap();
     for server in [topology::SERVER, topology::SERVER_V6] {
         bulk::fetch_exactly(&world.sites.client, at(server, BULK_PORT), 21, TRANSFER_BYTES).unwrap();
         bulk::push_exactly(&world.sites.client, at(server, BULK_PORT), 22, TRANSFER_BYTES).unwrap();

@@ -289,7 +289,7 @@ fn capture_on_the_wan_shows_what_is_sent_in_clear() {
     let body = content::Content::bytes(9, 500_000);
     let files = BTreeMap::from([("file".to_owned(), body.clone())]);
     let _files = TcpService::files(&b, "10.71.0.2:80".parse().unwrap(), files).unwrap();
-    let capture = Capture::start(&a, "wan-tokyo", "tcp", lab.scratch()).unwrap();
+    let capture = Capture::start(&a, "wan-tokyo", lab.scratch()).unwrap();
     a.sh("curl -sS --fail -m 30 -o /dev/null http://10.71.0.2/file").unwrap();
     let seen = capture.stop().unwrap();
     assert!(seen.len() > body.len());

@@ -109,7 +109,7 @@ fn whatever_is_not_tcp_leaves_from_tokyo_and_crosses_the_wan_sealed_by_51840_alo
     let sites = &world.sites;
     let scratch = sites.lab.scratch();
     let _raw = DatagramService::raw_mirror(&sites.server, PROTOCOL).unwrap();
-    let capture = Capture::start(&sites.london, "to-tokyo", "", scratch).unwrap();
+    let capture = Capture::start(&sites.london, "to-tokyo", scratch).unwrap();
 
     for (server, masqueraded) in [(SERVER, TOKYO_LAN), (SERVER_V6, tokyo_lan_v6())] {
         ping(&sites.client, server);

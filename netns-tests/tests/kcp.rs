@@ -79,7 +79,7 @@ fn flows_over_kcp_arrive_exactly_and_never_in_clear() {
     let world = World::new("kcp", ROUGH);
     let (client, wan) = (&world.sites.client, world.sites.wan.as_ref().unwrap());
     wan.change(|conditions| (conditions.jitter, conditions.reorder) = (Duration::from_millis(10), true));
-    let capture = Capture::start(&world.sites.london, "wan-tokyo", "udp", world.sites.lab.scratch()).unwrap();
+    let capture = Capture::start(&world.sites.london, "wan-tokyo", world.sites.lab.scratch()).unwrap();
     for server in [SERVER, SERVER_V6] {
         bulk::fetch_exactly(client, at(server, BULK_PORT), 21, 6_000_000).unwrap();
         bulk::push_exactly(client, at(server, BULK_PORT), 22, 6_000_000).unwrap();

@@ -1,13 +1,10 @@
-//! Thousands of routes on the real kernel: what is captured, what `nft` shows, and how long the kernel takes to load them.
-
-// Real time is the subject here.
-#![allow(clippy::disallowed_methods)]
+//! Thousands of routes on the real kernel: what is captured, what `nft` shows, and that as many as 10,000 load at once.
+//! `cargo bench -p netns-tests --bench routes` tells how long that takes.
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
 
 use arctic::kernel::{Capture, Intercept, Kernel, Ruleset, Tunnel, contract};
 use arctic::model::{Rng, ServiceId, UnixTime};
@@ -22,10 +19,7 @@ const SERVICES: u64 = 5;
 const ROUTES_EACH: usize = 900;
 const FLOWS: u64 = 120;
 const LOAD_ROUTES: u32 = 10_000;
-/// As many of these as there are more routes, or the time grows faster than their number; `cargo bench -p netns-tests
-/// --bench routes` tells the figure.
-const PART: u32 = 10;
-const AT_MOST: u32 = 3 * PART;
+const FEW_ROUTES: u32 = 1000;
 /// Addresses of the client; no source of a route is near the last.
 const CLIENTS: [Ipv4Addr; 4] =
     [Ipv4Addr::new(10, 1, 1, 1), Ipv4Addr::new(10, 1, 2, 1), Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(10, 71, 1, 2)];
@@ -163,23 +157,15 @@ fn ten_thousand_routes_load_in_one_transaction() {
         };
         let ruleset = Ruleset {
             intercept: Intercept { v4: Some("127.0.0.1:50123".parse().expect("an address")), v6: None },
-            captures: (0..LOAD_ROUTES / PART).map(capture).collect(),
+            captures: (0..FEW_ROUTES).map(capture).collect(),
             tunnel: Some(Tunnel { device: "arctic-tun0".into(), index: 1 }),
             ..Ruleset::default()
         };
-        let load = async |ruleset: &Ruleset| {
-            let began = Instant::now();
-            kernel.replace_tables(ruleset).await.expect("the ruleset is accepted");
-            began.elapsed()
-        };
-        // What this machine needs for a part, at this time.
-        let part = load(&ruleset).await;
+        kernel.replace_tables(&ruleset).await.expect("the ruleset is accepted");
         let ruleset = Ruleset { captures: (0..LOAD_ROUTES).map(capture).collect(), ..ruleset };
-        // The second time the old ones go in the same transaction.
-        for time in ["first", "second"] {
-            let took = load(&ruleset).await;
-            println!("{LOAD_ROUTES} routes loaded for the {time} time in {took:?}, a part of {PART} in {part:?}");
-            assert!(took < AT_MOST * part, "{took:?}");
+        // The second time as many old ones go in the same transaction.
+        for _ in 0..2 {
+            kernel.replace_tables(&ruleset).await.expect("the ruleset is accepted");
         }
         let owned = kernel.read_owned().await.expect("own state can be read");
         assert_eq!(owned.tables, Some(kernel.fingerprint(&ruleset)));

@@ -83,7 +83,7 @@ fn the_third_learns_the_others_by_voucher_is_deleted_and_comes_back_by_the_opera
     if !require(&PRODUCT) {
         return;
     }
-    let trio = Trio::bootstrapped("trio");
+    let mut trio = Trio::bootstrapped("trio");
     let operator = &trio.london.1;
     let everyone = ["london", "oslo", "tokyo"].map(str::to_owned).to_vec();
     for (address, name) in [(ThreeSites::TOKYO, "tokyo"), (ThreeSites::OSLO, "oslo")] {
@@ -99,15 +99,16 @@ fn the_third_learns_the_others_by_voucher_is_deleted_and_comes_back_by_the_opera
     operator.ok(&["routes", "add", "--service", "osl-tyo", "--dest-cidr", "10.99.0.0/16"]).unwrap();
     wait_for_table(&trio.sites.oslo, "10.99.0.0/16").unwrap();
 
-    let listed = |operator: &Cli, address| {
-        operator.json::<Vec<Value>>(&["services", "list", "--url", &url(address)]).unwrap().len()
+    let states = |operator: &Cli, address| {
+        let all = operator.json::<Vec<Value>>(&["services", "list", "--url", &url(address)]).unwrap();
+        all.iter().filter_map(|service| service["state"].as_str().map(str::to_owned)).collect::<Vec<_>>()
     };
-    eventually("the service is listed where it ends", 1, || listed(&trio.tokyo.1, ThreeSites::TOKYO));
+    eventually("the service is carried", vec!["active".to_owned()], || states(&trio.tokyo.1, ThreeSites::TOKYO));
     operator.ok(&["peers", "delete", "oslo", "--yes"]).unwrap();
     let others = vec!["london".to_owned(), "tokyo".to_owned()];
     for (host, address) in [(operator, ThreeSites::LONDON), (&trio.tokyo.1, ThreeSites::TOKYO)] {
         eventually("oslo is gone", others.clone(), || healthy(host, address));
-        eventually("and so is its service", 0, || listed(host, address));
+        eventually("and so is its service", Vec::<String>::new(), || states(host, address));
     }
     eventually("oslo captures nothing any more", false, || {
         trio.sites.oslo.sh("nft list ruleset").unwrap().contains("10.99.0.0/16")
@@ -116,5 +117,18 @@ fn the_third_learns_the_others_by_voucher_is_deleted_and_comes_back_by_the_opera
     operator.ok(&["peers", "add", &format!("{}:{API_PORT}", ThreeSites::OSLO), "--name", "oslo"]).unwrap();
     for (host, address) in [(operator, ThreeSites::LONDON), (&trio.tokyo.1, ThreeSites::TOKYO)] {
         eventually("the operator took oslo back", everyone.clone(), || healthy(host, address));
+        eventually("with its service", vec!["active".to_owned()], || states(host, address));
+    }
+
+    trio.oslo.1.ok(&["remove-self", "--yes", "--url", &url(ThreeSites::OSLO)]).unwrap();
+    let status = trio.oslo.0.process().wait(KNOWN_EVERYWHERE_WITHIN).unwrap().expect("oslo ends by itself");
+    assert!(status.success(), "{status}");
+    for (host, address) in [(&trio.london.1, ThreeSites::LONDON), (&trio.tokyo.1, ThreeSites::TOKYO)] {
+        eventually("oslo left", others.clone(), || healthy(host, address));
+        eventually("and its service stays listed", vec!["inactive".to_owned()], || states(host, address));
+    }
+    trio.london.1.ok(&["services", "delete", "osl-tyo", "--yes"]).unwrap();
+    for (host, address) in [(&trio.london.1, ThreeSites::LONDON), (&trio.tokyo.1, ThreeSites::TOKYO)] {
+        eventually("until it is deleted by hand", Vec::<String>::new(), || states(host, address));
     }
 }

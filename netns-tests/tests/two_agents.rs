@@ -17,7 +17,7 @@ fn agents_join_over_the_wan_and_no_secret_crosses_it_in_clear() {
         return;
     }
     let sites = TwoSites::build(Lab::new("join").unwrap(), Profile::OCEAN, 1).unwrap();
-    let capture = Capture::start(&sites.london, "wan-tokyo", "", sites.lab.scratch()).unwrap();
+    let capture = Capture::start(&sites.london, "wan-tokyo", sites.lab.scratch()).unwrap();
     let cluster = Cluster::form(&sites, &Grant::default()).unwrap();
     let peers: Vec<serde_json::Value> = cluster.operator.json(&["peers", "list"]).unwrap();
     let seen = capture.stop().unwrap();

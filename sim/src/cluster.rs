@@ -1,6 +1,6 @@
 //! A cluster of production nodes on simulated hosts.
 
-use crate::{Operator, SimClock, SimNet, Skew, StreamFaults};
+use crate::{Names, Operator, SimClock, SimNet, Skew, StreamFaults};
 use arctic::{
     env::{BoxFuture, EngineSetup, Engines, Env, InterceptPorts, RunningEngines},
     kernel::{Arrival, FakeKernel, HostView, Packet, Verdict},
@@ -49,11 +49,14 @@ impl Options {
     }
 }
 
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// What of a host outlives its crashes.
 pub struct SimHost {
     pub kernel: Arc<FakeKernel>,
     pub skew: Skew,
     pub streams: Arc<StreamFaults>,
+    pub names: Arc<Names>,
     dir: TempDir,
 }
 
@@ -95,6 +98,7 @@ impl Cluster {
                 kernel: Arc::new(FakeKernel::new()),
                 skew: Skew::default(),
                 streams: Arc::default(),
+                names: Arc::default(),
                 dir: scratch_directory(),
             };
             let software = HostSoftware {
@@ -103,6 +107,7 @@ impl Cluster {
                 kernel: host.kernel.clone(),
                 skew: host.skew.clone(),
                 streams: host.streams.clone(),
+                names: host.names.clone(),
                 data_dir: host.data_dir().to_owned(),
                 roots: TrustRoots::from_keys([vendor.public()]),
                 starts: Rc::new(Cell::new(0)),
@@ -116,15 +121,20 @@ impl Cluster {
 
     /// A license of this run's vendor; equal `customer` gives one customer id, and another limit another issue.
     pub fn license(&self, customer: u8, max_nodes: u32) -> Value {
+        self.license_until(customer, max_nodes, crate::EPOCH.plus(YEAR))
+    }
+
+    /// The same with another end, up to which it lasted for a year.
+    pub fn license_until(&self, customer: u8, max_nodes: u32, expires_at: UnixTime) -> Value {
         let mut rng = Rng::from_seed(derive(self.seed, "customer", u64::from(customer)));
         let mut issue = Rng::from_seed(derive(self.seed, "license", u64::from(customer) << 32 | u64::from(max_nodes)));
-        let issued_at = UnixTime::from_ms(crate::EPOCH.as_ms());
+        let issued_at = expires_at.minus(YEAR);
         let terms = Terms {
-            customer_id: CustomerId::mint(issued_at, &mut rng),
-            license_id: LicenseId::mint(issued_at, &mut issue),
+            customer_id: CustomerId::mint(crate::EPOCH, &mut rng),
+            license_id: LicenseId::mint(crate::EPOCH, &mut issue),
             customer_name: None,
             issued_at,
-            expires_at: issued_at.plus(Duration::from_secs(365 * 24 * 3600)),
+            expires_at,
             max_nodes,
             max_services: 100,
             features: Features::every(),
@@ -285,6 +295,7 @@ struct HostSoftware {
     kernel: Arc<FakeKernel>,
     skew: Skew,
     streams: Arc<StreamFaults>,
+    names: Arc<Names>,
     data_dir: PathBuf,
     roots: TrustRoots,
     starts: Rc<Cell<u64>>,
@@ -295,7 +306,7 @@ impl HostSoftware {
         let start = self.starts.get();
         self.starts.set(start + 1);
         let env = Env::new(
-            Arc::new(SimNet { faults: self.streams }),
+            Arc::new(SimNet { faults: self.streams, names: self.names }),
             self.kernel,
             Arc::new(SimClock { skew: self.skew }),
             Arc::new(SimEngines),

@@ -10,19 +10,21 @@ mod cluster;
 mod net;
 mod operator;
 mod processes;
+mod seeds;
 mod streams;
 pub mod tickless;
 mod trace;
 
 pub use clock::{EPOCH, SimClock, Skew};
 pub use cluster::{Cluster, Options, SimHost, captures, verdict};
-pub use net::SimNet;
+pub use net::{BadNames, Names, SimNet};
 pub use operator::{Answer, Operator};
 pub use processes::equal_in_two_processes;
+pub use seeds::{KnownSeed, known_seeds};
 pub use streams::{StreamFault, StreamFaults};
 pub use trace::{Trace, record};
 
-use std::ops::Range;
+use std::{ops::Range, process::Command};
 
 /// turmoil reports panics of spawned tasks only under `tokio_unstable`; without it a broken node would look healthy.
 /// The flag is set by `.cargo/config.toml`, and an environment RUSTFLAGS replaces that file.
@@ -32,6 +34,18 @@ pub fn assert_panics_are_reported() {
         cfg!(tokio_unstable),
         "built without --cfg tokio_unstable: unset RUSTFLAGS, or add the flag to it, and run again"
     );
+}
+
+/// The commit that was built from, as `a1b2c3d (dirty)`.
+pub fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let here = env!("CARGO_MANIFEST_DIR");
+        let output = Command::new("git").current_dir(here).args(arguments).output().ok().filter(|o| o.status.success());
+        output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+    };
+    let id = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    let is_dirty = git(&["status", "--porcelain", "-uno"]).is_some_and(|text| !text.is_empty());
+    if is_dirty { format!("{id} (dirty)") } else { id }
 }
 
 /// Seeds that a test takes in a build without optimization, where a run is ten times as slow.

@@ -99,11 +99,25 @@ impl Operator {
     /// A token from `host` for the credential that the bootstrap of `issued_by` gave.
     pub async fn token(&self, host: &str, issued_by: &str) -> Option<String> {
         let (id, secret) = self.credentials.borrow().get(issued_by).cloned()?;
+        self.token_of(host, &id, &secret).await
+    }
+
+    /// A token from `host` for a credential.
+    pub async fn token_of(&self, host: &str, id: &str, secret: &str) -> Option<String> {
         let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         let answer = self
             .send(host, Method::POST, "/v1/oauth/token", "application/x-www-form-urlencoded", form.into(), None)
             .await;
         answer.body["access_token"].as_str().map(str::to_owned)
+    }
+
+    /// With a token of the caller's choice, or with none.
+    pub async fn post_with(&self, host: &str, path: &str, body: Value, token: Option<&str>) -> Answer {
+        self.call(host, Method::POST, path, Some(body), token.map(str::to_owned)).await
+    }
+
+    pub async fn put(&self, host: &str, path: &str, body: Value) -> Answer {
+        self.authorized(host, Method::PUT, path, Some(body)).await
     }
 
     pub async fn get(&self, host: &str, path: &str) -> Answer {

@@ -29,6 +29,8 @@ pub enum StreamFault {
     Drip,
     /// What is sent vanishes and nothing ever comes back.
     HalfOpen,
+    /// In this byte of what is sent a bit is turned.
+    FlipAt(usize),
 }
 
 impl StreamFault {
@@ -38,6 +40,7 @@ impl StreamFault {
             Self::EndAfter(_) => "truncated body",
             Self::Drip => "byte drip",
             Self::HalfOpen => "half-open",
+            Self::FlipAt(_) => "bit flip",
         }
     }
 }
@@ -66,7 +69,15 @@ impl StreamFaults {
 
     pub(crate) fn meet(self: &Arc<Self>, inner: TcpStream) -> BoxStream {
         let Some(fault) = locked(&self.waiting).pop_front() else { return Box::new(inner) };
-        Box::new(FaultyStream { inner, fault, faults: self.clone(), shown: false, read_bytes: 0, pause: None })
+        Box::new(FaultyStream {
+            inner,
+            fault,
+            faults: self.clone(),
+            shown: false,
+            read_bytes: 0,
+            sent_bytes: 0,
+            pause: None,
+        })
     }
 }
 
@@ -80,6 +91,7 @@ struct FaultyStream {
     faults: Arc<StreamFaults>,
     shown: bool,
     read_bytes: usize,
+    sent_bytes: usize,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -132,6 +144,7 @@ impl AsyncRead for FaultyStream {
                 let left = bytes - self.read_bytes;
                 self.poll_some(cx, buf, left)
             }
+            StreamFault::FlipAt(_) => Pin::new(&mut self.inner).poll_read(cx, buf),
         }
     }
 }
@@ -147,7 +160,20 @@ impl AsyncWrite for FaultyStream {
                 self.pause = Some(Box::pin(sleep(DRIP_PAUSE)));
                 Poll::Ready(Ok(sent))
             }
-            _ => Pin::new(&mut self.inner).poll_write(cx, buf),
+            StreamFault::FlipAt(at) => {
+                let mut piece = buf.to_vec();
+                let met = at.checked_sub(self.sent_bytes).filter(|at| *at < piece.len());
+                if let Some(at) = met {
+                    piece[at] ^= 1 << (at % 7);
+                }
+                let sent = ready!(Pin::new(&mut self.inner).poll_write(cx, &piece))?;
+                self.sent_bytes += sent;
+                if met.is_some_and(|at| at < sent) {
+                    self.show();
+                }
+                Poll::Ready(Ok(sent))
+            }
+            StreamFault::ResetAfter(_) | StreamFault::EndAfter(_) => Pin::new(&mut self.inner).poll_write(cx, buf),
         }
     }
 

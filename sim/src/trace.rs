@@ -31,7 +31,8 @@ impl Trace {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn save(&self, scenario: &str, seed: u64, name: &str) -> PathBuf {
+    /// Writes it to a file below `target/sim`.
+    pub(crate) fn save(&self, scenario: &str, seed: u64, name: &str) -> PathBuf {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../target/sim/{scenario}.{seed}"));
         let file = dir.join(name);
         if let Err(e) = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, self.lines.join("\n"))) {

@@ -1,8 +1,12 @@
 //! The named scenarios of the simulator that need real HTTP and a real store.
 
+use arctic::{
+    model::{ClusterId, LicenseId, PeerId, Rng, SigningKey, X25519Public},
+    wire::handshake::{Challenge, Init, PROTOCOL, default_api_port},
+};
 use serde_json::{Value, json};
-use sim::{Answer, Cluster, Operator, Options, twin_run};
-use std::time::Duration;
+use sim::{Answer, Cluster, EPOCH, Operator, Options, twin_run};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 /// 6 heartbeat rounds and twice 30 s.
 const CONVERGENCE: Duration = sim::chaos::CONVERGENCE_BOUND;
@@ -25,6 +29,23 @@ fn joined(options: &Options) -> Cluster {
 
 async fn add(op: &Operator, host: &str, other: &str) -> Answer {
     op.post(host, "/v1/peers", json!({"endpoints": [format!("{other}:8080")]})).await
+}
+
+/// Of a handshake that a stranger begins and never ends.
+fn first_words(rng: &mut Rng) -> Value {
+    let init = Init {
+        protocol: PROTOCOL,
+        peer_id: PeerId::mint(EPOCH, rng),
+        public_key: SigningKey::from_seed(rng.bytes()).public(),
+        challenge: Challenge(rng.bytes()),
+        ephemeral: X25519Public(rng.bytes()),
+        license_id: LicenseId::mint(EPOCH, rng),
+        cluster_id: ClusterId::mint(EPOCH, rng),
+        endpoints: Vec::new(),
+        target_endpoints: Vec::new(),
+        api_port: default_api_port(),
+    };
+    serde_json::to_value(init).expect("plain JSON")
 }
 
 async fn all_healthy(op: &Operator, hosts: &[String]) {
@@ -159,12 +180,15 @@ fn bootstrap_and_join_stampede() {
             for host in &hosts[1..] {
                 op.bootstrap(host, &license).await;
             }
+            let opened = Rc::new(Cell::new(0));
             let flood: Vec<_> = (0..FLOODERS)
-                .map(|_| {
-                    let op = op.clone();
+                .map(|flooder| {
+                    let (op, opened) = (op.clone(), opened.clone());
+                    let mut rng = Rng::from_seed([flooder as u8; 32]);
                     tokio::task::spawn_local(async move {
                         loop {
-                            op.post("n1", "/v1/handshake/init", json!({"protocol": 1, "peer_id": "none"})).await;
+                            let answer = op.post("n1", "/v1/handshake/init", first_words(&mut rng)).await;
+                            opened.set(opened.get() + u32::from(answer.status == 200));
                             tokio::time::sleep(Duration::from_millis(20)).await;
                         }
                     })
@@ -189,6 +213,7 @@ fn bootstrap_and_join_stampede() {
             let took = turmoil::elapsed() - began;
             assert!(took < JOINED_WITHIN, "all of {NODES} know each other after {took:?}");
             flood.iter().for_each(tokio::task::JoinHandle::abort);
+            assert!(opened.get() > 0, "strangers hold sessions open");
         });
     });
 }

@@ -55,6 +55,7 @@ scenarios! {
     cloned_disk_is_reported: 1..3;
     poison_record_is_contained: 1..3;
     merge_in_any_order_with_crashes: 1..3;
+    #[cfg(feature = "simulation")] tunnel_replay_and_roaming: 1..3;
     #[cfg(not(debug_assertions))] one_sick_peer_cannot_fail_the_fleet: 1..2;
     #[cfg(not(debug_assertions))] bootstrap_and_join_stampede: 1..2;
 }

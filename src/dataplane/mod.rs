@@ -14,7 +14,7 @@
 mod carrier;
 mod counters;
 mod exit;
-mod iptun;
+pub mod iptun;
 mod kcp;
 mod limits;
 mod pool;
@@ -31,7 +31,7 @@ pub use iptun::TunnelRefusal;
 
 use crate::{
     env::{BoxFuture, EngineSetup, Engines, InterceptPorts, ReadTraffic, RunningEngines, TunnelState, system_seed},
-    model::{DataPorts, PeerId, PublicKey},
+    model::{DataPorts, PeerId, PublicKey, Rng},
     os::{datagram::Datagrams, sockets},
     routing::Forwarding,
 };
@@ -217,6 +217,8 @@ impl Engine {
         forbidden_ports.extend([stream_port, kcp_port]);
         forbidden_ports.extend(ports.iter().flat_map(|p| [Some(p.v4), p.v6]).flatten());
         let stop = CancellationToken::new();
+        let seed = || system_seed().map_err(|e| EngineError::Randomness(e.to_string()));
+        let rng = Rng::from_seed(seed()?);
         let core = Arc::new(Core {
             local: config.local,
             public_key: config.key.public(),
@@ -228,7 +230,7 @@ impl Engine {
             counters: Counters::default(),
             pools: pool::Pools::default(),
             shaper: shaper::Shaper::default(),
-            kcp: kcp::Kcp::new(&config.key, system_seed().map_err(|e| EngineError::Randomness(e.to_string()))?),
+            kcp: kcp::Kcp::new(&config.key, seed()?),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             dialled: exit::Places::new(usize::MAX, MAX_FLOWS),
             stop: stop.clone(),
@@ -241,7 +243,7 @@ impl Engine {
         let (tunnel, state) = watch::channel(TunnelState::Off);
         // Without privileges there is no device either.
         if ports.is_some() {
-            core.tasks.spawn(iptun::serve(core.clone(), config.key, tunnel_port, tunnel));
+            core.tasks.spawn(iptun::serve(core.clone(), config.key, rng, tunnel_port, tunnel));
         }
         for listener in intercept.into_iter().flat_map(|(v4, v6)| [Some(v4), v6]).flatten() {
             core.tasks.spawn(accept_captured(core.clone(), listener));

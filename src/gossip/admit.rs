@@ -3,8 +3,8 @@
 use super::{
     Discovery, Event, Gossip,
     collect::floor_of,
-    index::Entry,
-    revocation::{Revocations, Standing, is_about_its_id},
+    index::{Entry, Owned},
+    revocation::{Standing, is_about_its_id},
 };
 use crate::{
     model::{Endpoint, Mono, PeerId, PublicKey},
@@ -30,6 +30,36 @@ const OWNERS_MAX: usize = 16_384;
 const DISCOVERED_MAX_PEERS: usize = 1024;
 /// Longest self-given name that a discovery reports.
 const NAME_MAX_CHARS: usize = 64;
+
+/// Records of all owners that are not trusted, and their bytes: revocations that outlive who issued them, and services
+/// of those who left.
+const LEFT_BEHIND_RECORDS_MAX: usize = 131_072;
+const LEFT_BEHIND_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Records and their bytes, as they are sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Load {
+    records: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn with(self, more: Self) -> Self {
+        Self { records: self.records + more.records, bytes: self.bytes + more.bytes }
+    }
+
+    fn has_room(self, more: Self) -> bool {
+        let all = self.with(more);
+        (more.records == 0 || all.records <= LEFT_BEHIND_RECORDS_MAX)
+            && (more.bytes == 0 || all.bytes <= LEFT_BEHIND_BYTES_MAX)
+    }
+}
+
+impl From<Owned> for Load {
+    fn from(owned: Owned) -> Self {
+        Self { records: owned.records as usize, bytes: owned.bytes as usize }
+    }
+}
 
 /// Records that were refused, by reason. Counters of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,13 +118,13 @@ impl Gossip {
             records.list.iter().partition(|r| Registry::of(&r.key.kind) == Registry::Revocations);
         let mut keys = self.admit_all(&source, &revoking);
         if !keys.is_empty() {
-            self.settle_revocations(now);
+            self.settle_revocations(&keys, now);
         }
         let (floors, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|r| r.key.kind == kind::FLOOR);
         let backings = records.backings.iter().filter(|backing| backing.floor.key.kind == kind::FLOOR);
-        let floors: Vec<_> = backings.clone().map(|backing| &backing.floor).chain(floors).collect();
+        let floors: Vec<_> = backings.map(|backing| &backing.floor).chain(floors).collect();
         keys.extend(self.admit_all(&source, &floors));
-        source.backed = backings.map(|backing| (backing.floor.key.owner, backing.through)).collect();
+        source.backed = records.backings.iter().filter_map(|backing| self.backing(backing)).collect();
         keys.extend(self.admit_all(&source, &others));
         self.meet_readmitted(&keys);
         self.index.settle_digests();
@@ -131,6 +161,10 @@ impl Gossip {
         if record.version > VERSION_MAX {
             return Err(Refusal::Malformed);
         }
+        // Most of what a large cluster pushes comes several times.
+        if self.index.get(&record.key).is_some_and(|held| held.record == *record) {
+            return Ok(false);
+        }
         let entry = Entry::new(record.clone()).ok_or(Refusal::Malformed)?;
         if entry.wire_bytes > RECORD_MAX_BYTES + crate::wire::gossip::ENVELOPE_MAX_BYTES {
             return Err(Refusal::Oversize);
@@ -144,7 +178,7 @@ impl Gossip {
         let owner = record.key.owner;
         let authority = self.authority(&record.key, record);
         if let Authority::Key(_) | Authority::AnyOf(_) = authority
-            && self.is_stale(&record.key, record.version, source.backed.get(&owner).copied())
+            && self.is_stale(record, source.backed.get(&owner).copied())
         {
             self.decline_stale(&record.key, entry.head);
             return Err(Refusal::Stale);
@@ -152,22 +186,22 @@ impl Gossip {
         if !self.quotas.has_room(source.from, owner, entry.wire_bytes, self.now) {
             return Err(Refusal::OverQuota);
         }
-        let verified = match authority {
-            Authority::Key(key) => verify(record, &[key]),
-            Authority::AnyOf(keys) => verify(record, &keys),
+        let signers = match authority {
+            Authority::Key(key) => vec![key],
+            Authority::AnyOf(keys) => {
+                self.charge_stranger(source.from)?;
+                keys
+            }
             Authority::Revoked => {
                 self.walks.decline(&record.key, entry.head);
                 return Err(Refusal::RevokedOwner);
             }
             Authority::Stranger => {
                 self.walks.decline(&record.key, entry.head);
-                return self.meet_stranger(&entry).map(|()| false);
+                return self.meet_stranger(source.from, &entry).map(|()| false);
             }
         };
-        if let Err(refusal) = verified {
-            self.quotas.charge_forgery(source.from, self.now);
-            return Err(refusal);
-        }
+        self.verify(source.from, record, &signers)?;
         if owner == self.local.peer_id {
             self.note_own_loss(&record.key);
             if record.version > self.own_version {
@@ -178,30 +212,60 @@ impl Gossip {
                 return Ok(false);
             }
         } else {
-            if held.is_none() && !self.has_room_for(owner, entry.wire_bytes) {
+            let more = self.growth(&record.key, entry.wire_bytes);
+            if !self.has_room_for(owner, more) {
                 self.walks.decline(&record.key, entry.head);
                 return Err(Refusal::OverOwnerLimit);
             }
             self.quotas.charge(owner, entry.wire_bytes, self.now);
+            if !self.links.contains_key(&owner) {
+                self.left_behind = self.left_behind.with(more);
+            }
         }
         self.drops.equivocations += u64::from(held.is_some_and(|h| is_equivocation(h, entry.head)));
         let is_restored = self.is_restored(&entry);
         let is_taken = self.index.offer(entry);
         self.taken += u64::from(is_taken);
+        if is_taken {
+            self.note_contradiction(record);
+        }
         self.note_floor(record);
         Ok(is_taken && !is_restored)
     }
 
-    fn has_room_for(&self, owner: PeerId, more_bytes: usize) -> bool {
-        let owned = self.index.owned(owner);
-        let records = owned.records as usize;
-        if owned.bytes as usize + more_bytes > BYTES_PER_OWNER_MAX {
-            return false;
+    fn verify(&mut self, sender: PeerId, record: &Record, signers: &[PublicKey]) -> Result<(), Refusal> {
+        if signers.iter().any(|key| record.verify(key).is_ok()) {
+            return Ok(());
         }
+        self.quotas.charge_forgery(sender, self.now);
+        Err(Refusal::BadSignature)
+    }
+
+    /// Anybody can sign for owners that nobody trusts, so what they cost is charged to who brings their records.
+    fn charge_stranger(&mut self, sender: PeerId) -> Result<(), Refusal> {
+        if self.quotas.charge_stranger(sender, self.now) { Ok(()) } else { Err(Refusal::OverQuota) }
+    }
+
+    /// What a record adds to those of its owner; one in the place of another, what it is longer.
+    fn growth(&self, key: &RecordKey, bytes: usize) -> Load {
+        match self.index.get(key) {
+            Some(held) => Load { records: 0, bytes: bytes.saturating_sub(held.wire_bytes) },
+            None => Load { records: 1, bytes },
+        }
+    }
+
+    /// Limits are for what grows: a tombstone in the place of a record always has room.
+    fn has_room_for(&self, owner: PeerId, more: Load) -> bool {
+        let held = Load::from(self.index.owned(owner));
+        let fits = |records_max| {
+            (more.records == 0 || held.records < records_max)
+                && (more.bytes == 0 || held.bytes + more.bytes <= BYTES_PER_OWNER_MAX)
+        };
         if self.links.contains_key(&owner) {
-            return records < RECORDS_PER_OWNER_MAX;
+            return fits(RECORDS_PER_OWNER_MAX);
         }
-        records < RECORDS_PER_REMOVED_OWNER_MAX && (records > 0 || self.index.owner_count() < OWNERS_MAX)
+        let is_known = held.records > 0 || self.index.owner_count() < OWNERS_MAX;
+        fits(RECORDS_PER_REMOVED_OWNER_MAX) && is_known && self.left_behind.has_room(more)
     }
 
     fn authority(&self, key: &RecordKey, record: &Record) -> Authority {
@@ -240,7 +304,7 @@ impl Gossip {
     }
 
     /// A self-signed `peer` record of an owner that is not trusted gives a name and endpoints, and nothing else.
-    fn meet_stranger(&mut self, entry: &Entry) -> Result<(), Refusal> {
+    fn meet_stranger(&mut self, sender: PeerId, entry: &Entry) -> Result<(), Refusal> {
         let record = &entry.record;
         let peer = record.key.owner;
         let body = match record.body_as::<PeerBody>() {
@@ -253,7 +317,8 @@ impl Gossip {
         if self.revocations.standing(peer, Some(&body.public_key)) != Standing::Clear {
             return Err(Refusal::RevokedOwner);
         }
-        verify(record, &[body.public_key])?;
+        self.charge_stranger(sender)?;
+        self.verify(sender, record, &[body.public_key])?;
         if self.discovered.len() < DISCOVERED_MAX_PEERS || self.discovered.contains_key(&peer) {
             self.discovered.insert(peer, entry.head);
         }
@@ -303,9 +368,12 @@ impl Gossip {
         self.events.extend(met.into_iter().map(|d| Event::Discovered(Box::new(d))));
     }
 
-    /// Reads the revocations anew and draws the consequences: trust ends, and what the removed peer owned is void.
-    pub(super) fn settle_revocations(&mut self, now: Mono) {
-        self.revocations = Revocations::of(self.index.of_registry(Registry::Revocations).map(|entry| &*entry.record));
+    /// After records of revocations and readmissions were taken: trust ends, and what the removed peer owned is void.
+    pub(super) fn settle_revocations(&mut self, taken: &[RecordKey], now: Mono) {
+        for entry in taken.iter().filter_map(|key| self.index.get(key)) {
+            self.revocations.take(&entry.record);
+        }
+        self.revocations.validate();
         self.walks.reconsider();
         let mut revoked = BTreeSet::new();
         for link in self.links.values() {
@@ -326,6 +394,9 @@ impl Gossip {
         for peer in revoked {
             let mut mine: BTreeSet<_> = void.iter().filter(|key| key.owner == peer).cloned().collect();
             mine.iter().for_each(|key| drop(self.index.remove(key)));
+            if mine.iter().any(|key| key.kind == kind::READMISSION) {
+                self.revocations.void_readmissions(peer);
+            }
             // Some of them were given again meanwhile.
             mine.extend(self.void_suspects(peer, self.standing_of(peer)));
             if self.unlink(peer) || !mine.is_empty() {
@@ -333,7 +404,15 @@ impl Gossip {
             }
         }
         self.settle_local_standing(now);
+        self.count_left_behind();
         self.index.settle_digests();
+    }
+
+    /// Anew whenever trust begins or ends.
+    pub(super) fn count_left_behind(&mut self) {
+        let local = self.local.peer_id;
+        let untrusted = self.index.owners().filter(|(owner, _)| *owner != local && !self.links.contains_key(owner));
+        self.left_behind = untrusted.map(|(_, owned)| owned.into()).fold(Load::default(), Load::with);
     }
 
     pub(super) fn standing_of(&self, peer: PeerId) -> Standing {
@@ -385,10 +464,6 @@ fn check_form(entry: &Entry) -> Result<(), Refusal> {
 
 fn is_equivocation(held: RecordHead, offered: RecordHead) -> bool {
     held.version == offered.version && held.hash != offered.hash
-}
-
-fn verify(record: &Record, keys: &[PublicKey]) -> Result<(), Refusal> {
-    if keys.iter().any(|key| record.verify(key).is_ok()) { Ok(()) } else { Err(Refusal::BadSignature) }
 }
 
 /// The key in a peer's revocation of itself: it holds for peers that never met the one that left.

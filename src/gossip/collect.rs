@@ -68,13 +68,11 @@ pub(super) struct Recovery {
     vouched: BTreeSet<PeerId>,
     /// What came back: an earlier database wrote it.
     returned: BTreeSet<RecordKey>,
-    /// It began before this start, so more than that may have come back.
-    is_resumed: bool,
 }
 
 impl Recovery {
     fn from(whole: u64) -> Self {
-        Self { whole, vouched: BTreeSet::new(), returned: BTreeSet::new(), is_resumed: false }
+        Self { whole, vouched: BTreeSet::new(), returned: BTreeSet::new() }
     }
 }
 
@@ -127,6 +125,16 @@ impl Gossip {
         }
     }
 
+    /// What was taken has a version up to which all was held: the owner gave versions twice, and what it confirmed was
+    /// another history.
+    pub(super) fn note_contradiction(&mut self, record: &Record) {
+        let owner = record.key.owner;
+        if record.version <= self.index.owned(owner).complete {
+            self.ledger.confirmed.remove(&owner);
+            self.unconfirm(owner);
+        }
+    }
+
     /// Up to where this peer holds everything of `owner`.
     fn complete(&self, owner: PeerId) -> u64 {
         if owner != self.local.peer_id {
@@ -147,16 +155,19 @@ impl Gossip {
             self.index.set_complete(owner, floor);
             self.ledger.risen.insert(owner);
         }
+        if self.facts.lineage == self.facts.instance {
+            self.note_birth();
+        }
         self.collect();
     }
 
     /// Owners that this peer was catching up with when it stopped, and up to where it was complete: as
-    /// [`Event::CatchingUp`] said. To be told before anything else.
-    pub fn handle_resume(&mut self, catching_up: &BTreeMap<PeerId, u64>, now: Mono) {
+    /// [`Event::CatchingUp`] said; and the own records that it had from peers. To be told before anything else.
+    pub fn handle_resume(&mut self, catching_up: &BTreeMap<PeerId, u64>, returned: BTreeSet<RecordKey>, now: Mono) {
         self.now = now;
         for (owner, complete) in catching_up {
             if *owner == self.local.peer_id {
-                self.collection.recovery = Some(Recovery { is_resumed: true, ..Recovery::from(*complete) });
+                self.collection.recovery = Some(Recovery { returned: returned.clone(), ..Recovery::from(*complete) });
             } else {
                 self.index.set_complete(*owner, *complete);
             }
@@ -239,8 +250,16 @@ impl Gossip {
         true
     }
 
+    /// A database that this very start has made: what it holds of the local peer is later than whatever comes back.
+    fn note_birth(&mut self) {
+        let own = self.index.keys_of_owners(&BTreeSet::from([self.local.peer_id]));
+        let written = own.into_iter().filter(|key| is_collectable(&key.kind));
+        self.collection.written.extend(written.map(|key| (key, Outbids::default())));
+    }
+
     /// Counts what is held of `owner` up to its floor as not held.
     fn suspect(&mut self, owner: PeerId) {
+        self.ledger.confirmed.remove(&owner);
         let floor = self.ledger.floor(owner);
         let mut keys = self.index.keys_of_owners(&BTreeSet::from([owner]));
         keys.retain(|k| is_collectable(&k.kind) && self.index.head(k).is_some_and(|h| h.version <= floor));
@@ -297,13 +316,20 @@ impl Gossip {
             }
             let floor = self.ledger.floor(owner);
             let below = self.index.tombstones(owner).take_while(|(version, _)| *version <= floor);
-            gone.extend(below.filter(|(_, key)| is_collectable(&key.kind)).map(|(_, key)| key.clone()));
+            let falls = |key: &RecordKey| self.index.get(key).is_some_and(|held| self.falls_to(floor, &held.record));
+            gone.extend(below.filter(|(_, key)| falls(key)).map(|(_, key)| key.clone()));
         }
         for key in &gone {
             self.index.remove(key);
             self.collection.written.remove(key);
         }
         self.forget(gone);
+    }
+
+    /// Of what others deleted of a departed peer nobody gathers who has acknowledged it, until it is back.
+    fn falls_to(&self, floor: u64, record: &Record) -> bool {
+        let since_it_left = || self.revocations.left_at(record.key.owner).is_none_or(|left_at| floor >= left_at);
+        is_collectable(&record.key.kind) && (record.deleted_by().is_none() || since_it_left())
     }
 
     fn forget(&mut self, keys: Vec<RecordKey>) {
@@ -314,12 +340,21 @@ impl Gossip {
 
     /// Whether a record that is not held may be one that was deleted and collected. `backed`: up to where the peer that
     /// gives it is complete with its owner.
-    pub(super) fn is_stale(&self, key: &RecordKey, version: u64, backed: Option<u64>) -> bool {
+    pub(super) fn is_stale(&self, record: &Record, backed: Option<u64>) -> bool {
+        let Record { key, version, .. } = record;
         let floor = self.ledger.floor(key.owner);
-        if version > floor || !is_collectable(&key.kind) || self.index.head(key).is_some() {
+        if *version > floor || !self.falls_to(floor, record) || self.index.head(key).is_some() {
             return false;
         }
         !(self.ledger.is_catching_up(key.owner) && backed.is_some_and(|through| through >= floor))
+    }
+
+    /// Up to where the sender of records is complete with the owner, if it has collected by the floor that is known here:
+    /// one that does not know it yet may still hold what that let go.
+    pub(super) fn backing(&self, backing: &Backing) -> Option<(PeerId, u64)> {
+        let owner = backing.floor.key.owner;
+        let is_known = floor_of(&backing.floor).is_some_and(|floor| floor.through == self.ledger.floor(owner));
+        is_known.then_some((owner, backing.through))
     }
 
     /// Whoever offers it again is not asked for it. While this peer catches up, another one may give it with a backing.
@@ -365,11 +400,10 @@ impl Gossip {
         let local = self.local.peer_id;
         let whole = Whole { through: self.own_version, sum: self.index.owned(local).sum };
         heartbeat.own = self.collection.recovery.is_none().then_some(whole);
-        let heard = self.links.get(&to).and_then(|link| link.heard());
-        let complete = self.complete(to);
-        heartbeat.holds = heard
-            .filter(|_| complete > 0 && !self.ledger.is_catching_up(to))
-            .map(|heard| Holds { of: heard.instance.clone(), through: complete });
+        // Only what that start confirmed: an old database may not know the floors that are known here.
+        let instance = self.links.get(&to).and_then(|link| link.heard()).map(|heard| &heard.instance);
+        let confirmed = self.ledger.confirmed.get(&to).filter(|(start, _)| Some(start) == instance);
+        heartbeat.holds = confirmed.map(|(of, through)| Holds { of: of.clone(), through: *through });
     }
 
     /// The owners to ask about next.
@@ -446,7 +480,7 @@ impl Gossip {
         // What an earlier database, or an earlier state of this one, wrote may have been deleted since. What was written
         // after the loss cannot have been: only its version is too low.
         let is_new = |(key, entry): &(RecordKey, Entry)| {
-            let is_of_this_database = is_other_database && !recovery.is_resumed && !recovery.returned.contains(key);
+            let is_of_this_database = is_other_database && !recovery.returned.contains(key);
             self.collection.written.contains_key(key) || is_of_this_database && !entry.record.deleted
         };
         let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(is_new);

@@ -68,6 +68,8 @@ const _: () = assert!(size_of::<Link>() <= 64, "idle links are compact");
 struct Rest {
     heard: Option<Heard>,
     digests: Option<Arc<Digests>>,
+    /// Up to which version it holds all that this agent wrote, as it said last; 0 if it did not.
+    holds: u64,
     work: Option<Box<Work>>,
 }
 
@@ -182,8 +184,15 @@ impl Link {
         self.rest_mut().digests = Some(shared);
     }
 
-    pub fn hear(&mut self, heartbeat: &Heartbeat, ours: &Arc<Digests>, now: Mono) {
-        self.rest_mut().heard = Some(Heard::of(heartbeat, now));
+    pub fn holds(&self) -> u64 {
+        self.rest.as_ref().map_or(0, |rest| rest.holds)
+    }
+
+    /// `instance`: what the peer says it holds is said to that start of this agent, or counts for nothing.
+    pub fn hear(&mut self, heartbeat: &Heartbeat, instance: &str, ours: &Arc<Digests>, now: Mono) {
+        let rest = self.rest_mut();
+        rest.heard = Some(Heard::of(heartbeat, now));
+        rest.holds = heartbeat.holds.as_ref().filter(|holds| holds.of == instance).map_or(0, |holds| holds.through);
         self.set_digests(&heartbeat.digests, ours);
     }
 

@@ -36,6 +36,7 @@ use crate::{
         record::{FloorBody, Record, RecordHead, RecordKey, RevocationBody, Voucher, kind},
     },
 };
+use admit::Load;
 use collect::{Collection, Ledger};
 use index::{Entry, Index};
 use instance::Copies;
@@ -89,7 +90,7 @@ pub struct Facts {
     /// Random at each start.
     pub instance: String,
     pub starts: u64,
-    /// Random once for each database.
+    /// Random once for each database: the instance that made it.
     pub lineage: String,
     pub version: String,
     pub endpoints: Vec<Endpoint>,
@@ -213,6 +214,8 @@ pub struct Gossip {
     ledger: Ledger,
     collection: Collection,
     quotas: Quotas,
+    /// Of owners that are not trusted: too high, never too low, until it is counted anew.
+    left_behind: Load,
     copies: Copies,
     /// Records that came in, ever.
     taken: u64,
@@ -271,6 +274,7 @@ impl Gossip {
             ledger: Ledger::default(),
             collection: Collection::default(),
             quotas: Quotas::default(),
+            left_behind: Load::default(),
             copies: Copies::default(),
             taken: 0,
             drops: Drops::default(),
@@ -282,8 +286,10 @@ impl Gossip {
         for record in records {
             gossip.index_committed(record);
         }
+        let revoking = gossip.index.of_registry(Registry::Revocations).map(|entry| entry.record.key.clone());
+        let revoking: Vec<_> = revoking.collect();
+        gossip.settle_revocations(&revoking, now);
         gossip.begin_collection();
-        gossip.settle_revocations(now);
         gossip.links.keys().collect::<Vec<_>>().into_iter().for_each(|peer| gossip.touch(peer));
         gossip
     }
@@ -357,7 +363,7 @@ impl Gossip {
             records.iter().partition(|r| Registry::of(&r.key.kind) == Registry::Revocations);
         let mut keys = self.index_all_committed(&revoking);
         if !revoking.is_empty() {
-            self.settle_revocations(now);
+            self.settle_revocations(&keys, now);
         }
         keys.extend(self.index_all_committed(&others));
         self.collect();
@@ -384,6 +390,7 @@ impl Gossip {
                 continue;
             }
             if let Some(key) = self.index_committed((*record).clone()) {
+                self.note_contradiction(record);
                 self.note_floor(record);
                 self.note_written(record);
                 keys.push(key);
@@ -417,6 +424,7 @@ impl Gossip {
                 self.withheld.entry(*peer).or_insert((*key, now + TRUST_GRACE));
             }
         }
+        self.count_left_behind();
         if !new.is_empty() {
             // They may have been read when their issuers were not trusted, or just before a crash.
             self.meet_vouched(|voucher| new.contains(&voucher.owner));
@@ -582,7 +590,7 @@ impl Gossip {
         let ours = self.index.shared_digests();
         let Some(link) = self.links.get_mut(&from) else { return };
         let is_new = link.heard().is_none_or(|heard| heard.instance != heartbeat.instance);
-        link.hear(heartbeat, &ours, self.now);
+        link.hear(heartbeat, &self.facts.instance, &ours, self.now);
         if is_new {
             self.unconfirm(from);
         }

@@ -1,7 +1,8 @@
 //! How much of one member's records is taken in a time, so that a flood of one never delays the others.
 //!
-//! What an owner signed is charged to the owner, whoever carries it; what nobody signed is charged to its sender. A
-//! record over the quota is refused before its signature is looked at, and comes again with a later comparison.
+//! What an owner signed is charged to the owner, whoever carries it; what nobody signed, or nobody that is trusted, is
+//! charged to its sender. A record over the quota is refused before its signature is looked at, and comes again with a
+//! later comparison.
 
 use super::{Gossip, Reject};
 use crate::model::{Mono, PeerId};
@@ -19,6 +20,9 @@ const OWNER_RECORDS: Limit = Limit { burst: 16_384, per_second: 100 };
 const OWNER_BYTES: Limit = Limit { burst: 32 * 1024 * 1024, per_second: 512 * 1024 };
 /// Records with a wrong signature from one sender; honest peers relay none.
 const FORGERIES: Limit = Limit { burst: 256, per_second: 5 };
+/// Records of owners that are not trusted, from one sender, whether their signatures hold or not: newcomers' words of
+/// themselves, and what those who left or were removed leave behind. The burst is for joins and merges.
+const STRANGERS: Limit = Limit { burst: 16_384, per_second: 100 };
 /// Requests of one sender, in bytes.
 const RECEIVED_BYTES: Limit = Limit { burst: 32 * 1024 * 1024, per_second: 1024 * 1024 };
 /// Members whose use is remembered before those that are paid off are left out.
@@ -56,6 +60,7 @@ struct Meters {
     records: Meter,
     bytes: Meter,
     forgeries: Meter,
+    strangers: Meter,
     received: Meter,
 }
 
@@ -64,6 +69,7 @@ impl Meters {
         self.records.used(OWNER_RECORDS, now) == 0
             && self.bytes.used(OWNER_BYTES, now) == 0
             && self.forgeries.used(FORGERIES, now) == 0
+            && self.strangers.used(STRANGERS, now) == 0
             && self.received.used(RECEIVED_BYTES, now) == 0
     }
 }
@@ -107,6 +113,15 @@ impl Quotas {
 
     pub fn charge_forgery(&mut self, sender: PeerId, now: Mono) {
         self.edit(sender, now, |meters| meters.forgeries.charge(1, FORGERIES, now));
+    }
+
+    /// Whether one more record of an untrusted owner is looked at; if so, it is charged to who brought it.
+    pub fn charge_stranger(&mut self, sender: PeerId, now: Mono) -> bool {
+        let has_room = self.of(sender).strangers.has_room(1, STRANGERS, now);
+        if has_room {
+            self.edit(sender, now, |meters| meters.strangers.charge(1, STRANGERS, now));
+        }
+        has_room
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Walk {
     todo: Vec<Prefix>,
     wants: BTreeMap<Prefix, Vec<Short>>,
     /// Records that the peer lacks.
-    owed: VecDeque<Entry>,
+    owed: VecDeque<RecordKey>,
     steps: u32,
     idle_steps: u32,
     moved: bool,
@@ -250,9 +250,10 @@ impl Gossip {
         parts.sort_by_key(|part| *part.prefix());
         let mut room = Room::new();
         while !room.is_full()
-            && let Some(entry) = walk.owed.pop_front()
+            && let Some(key) = walk.owed.pop_front()
         {
-            room.put(&entry);
+            // What was collected since would be taken for what the floor of its owner still lets stand.
+            index.get(&key).into_iter().for_each(|entry| room.put(entry));
         }
         walk.moved |= !room.records.is_empty();
         walk.idle_steps = if room.records.is_empty() { walk.idle_steps + 1 } else { 0 };
@@ -414,7 +415,7 @@ impl Gossip {
             Part::Leaf(prefix, theirs) => {
                 let salt = walk.salt;
                 let newer_there = self.difference(registry, prefix, &salt, theirs, |entry| {
-                    walk.owed.push_back(entry.clone());
+                    walk.owed.push_back(entry.record.key.clone());
                     true
                 });
                 if !newer_there.is_empty() {
@@ -424,7 +425,8 @@ impl Gossip {
             Part::Open(prefix) => walk.todo.push(*prefix),
             Part::Wants(prefix, ids) => {
                 let held = self.index.shelf(registry).under(prefix);
-                walk.owed.extend(held.filter(|entry| ids.contains(&walk.salt.id(&entry.path))).cloned());
+                let wanted = held.filter(|entry| ids.contains(&walk.salt.id(&entry.path)));
+                walk.owed.extend(wanted.map(|entry| entry.record.key.clone()));
             }
         }
     }

@@ -7,8 +7,9 @@ use crate::{
     planted::{Bug, planted},
     wire::record::{AnsweredRevocation, ReadmissionBody, Record, RecordKey, RevocationBody, RevocationReason, kind},
 };
+use std::collections::{BTreeMap, BTreeSet};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Revocation {
     this: AnsweredRevocation,
     subject: PeerId,
@@ -16,19 +17,23 @@ struct Revocation {
     reason: RevocationReason,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Readmission {
-    issuer: PeerId,
     body: ReadmissionBody,
     /// False while its own issuer is revoked: a removed peer readmits nobody.
     valid: bool,
 }
 
+/// By subject, then by issuer.
+type BySubject<T> = BTreeMap<PeerId, BTreeMap<PeerId, T>>;
+
 /// The revocations of peers, and the readmissions that answer them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Revocations {
-    revocations: Vec<Revocation>,
-    readmissions: Vec<Readmission>,
+    revocations: BySubject<Revocation>,
+    /// With subject and issuer.
+    by_key: BTreeSet<(PublicKey, PeerId, PeerId)>,
+    readmissions: BySubject<Readmission>,
 }
 
 /// What stands against a peer.
@@ -55,39 +60,80 @@ impl Revocations {
     /// Reads revocations of peers and readmissions; records of other kinds say nothing.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut all = Self::default();
-        for record in records {
-            if let Ok(RevocationBody { peer_id: Some(subject), public_key: Some(key), reason, .. }) = record.body_as()
-                && record.key.kind == kind::REVOCATION
-            {
-                let this = AnsweredRevocation { issuer: record.key.owner, version: record.version };
-                all.revocations.push(Revocation { this, subject, key, reason });
-            } else if let Ok(body) = record.body_as::<ReadmissionBody>()
-                && record.key.kind == kind::READMISSION
-            {
-                all.readmissions.push(Readmission { issuer: record.key.owner, body, valid: false });
-            }
-        }
+        records.into_iter().for_each(|record| all.take(record));
         all.validate();
         all
     }
 
-    /// The least fixpoint: each round the readmissions by peers that are clear so far take effect, until none is left.
-    fn validate(&mut self) {
-        let is_ready = |all: &Self, r: &Readmission| !r.valid && all.standing(r.issuer, None) == Standing::Clear;
-        while let Some(next) = self.readmissions.iter().position(|r| is_ready(self, r)) {
-            self.readmissions[next].valid = true;
+    /// Takes one record more, in the place of what its issuer said before. [`Self::validate`] draws the conclusion.
+    pub(super) fn take(&mut self, record: &Record) {
+        let issuer = record.key.owner;
+        if let Ok(RevocationBody { peer_id: Some(subject), public_key: Some(key), reason, .. }) = record.body_as()
+            && record.key.kind == kind::REVOCATION
+        {
+            let this = AnsweredRevocation { issuer, version: record.version };
+            let taken = Revocation { this, subject, key, reason };
+            let before = self.revocations.entry(subject).or_default().insert(issuer, taken);
+            if let Some(before) = before {
+                self.by_key.remove(&(before.key, subject, issuer));
+            }
+            self.by_key.insert((key, subject, issuer));
+        } else if let Ok(body) = record.body_as::<ReadmissionBody>()
+            && record.key.kind == kind::READMISSION
+        {
+            self.readmissions.entry(body.peer_id).or_default().insert(issuer, Readmission { body, valid: false });
         }
+    }
+
+    /// The readmissions of this issuer are void.
+    pub(super) fn void_readmissions(&mut self, issuer: PeerId) {
+        self.readmissions.retain(|_, by| {
+            by.remove(&issuer);
+            !by.is_empty()
+        });
+    }
+
+    /// The least fixpoint: each round the readmissions by peers that are clear so far take effect, until none is left.
+    pub(super) fn validate(&mut self) {
+        let mut open = BTreeMap::<PeerId, Vec<PeerId>>::new();
+        for (subject, by) in &mut self.readmissions {
+            for (issuer, readmission) in by {
+                readmission.valid = false;
+                open.entry(*issuer).or_default().push(*subject);
+            }
+        }
+        let mut next: Vec<_> = open.keys().copied().collect();
+        while let Some(issuer) = next.pop() {
+            if !open.contains_key(&issuer) || self.standing(issuer, None) != Standing::Clear {
+                continue;
+            }
+            for subject in open.remove(&issuer).into_iter().flatten() {
+                if let Some(readmission) = self.readmissions.get_mut(&subject).and_then(|by| by.get_mut(&issuer)) {
+                    readmission.valid = true;
+                }
+                next.push(subject);
+            }
+        }
+    }
+
+    fn about_id(&self, id: PeerId) -> impl Iterator<Item = &Revocation> {
+        self.revocations.get(&id).into_iter().flat_map(BTreeMap::values)
+    }
+
+    fn about_key(&self, key: &PublicKey) -> impl Iterator<Item = &Revocation> {
+        let first = PeerId::from_bytes([0; 16]);
+        let named = self.by_key.range((*key, first, first)..).take_while(|(named, ..)| *named == *key);
+        named.filter_map(|(_, subject, issuer)| self.revocations.get(subject)?.get(issuer))
     }
 
     /// What stands against the peer `id`, or against its key where that is known.
     pub fn standing(&self, id: PeerId, key: Option<&PublicKey>) -> Standing {
+        let by_key = key.into_iter().flat_map(|key| self.about_key(key));
+        let is_by_blob = planted(Bug::RevocationByBlobHash);
+        let is_about = |r: &&Revocation| !is_by_blob || (r.subject == id && key == Some(&r.key));
         let mut standing = Standing::Clear;
-        for revocation in &self.revocations {
-            let about = match planted(Bug::RevocationByBlobHash) {
-                true => revocation.subject == id && key == Some(&revocation.key),
-                false => revocation.subject == id || key.is_some_and(|key| revocation.key == *key),
-            };
-            if !about || self.is_answered(revocation, id, key) {
+        for revocation in self.about_id(id).chain(by_key).filter(is_about) {
+            if self.is_answered(revocation, id, key) {
                 continue;
             }
             if revocation.reason != RevocationReason::Deactivated || revocation.this.issuer != id {
@@ -101,20 +147,19 @@ impl Revocations {
     /// Every revocation that names the id or the key, answered or not: what a readmission has to answer, because it
     /// takes the place of its issuer's earlier one.
     pub fn against(&self, id: PeerId, key: &PublicKey) -> Vec<AnsweredRevocation> {
-        let about = self.revocations.iter().filter(|r| r.subject == id || r.key == *key);
-        about.map(|r| r.this.clone()).collect()
+        let others = self.about_key(key).filter(|r| r.subject != id);
+        self.about_id(id).chain(others).map(|r| r.this.clone()).collect()
     }
 
     /// The identities that revocations name, answered or not.
     pub fn subjects(&self) -> impl Iterator<Item = (PeerId, PublicKey)> {
-        self.revocations.iter().map(|r| (r.subject, r.key))
+        self.revocations.values().flat_map(BTreeMap::values).map(|r| (r.subject, r.key))
     }
 
     fn is_answered(&self, revocation: &Revocation, id: PeerId, key: Option<&PublicKey>) -> bool {
-        self.readmissions.iter().any(|r| {
+        self.readmissions.get(&id).into_iter().flatten().any(|(issuer, r)| {
             r.valid
-                && r.issuer != id
-                && r.body.peer_id == id
+                && *issuer != id
                 && r.body.public_key == *key.unwrap_or(&revocation.key)
                 && r.body.answers.contains(&revocation.this)
         })
@@ -123,13 +168,13 @@ impl Revocations {
     /// The version of the word by which `id` itself left the cluster, whether it was readmitted since or not. What it
     /// wrote before has lower versions.
     pub fn left_at(&self, id: PeerId) -> Option<u64> {
-        let own = self.revocations.iter().filter(|r| r.subject == id && r.this.issuer == id);
-        own.filter(|r| r.reason == RevocationReason::Deactivated).map(|r| r.this.version).max()
+        let own = self.revocations.get(&id).and_then(|by| by.get(&id));
+        own.filter(|r| r.reason == RevocationReason::Deactivated).map(|r| r.this.version)
     }
 
     /// Keys that revocations name for `id`: what a revoked owner's remaining records are verified with.
     pub fn keys_of(&self, id: PeerId) -> impl Iterator<Item = &PublicKey> {
-        self.revocations.iter().filter(move |r| r.subject == id).map(|r| &r.key)
+        self.about_id(id).map(|r| &r.key)
     }
 }
 
@@ -139,6 +184,8 @@ pub(super) fn is_about_its_id(key: &RecordKey, entry: &Entry) -> bool {
         return entry.record.body_as::<ReadmissionBody>().is_ok_and(|body| body.peer_id.to_string() == key.id);
     }
     entry.record.body_as::<RevocationBody>().is_ok_and(|body| match (body.peer_id, body.public_key, body.client_id) {
+        // Nobody removes itself but by leaving: else what is kept would depend on the order.
+        (Some(peer), Some(_), None) if peer == key.owner && body.reason != RevocationReason::Deactivated => false,
         (Some(peer), Some(_), None) => peer.to_string() == key.id,
         (None, None, Some(client)) => client.to_string() == key.id,
         _ => false,

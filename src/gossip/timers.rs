@@ -1,7 +1,7 @@
 //! What is due, and when. Only links of which something is under way stand in the queue; an event costs the links that
 //! it is about, not all.
 
-use super::{Gossip, HEARTBEAT_FANOUT_PEERS, HEARTBEAT_INTERVAL, Transmit};
+use super::{Gossip, HEARTBEAT_FANOUT_PEERS, HEARTBEAT_INTERVAL, Transmit, link::Link};
 use crate::{
     model::{Mono, PeerId, Rng},
     wire::gossip::Op,
@@ -13,6 +13,9 @@ const DRAWS_MAX: u32 = 8;
 /// Of so many heartbeats in a large cluster one goes to a peer that looks dead, if there is one: for ever, so that a
 /// split heals without anyone's help.
 const PROBE_EVERY_BEATS: u64 = 8;
+/// Of so many, one goes to a peer that has not acknowledged the oldest own tombstone: at random, a cluster in which some
+/// always come and go would not have a moment in which all have.
+const COLLECT_EVERY_BEATS: u64 = 2;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timers {
@@ -116,20 +119,38 @@ impl Gossip {
         self.timers.beat_at = Some(now + jittered(&mut self.rng) / HEARTBEAT_FANOUT_PEERS as u32);
         self.timers.beats += 1;
         let wants_healthy = !self.timers.beats.is_multiple_of(PROBE_EVERY_BEATS);
+        let is_for_collection = !self.timers.beats.is_multiple_of(COLLECT_EVERY_BEATS);
+        let wanted = if is_for_collection { self.draw_unacknowledging() } else { None };
+        let Some(peer) = wanted.or_else(|| self.draw_at_random(wants_healthy)) else { return };
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.work_mut().heartbeat_at = Some(now);
+        }
+        self.touch(peer);
+    }
+
+    /// One that is healthy, or one that is not; after some draws in vain any.
+    fn draw_at_random(&mut self, wants_healthy: bool) -> Option<PeerId> {
         let mut drawn = None;
         for _ in 0..DRAWS_MAX {
             let at = self.rng.below(self.links.len() as u64) as usize;
-            let Some(link) = self.links.nth(at) else { break };
+            let link = self.links.nth(at)?;
             drawn = Some(link.peer());
             if link.is_healthy() == wants_healthy {
                 break;
             }
         }
-        let Some(peer) = drawn else { return };
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.work_mut().heartbeat_at = Some(now);
-        }
-        self.touch(peer);
+        drawn
+    }
+
+    /// A healthy peer that has not said that it holds the oldest own tombstone; the first from a random one on.
+    fn draw_unacknowledging(&mut self) -> Option<PeerId> {
+        let (oldest, _) = self.index.tombstones(self.local.peer_id).next()?;
+        let count = self.links.len();
+        let from = self.rng.below(count as u64) as usize;
+        let is_called = |link: &Link| link.work().is_some_and(|work| work.heartbeat.is_some());
+        let after = (0..count).filter_map(|n| self.links.nth((from + n) % count));
+        let mut wanted = after.filter(|link| link.is_healthy() && link.holds() < oldest && !is_called(link));
+        wanted.next().map(Link::peer)
     }
 
     pub(super) fn next_heartbeat(&mut self, now: Mono) -> Option<Mono> {

@@ -1,5 +1,8 @@
 use super::state::State;
-use crate::model::{Code, Refused, UnixTime};
+use crate::{
+    model::{Code, Refused, UnixTime},
+    planted::{Bug, planted},
+};
 
 /// The command that ends every restriction.
 pub const RENEWAL_COMMAND: &str = "arctic license update --license-file license.json";
@@ -52,6 +55,7 @@ impl EndpointGroup {
     /// The last state in which the group is served.
     fn served_until(self) -> State {
         match self {
+            Self::CreateOrUpdate if planted(Bug::WritesPastGrace) => State::ReadOnly,
             Self::Probe | Self::Token | Self::License | Self::LeaveCluster => State::Suspended,
             Self::Published | Self::Read | Self::Gossip | Self::HandshakeKnownPeer => State::ReadOnly,
             Self::CreateOrUpdate | Self::Administer | Self::HandshakeNewPeer | Self::Unlisted => State::GracePeriod,

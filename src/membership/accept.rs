@@ -5,6 +5,7 @@ use crate::{
     gossip::Discovery,
     handshake::{self, Accepted},
     model::{Code, Endpoint, PeerId, Refused, UnixTime},
+    planted::{Bug, planted},
     wire::{
         handshake::bounded_endpoints,
         record::{PeerBody, ReadmissionBody, Record, RecordKey, Voucher, kind},
@@ -66,7 +67,9 @@ fn store<L: Ledger>(
         handshake::issue_voucher(local, peer, key, accepted.endpoints.clone(), *now)
     };
     vouch(ledger, author, &voucher, *now)?;
-    cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
+    if !planted(Bug::MergeForgetsId) {
+        cluster::take_ids(ledger, author, &BTreeSet::from([accepted.cluster_id]))?;
+    }
     learn_own_endpoints(ledger, own, &accepted.own_endpoints, *we_answered)?;
     Ok(brought)
 }
@@ -167,7 +170,47 @@ pub fn discovered<L: Ledger>(
     let mut endpoints = found.endpoints.clone();
     endpoints.extend(voucher.subject_endpoints.iter().cloned());
     endpoints.dedup();
-    let row = PeerRow { trusted: false, ..PeerRow::trusted(peer, key, endpoints.clone(), now) };
+    // Of a peer that was met in a handshake before, this remains known.
+    let license_id = ledger.peer(peer)?.and_then(|row| row.license_id);
+    let row = PeerRow { trusted: false, license_id, ..PeerRow::trusted(peer, key, endpoints.clone(), now) };
     ledger.put_peer(&row)?;
     Ok(Some((peer, endpoints)))
+}
+
+/// Forgets candidates for whom no word of a trusted peer stands any more: it was withdrawn, has expired, or its issuer is
+/// trusted no longer. Where others vouch for the same peer with another key, that counts from now on; gives the endpoints
+/// at which a handshake is worth an attempt, as [`discovered`] does.
+pub fn forget_unvouched<L: Ledger>(
+    ledger: &L,
+    own: Own<'_>,
+    now: UnixTime,
+) -> Result<Vec<(PeerId, Vec<Endpoint>)>, L::Error> {
+    let peers = ledger.peers()?;
+    let trusted: BTreeSet<PeerId> = peers.iter().filter(|row| row.trusted).map(|row| row.peer_id).collect();
+    let mut met = Vec::new();
+    for candidate in peers.iter().filter(|row| row.is_candidate() && row.peer_id != own.author.peer_id) {
+        let words = words_about(ledger, candidate.peer_id, &trusted, now)?;
+        if words.iter().any(|word| word.subject_public_key == candidate.public_key) {
+            continue;
+        }
+        ledger.forget_peer(candidate.peer_id)?;
+        for word in words {
+            let found = Discovery { peer: candidate.peer_id, name: None, endpoints: Vec::new(), voucher: Some(word) };
+            met.extend(discovered(ledger, own, &found, now)?);
+        }
+    }
+    Ok(met)
+}
+
+/// What trusted peers say of this one now.
+fn words_about<L: Ledger>(
+    ledger: &L,
+    peer: PeerId,
+    trusted: &BTreeSet<PeerId>,
+    now: UnixTime,
+) -> Result<Vec<Voucher>, L::Error> {
+    let records = ledger.records_about(kind::VOUCHER, &peer.to_string())?;
+    let live = records.iter().filter(|record| !record.deleted && trusted.contains(&record.key.owner));
+    let words = live.filter_map(|record| record.body_as().ok());
+    Ok(words.filter(|word: &Voucher| word.subject_peer_id == peer && word.expires_at > now).collect())
 }

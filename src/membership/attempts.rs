@@ -1,7 +1,10 @@
 //! Handshakes of the agent's own accord: with whom one is due, and when a failed one is worth another (cluster.md §4).
 
 use super::PeerRow;
-use crate::model::{Endpoint, Mono, PeerId, PeerStatus};
+use crate::{
+    model::{Endpoint, Mono, PeerId, PeerStatus},
+    wire::handshake::bounded_endpoints,
+};
 use std::{collections::BTreeMap, time::Duration};
 
 /// After a handshake of its own accord the agent lets so long pass before it begins another one because that one failed
@@ -94,6 +97,26 @@ impl Attempts {
         }
     }
 
+    /// A peer that is known and not trusted tells of endpoints, by gossip: its word only, so they come before those known
+    /// so far and take none away. Says whether a handshake is due now because of them.
+    pub fn handle_endpoints(&mut self, row: &PeerRow, told: &[Endpoint]) -> bool {
+        let Some(course) = self.by_peer.get_mut(&row.peer_id).filter(|_| !row.trusted) else { return false };
+        let (Attempt::Due(called) | Attempt::Running { called, .. } | Attempt::Ended { called, .. }) = &course.attempt;
+        if told.iter().all(|endpoint| called.contains(endpoint)) {
+            return false;
+        }
+        let mut endpoints = told.to_vec();
+        endpoints.extend(row.all_endpoints());
+        let endpoints = bounded_endpoints(&endpoints);
+        match &mut course.attempt {
+            Attempt::Due(called) => *called = endpoints,
+            Attempt::Running { then, .. } => *then = Some(endpoints),
+            Attempt::Ended { failed: true, .. } => *course = Course::new(Attempt::Due(endpoints)),
+            Attempt::Ended { failed: false, .. } => return false,
+        }
+        true
+    }
+
     fn begin(&mut self, peer: PeerId, endpoints: Vec<Endpoint>) {
         self.by_peer.insert(peer, Course::new(Attempt::Due(endpoints)));
     }
@@ -154,6 +177,16 @@ impl Attempts {
             }
         }
         due
+    }
+
+    /// When [`Attempts::take_due`] gives more by time alone: a failed handshake is tried again. What is due and was not
+    /// given has to wait for room.
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        let retry = |course: &Course| match &course.attempt {
+            Attempt::Ended { failed: true, at, .. } => Some(*at + course.pause),
+            _ => None,
+        };
+        self.by_peer.values().filter_map(retry).min()
     }
 
     /// The handshake that [`Attempts::take_due`] gave has ended.
@@ -256,6 +289,45 @@ mod tests {
             assert_eq!(attempts.take_due(1, NOW + RENEWAL_PAUSE).len(), usize::from(failed));
             assert_eq!(attempts.status(peer), status, "nothing has changed");
         }
+    }
+
+    #[test]
+    fn endpoints_that_an_unreachable_peer_tells_of_are_called_at_once_before_the_old_ones() {
+        let peer = row(false);
+        let mut attempts = failed(&peer);
+        assert!(!attempts.handle_endpoints(&peer, &endpoints(&["a"])), "nothing new");
+        assert!(attempts.handle_endpoints(&peer, &endpoints(&["b"])));
+        assert!(attempts.handle_endpoints(&peer, &endpoints(&["c"])), "the last word counts");
+        assert_eq!(attempts.take_due(1, NOW), [(peer.peer_id, endpoints(&["c", "a"]))]);
+        assert!(attempts.handle_endpoints(&peer, &endpoints(&["d"])));
+        attempts.handle_end(peer.peer_id, true, NOW);
+        assert_eq!(attempts.take_due(1, NOW), [(peer.peer_id, endpoints(&["d", "a"]))]);
+        attempts.handle_end(peer.peer_id, true, NOW);
+        let later = NOW + RENEWAL_PAUSE;
+        assert_eq!(attempts.take_due(1, later), [(peer.peer_id, endpoints(&["d", "a"]))], "and are called again");
+        attempts.handle_end(peer.peer_id, false, later);
+        assert!(!attempts.handle_endpoints(&row(true), &endpoints(&["e"])), "it is trusted");
+        assert!(!Attempts::default().handle_endpoints(&peer, &endpoints(&["e"])), "nobody wants it");
+    }
+
+    #[test]
+    fn the_next_try_has_its_time() {
+        let peer = row(false);
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.poll_timeout(), None);
+        attempts.handle_voucher(peer.peer_id, endpoints(&["a"]));
+        let (mut now, mut pause) = (NOW, RENEWAL_PAUSE);
+        for _ in 0..8 {
+            assert_eq!(attempts.take_due(1, now).len(), 1);
+            assert_eq!(attempts.poll_timeout(), None, "one is running");
+            attempts.handle_end(peer.peer_id, true, now);
+            assert_eq!(attempts.poll_timeout(), Some(now + pause));
+            now = now + pause;
+            pause = (2 * pause).min(RENEWAL_PAUSE_MAX);
+        }
+        assert_eq!(attempts.take_due(1, now).len(), 1);
+        attempts.handle_end(peer.peer_id, false, now);
+        assert_eq!(attempts.poll_timeout(), None, "it succeeded");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::{
     Author, Ledger,
-    removal::{delete_services_to_removed, forget_removed_strangers},
+    removal::{end_what_is_for_removed, forget_removed_strangers},
 };
 use crate::{
     model::{ClusterId, UnixTime},
@@ -32,7 +32,7 @@ pub struct ClusterFacts {
 /// Stores verified records that gossip brought.
 pub fn merge_records<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> Result<(), L::Error> {
     records.iter().try_for_each(|record| ledger.put_verified(record).map(drop))?;
-    delete_services_to_removed(ledger, author, records)?;
+    end_what_is_for_removed(ledger, author, records)?;
     forget_removed_strangers(ledger, records)?;
     let met: BTreeSet<ClusterId> = records.iter().filter_map(cluster_of).flat_map(ids).collect();
     take_ids(ledger, author, &met)
@@ -54,14 +54,18 @@ pub(super) fn take_ids<L: Ledger>(ledger: &L, author: &Author, met: &BTreeSet<Cl
         aliases.push(alias);
     }
     aliases.truncate(ALIASES_MAX);
-    if winner != facts.cluster_id {
-        publish(ledger, author, winner)?;
-    }
-    ledger.set_cluster(&ClusterFacts { cluster_id: winner, aliases, ..facts })
+    let has_another = winner != facts.cluster_id;
+    ledger.set_cluster(&ClusterFacts { cluster_id: winner, aliases, ..facts })?;
+    if has_another { publish_id(ledger, author) } else { Ok(()) }
 }
 
-/// Adds the id by which the cluster goes now to the newest own `cluster` record.
-fn publish<L: Ledger>(ledger: &L, author: &Author, winner: ClusterId) -> Result<(), L::Error> {
+/// Adds the id by which the cluster goes now to the newest own `cluster` record, if it does not say so yet. A contested
+/// copy of an identity leaves it for later.
+pub(super) fn publish_id<L: Ledger>(ledger: &L, author: &Author) -> Result<(), L::Error> {
+    let Some(ClusterFacts { cluster_id: winner, .. }) = ledger.cluster()? else { return Ok(()) };
+    if ledger.is_contested()? {
+        return Ok(());
+    }
     let records = ledger.records_of(kind::CLUSTER)?;
     let own = records.iter().filter(|record| record.key.owner == author.peer_id).filter_map(cluster_of);
     let Some(mut body) = own.max_by_key(|body| (body.created_at, body.cluster_id)) else { return Ok(()) };

@@ -1,8 +1,25 @@
 //! What the gossip machine decides about own records: new versions after a loss, floors once all is acknowledged
-//! (cluster.md §7). A contested copy writes nothing; what was wanted waits for the next occasion.
+//! (cluster.md §7). A contested copy writes nothing; what was wanted waits for the next occasion, or until it is heard
+//! again.
 
-use super::{Author, Ledger, removal::delete_services_to_removed};
+use super::{
+    Author, Ledger,
+    cluster::publish_id,
+    credentials::retire_revoked_credentials,
+    removal::{end_what_is_for_removed, withdraw_idle_vouchers},
+};
 use crate::wire::record::{FloorBody, Record, kind};
+
+/// What a copy of an identity had to leave while it was contested: whatever gossip brought then, its consequences for own
+/// records are drawn now.
+pub fn resume_writing<L: Ledger>(ledger: &L, author: &Author) -> Result<(), L::Error> {
+    publish_id(ledger, author)?;
+    retire_revoked_credentials(ledger, author)?;
+    withdraw_idle_vouchers(ledger, author)?;
+    let mut own = ledger.records_of(kind::SERVICE)?;
+    own.extend(ledger.records_of(kind::VOUCHER)?);
+    end_what_is_for_removed(ledger, author, &own)
+}
 
 /// Own records under new versions, as far as they are still what the ledger holds.
 pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> Result<(), L::Error> {
@@ -17,7 +34,7 @@ pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> 
             _ => drop(ledger.put_own(author, kind, id, &record.body)?),
         }
     }
-    delete_services_to_removed(ledger, author, records)
+    end_what_is_for_removed(ledger, author, records)
 }
 
 /// Says that every peer holds all records of this one up to the floor; its tombstones up to there go everywhere.

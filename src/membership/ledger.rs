@@ -34,6 +34,15 @@ pub struct Author {
     pub key: SigningKey,
 }
 
+/// Who gave a record to this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Written here.
+    Written,
+    /// From a peer.
+    Taken,
+}
+
 /// What became of a record that was offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -52,6 +61,7 @@ pub struct PeerRow {
     pub trusted: bool,
     /// Where it was reached or is said to be, in order; its own record has the final word.
     pub endpoints: Vec<Endpoint>,
+    /// As it showed in a handshake; None for one that is only vouched for.
     pub license_id: Option<LicenseId>,
     /// Set by the operator on this peer; never gossiped.
     pub local_name: Option<String>,
@@ -75,6 +85,11 @@ impl PeerRow {
             created_at,
             body: None,
         }
+    }
+
+    /// Not trusted, and never was: its key and endpoints are the word of others.
+    pub fn is_candidate(&self) -> bool {
+        !self.trusted && self.license_id.is_none()
     }
 
     /// The key of its own record.
@@ -195,7 +210,7 @@ pub trait Ledger: LedgerView {
     /// Drops a peer from the local view: trust, key, name.
     fn forget_peer(&self, id: PeerId) -> Result<(), Self::Error>;
     /// Stores a record whatever is held under its key.
-    fn put_record(&self, record: &Record) -> Result<(), Self::Error>;
+    fn put_record(&self, record: &Record, origin: Origin) -> Result<(), Self::Error>;
     /// Drops a record without a trace; only for records of an owner whose revocation is known.
     fn forget_record(&self, key: &RecordKey) -> Result<(), Self::Error>;
     fn set_cluster(&self, facts: &ClusterFacts) -> Result<(), Self::Error>;
@@ -211,7 +226,7 @@ pub trait Ledger: LedgerView {
             version = at.as_ms();
         }
         let record = Record::sign(&author.key, author.peer_id, kind, id, version, body)?;
-        self.put_record(&record)?;
+        self.put_record(&record, Origin::Written)?;
         Ok(record)
     }
 
@@ -219,7 +234,7 @@ pub trait Ledger: LedgerView {
     fn delete_own(&self, author: &Author, kind: &str, id: &str) -> Result<Record, Self::Error> {
         let key = RecordKey { kind: kind.into(), id: id.into(), owner: author.peer_id };
         let record = Record::sign_tombstone(&author.key, key, self.next_own_version()?)?;
-        self.put_record(&record)?;
+        self.put_record(&record, Origin::Written)?;
         Ok(record)
     }
 
@@ -228,7 +243,7 @@ pub trait Ledger: LedgerView {
         if !record.head()?.is_news(self.record_head(&record.key)?) {
             return Ok(Put::Superseded);
         }
-        self.put_record(record)?;
+        self.put_record(record, Origin::Taken)?;
         Ok(Put::Stored)
     }
 

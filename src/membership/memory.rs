@@ -1,6 +1,6 @@
 //! A ledger in memory, for simulations and tests. It has no transactions: it relies on refusals that come before writes.
 
-use super::{ClusterFacts, IdentityConflict, Ledger, LedgerView, PeerRow};
+use super::{ClusterFacts, IdentityConflict, Ledger, LedgerView, Origin, PeerRow};
 use crate::{
     model::{PeerId, Refused},
     wire::record::{Record, RecordError, RecordKey},
@@ -107,7 +107,7 @@ impl Ledger for MemoryLedger {
         self.state.borrow_mut().peers.remove(&id);
         Ok(())
     }
-    fn put_record(&self, record: &Record) -> Result<(), MemoryError> {
+    fn put_record(&self, record: &Record, _: Origin) -> Result<(), MemoryError> {
         self.state.borrow_mut().records.insert(record.key.clone(), record.clone());
         Ok(())
     }

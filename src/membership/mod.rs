@@ -20,18 +20,20 @@ mod side;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Acceptance, VOUCHER_CHECK_INTERVAL, accept, discovered, renew_vouchers};
+pub use accept::{Acceptance, VOUCHER_CHECK_INTERVAL, accept, discovered, forget_unvouched, renew_vouchers};
 pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE, RENEWAL_PAUSE_MAX};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
-pub use collection::{publish_floor, republish};
+pub use collection::{publish_floor, republish, resume_writing};
 pub use confirm::{Kept, KeptService, PendingConfirm, Restored, keep_services, restore_services};
 pub use credentials::{
     Credential, NewCredential, ROTATION_OVERLAP, issue_credential, retire_revoked_credentials, revoke_credential,
     revoked_clients, rotate_credential, shared_credential,
 };
-pub use ledger::{Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, PeerRow, Put, read_service};
+pub use ledger::{
+    Author, IDENTITY_CONFLICT_HINT, IdentityConflict, Ledger, LedgerView, Origin, PeerRow, Put, read_service,
+};
 pub use memory::MemoryLedger;
 pub use removal::{
     Departure, adopt_own_version, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer,

@@ -1,6 +1,6 @@
 //! Peers that go (cluster.md §8).
 
-use super::{Author, Ledger, LedgerView, PeerRow, Put, read_service};
+use super::{Author, Ledger, LedgerView, Origin, PeerRow, Put, read_service};
 use crate::{
     gossip::Standing,
     model::{PeerId, PublicKey, ServiceId, UnixTime},
@@ -70,7 +70,7 @@ pub fn delete_service_of_departed<L: Ledger>(
         return Ok(None);
     }
     let tombstone = Record::sign_tombstone_of_another(&author.key, author.peer_id, key, live.version + 1)?;
-    ledger.put_record(&tombstone)?;
+    ledger.put_record(&tombstone, Origin::Written)?;
     Ok(Some(tombstone))
 }
 
@@ -91,6 +91,7 @@ pub fn remove_peer<L: Ledger>(
     };
     let revocation = ledger.put_own(author, kind::REVOCATION, &peer.to_string(), &body)?;
     delete_services_to(ledger, author, peer)?;
+    withdraw_voucher(ledger, author, peer)?;
     ledger.forget_peer(peer)?;
     Ok(Some(revocation))
 }
@@ -110,11 +111,23 @@ pub fn withdraw_trust<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> R
         let owned = ledger.records_since(peer, 0)?.into_iter().map(|record| record.key);
         owned.filter(|key| !is_about_removal(&key.kind)).try_for_each(|key| ledger.forget_record(&key))?;
     }
+    withdraw_voucher(ledger, author, peer)?;
+    Ok(true)
+}
+
+/// The own word for a peer ends; a contested copy of an identity leaves that for later.
+fn withdraw_voucher<L: Ledger>(ledger: &L, author: &Author, peer: PeerId) -> Result<(), L::Error> {
     let voucher = RecordKey { kind: kind::VOUCHER.into(), id: peer.to_string(), owner: author.peer_id };
     if !ledger.is_contested()? && ledger.record(&voucher)?.is_some_and(|held| !held.deleted) {
         ledger.delete_own(author, kind::VOUCHER, &voucher.id)?;
     }
-    Ok(true)
+    Ok(())
+}
+
+/// The own word for peers that are known and not trusted any more ends.
+pub(super) fn withdraw_idle_vouchers<L: Ledger>(ledger: &L, author: &Author) -> Result<(), L::Error> {
+    let known = ledger.peers()?;
+    known.iter().filter(|row| !row.trusted).try_for_each(|row| withdraw_voucher(ledger, author, row.peer_id))
 }
 
 /// A revocation has taken effect: trust in the peer ends, and these records are void; which, the gossip machine says. Own
@@ -143,13 +156,14 @@ pub fn peer_was_revoked<L: Ledger>(
     if standing == Standing::Revoked {
         delete_services_to(ledger, author, peer)?;
     }
+    withdraw_voucher(ledger, author, peer)?;
     ledger.forget_peer(peer)?;
     Ok(row.is_some())
 }
 
 fn delete_services_to<L: Ledger>(ledger: &L, author: &Author, target: PeerId) -> Result<(), L::Error> {
     if ledger.is_contested()? {
-        // The other copy of this identity deletes them.
+        // The other copy of this identity deletes them, or this one when it is heard again.
         return Ok(());
     }
     for service in ledger.services()? {
@@ -176,21 +190,38 @@ pub(super) fn forget_removed_strangers<L: Ledger>(ledger: &L, records: &[Record]
     Ok(())
 }
 
-/// Own services among these records that lead to a removed peer end: a database that was lost may have held them, and they
-/// come back when the removal is known here already.
-pub(super) fn delete_services_to_removed<L: Ledger>(
+/// Own services among these records that lead to a removed peer end, and words for one that was removed or left: a
+/// database that was lost may have held them, and they come back when the removal is known here already.
+pub(super) fn end_what_is_for_removed<L: Ledger>(
     ledger: &L,
     author: &Author,
     records: &[Record],
 ) -> Result<(), L::Error> {
-    let own = records.iter().filter(|r| r.key.kind == kind::SERVICE && r.key.owner == author.peer_id);
-    let targets: BTreeSet<PeerId> = own.filter_map(read_service).map(|s| s.body.target_peer_id).collect();
-    if targets.is_empty() {
+    let own = records.iter().filter(|r| r.key.owner == author.peer_id);
+    let subjects: BTreeSet<PeerId> = own.filter_map(is_for).collect();
+    if subjects.is_empty() {
         return Ok(());
     }
     let revocations = ledger.revocations()?;
-    let mut removed = targets.into_iter().filter(|target| revocations.standing(*target, None) == Standing::Revoked);
-    removed.try_for_each(|target| delete_services_to(ledger, author, target))
+    for subject in subjects {
+        let standing = revocations.standing(subject, None);
+        if standing == Standing::Revoked {
+            delete_services_to(ledger, author, subject)?;
+        }
+        if standing != Standing::Clear {
+            withdraw_voucher(ledger, author, subject)?;
+        }
+    }
+    Ok(())
+}
+
+/// The peer that a service leads to, or that a voucher is about.
+fn is_for(record: &Record) -> Option<PeerId> {
+    match record.key.kind.as_str() {
+        kind::SERVICE => read_service(record).map(|service| service.body.target_peer_id),
+        kind::VOUCHER => record.key.id.parse().ok(),
+        _ => None,
+    }
 }
 
 /// Why a peer is not trusted, for a peer that calls as if it were: the revocations of it, and of those that have

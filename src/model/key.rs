@@ -57,6 +57,8 @@ impl PublicKey {
     /// Strict verification: canonical S, no small-order R or key (RFC 8032 with the checks of cluster.md §1).
     pub fn verify(&self, message: &[u8], signature: &Signature) -> bool {
         #[cfg(feature = "simulation")]
+        stub::count();
+        #[cfg(feature = "simulation")]
         if stub::is_on() {
             return stub::signature(&self.0, message) == *signature;
         }
@@ -173,6 +175,16 @@ pub mod stub {
 
     thread_local! {
         static ON: Cell<bool> = const { Cell::new(false) };
+        static VERIFICATIONS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Signatures that this thread has verified, real ones and stubs.
+    pub fn verifications() -> u64 {
+        VERIFICATIONS.get()
+    }
+
+    pub(super) fn count() {
+        VERIFICATIONS.set(VERIFICATIONS.get() + 1);
     }
 
     /// Whether this thread signs and verifies with a keyed hash instead of Ed25519, and takes every key for a point.

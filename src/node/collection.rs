@@ -42,7 +42,12 @@ impl Node {
         } else {
             tracing::warn!("this copy of the identity is accepted again: its services are active");
         }
-        self.store().write(move |tx| tx.set_contested(contested)).await
+        let Some(identity) = self.identity() else { return Ok(()) };
+        let write = self.store().write(move |tx| {
+            tx.set_contested(contested)?;
+            if contested { Ok(()) } else { membership::resume_writing(tx, &identity) }
+        });
+        write.await
     }
 
     /// Whether peers refuse this copy of the identity because another one lives.

@@ -1,6 +1,6 @@
 //! Undoes what was not confirmed in time (compose.md §5), also after a restart.
 
-use super::Node;
+use super::{Node, STORE_RETRY};
 use crate::{
     membership::{self, PendingConfirm},
     model::Mono,
@@ -12,46 +12,49 @@ use tokio_util::sync::CancellationToken;
 /// Longest time to a deadline.
 pub const CONFIRM_MAX: Duration = Duration::from_secs(3600);
 const IDLE_WAIT: Duration = Duration::from_secs(3600);
-/// Pause after the state could not be put back.
-const RETRY: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Runs while the node is a member of a cluster. A deadline is counted on the monotonic clock from the moment it is
     /// seen: a wall clock that is set moves none.
-    pub(super) async fn drive_confirm(self, stop: CancellationToken) -> Result<(), StoreError> {
+    pub(super) async fn drive_confirm(self, stop: CancellationToken) {
         let mut revision = self.store().revision();
         let mut counted: Option<(PendingConfirm, Mono)> = None;
         loop {
             revision.borrow_and_update();
-            let pending = self.store().read(|v| v.pending_confirm())?;
-            let clock = &self.env().clock;
-            let now = clock.mono();
-            counted = pending.map(|pending| match counted.take() {
-                Some((old, due)) if (&old.id, old.deadline) == (&pending.id, pending.deadline) => (pending, due),
-                _ => {
-                    let left = pending.deadline.saturating_since(clock.unix()).min(CONFIRM_MAX);
-                    (pending, now + left)
-                }
+            let wait = self.tend_confirm(&mut counted).await.unwrap_or_else(|e| {
+                tracing::error!(error = %e, "a change that nobody may have confirmed was not undone; it is tried again");
+                STORE_RETRY
             });
-            let mut wait = counted.as_ref().map_or(IDLE_WAIT, |(_, due)| due.saturating_since(now));
-            if let Some((pending, _)) = counted.as_ref().filter(|(_, due)| *due <= now) {
-                match self.undo(pending.clone()).await {
-                    Ok(()) => continue,
-                    Err(e) => {
-                        tracing::error!(error = %e, "a change that nobody confirmed was not undone; it is tried again");
-                        wait = RETRY;
-                    }
-                }
-            }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 changed = revision.changed() => if changed.is_err() {
-                    return Ok(());
+                    return;
                 },
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// Undoes what is due; how long until something may be.
+    async fn tend_confirm(&self, counted: &mut Option<(PendingConfirm, Mono)>) -> Result<Duration, StoreError> {
+        let pending = self.store().read(|v| v.pending_confirm())?;
+        let clock = &self.env().clock;
+        let now = clock.mono();
+        *counted = pending.map(|pending| match counted.take() {
+            Some((old, due)) if (&old.id, old.deadline) == (&pending.id, pending.deadline) => (pending, due),
+            _ => {
+                let left = pending.deadline.saturating_since(clock.unix()).min(CONFIRM_MAX);
+                (pending, now + left)
+            }
+        });
+        let Some((pending, due)) = counted else { return Ok(IDLE_WAIT) };
+        let wait = due.saturating_since(now);
+        if !wait.is_zero() {
+            return Ok(wait);
+        }
+        // Whether it is undone or was confirmed meanwhile, the store has changed.
+        self.undo(pending.clone()).await.map(|()| IDLE_WAIT)
     }
 
     async fn undo(&self, due: PendingConfirm) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! Drives the gossip machine: requests out and in, merges into the store before anything is answered.
 
-use super::{Call, Node, PeerAnswer};
+use super::{Call, Node, PeerAnswer, STORE_RETRY};
 use crate::{
     gossip::{self, CallFailed, Event, Gossip, Reject, Transmit},
     license::{Entitlement, State},
@@ -31,8 +31,6 @@ const SYNC_POLL: Duration = Duration::from_millis(20);
 const JOINS_AT_ONCE_MAX: usize = 16;
 /// Of a call that got no answer.
 pub const MAYBE_DONE_HINT: &str = "the request may have been carried out; look before you repeat it";
-/// Pause after the store refused what the machine decided.
-const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// Where a peer answered last.
 #[derive(Debug, Clone)]
@@ -180,22 +178,23 @@ impl Node {
     }
 
     /// Runs while the node is a member of a cluster.
-    pub(super) async fn drive_gossip(self, stop: CancellationToken) -> Result<(), StoreError> {
+    pub(super) async fn drive_gossip(self, stop: CancellationToken) {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
         let mut licensed = entitlement.borrow_and_update().as_deref().map(terms);
         let mut calls: JoinSet<(PeerId, Result<Reply, CallFailed>)> = JoinSet::new();
         let mut joins: JoinSet<()> = JoinSet::new();
-        self.begin_gossip()?;
         let mut was_silent = self.is_silent();
         let clock = self.env().clock.clone();
+        // Not begun yet, or behind the store.
+        let (mut has_begun, mut is_behind) = (false, false);
         loop {
-            if let Err(e) = self.commit_events().await {
-                tracing::error!(error = %e, "gossip was not committed; it is tried again");
+            if let Err(e) = self.settle_gossip(&mut has_begun, &mut is_behind).await {
+                tracing::error!(error = %e, "gossip and database do not agree; it is tried again");
                 tokio::select! {
                     biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(COMMIT_RETRY) => continue,
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(STORE_RETRY) => continue,
                 }
             }
             let room = JOINS_AT_ONCE_MAX.saturating_sub(joins.len());
@@ -208,10 +207,14 @@ impl Node {
                 let node = self.clone();
                 calls.spawn(async move { node.transmit_to_end(transmit).await });
             }
-            let wait = deadline.map_or(IDLE_WAIT, |due| due - clock.mono());
+            let has_room = joins.len() < JOINS_AT_ONCE_MAX;
+            let retry = self.attempts().poll_timeout().filter(|_| has_room);
+            let expiry = self.expire_handshakes(clock.mono());
+            let due = deadline.into_iter().chain(retry).chain(expiry).min();
+            let wait = due.map_or(IDLE_WAIT, |due| due - clock.mono());
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 Some(done) = calls.join_next() => match done {
                     Ok((peer, reply)) => self.take_reply(peer, reply),
                     Err(e) => tracing::error!(error = %e, "gossip call ended early"),
@@ -219,13 +222,13 @@ impl Node {
                 Some(_) = joins.join_next() => {}
                 changed = revision.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return;
                     }
-                    self.push_local_changes()?;
-                    self.refresh_facts()?;
+                    is_behind = true;
                 }
                 _ = entitlement.changed() => {
-                    self.refresh_facts()?;
+                    // What could not be read is read, or reported, before the next round.
+                    is_behind |= self.refresh_facts().is_err();
                     let now = entitlement.borrow_and_update().as_deref().map(terms);
                     if std::mem::replace(&mut licensed, now) != now {
                         self.attempts().handle_license_change();
@@ -241,13 +244,28 @@ impl Node {
         }
     }
 
+    /// Brings what was written meanwhile to the machine, and what the machine decided into the store.
+    async fn settle_gossip(&self, has_begun: &mut bool, is_behind: &mut bool) -> Result<(), Refused> {
+        if !*has_begun {
+            self.begin_gossip()?;
+            *has_begun = true;
+        }
+        if *is_behind {
+            self.push_local_changes()?;
+            self.refresh_facts()?;
+            *is_behind = false;
+        }
+        self.commit_events().await
+    }
+
     /// Starts the machine from the store.
     pub(super) fn begin_gossip(&self) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
         // Held from before the store is read, so that no change of trust falls between the two.
         let mut gossip = self.gossip();
-        let (records, catching_up, peers) =
-            self.store().read::<_, StoreError>(|v| Ok((v.all_records()?, v.catching_up()?, v.peers()?)))?;
+        let (records, catching_up, returned, peers) = self.store().read::<_, StoreError>(|v| {
+            Ok((v.all_records()?, v.catching_up()?, v.taken_of(identity.peer_id)?, v.peers()?))
+        })?;
         self.attempts().resume(&peers);
         let now = self.env().clock.mono();
         let mut machine = Gossip::new(
@@ -258,7 +276,7 @@ impl Node {
             self.env().rng("gossip"),
             now,
         );
-        machine.handle_resume(&catching_up, now);
+        machine.handle_resume(&catching_up, returned, now);
         *gossip = Some(machine);
         Ok(())
     }
@@ -324,6 +342,13 @@ impl Node {
         drop(gossip);
         self.inner.gossip_wake.notify_one();
         Ok(())
+    }
+
+    /// Wipes the keys of handshakes that are over; when the next ones have to go.
+    fn expire_handshakes(&self, now: Mono) -> Option<Mono> {
+        let mut responder = self.responder();
+        responder.handle_timeout(now);
+        responder.poll_timeout().map(|(due, _)| due)
     }
 
     fn with_gossip(&self, f: impl FnOnce(&mut Gossip, Mono)) {
@@ -447,7 +472,8 @@ impl Node {
         let revokes_client = |r: &Record| {
             r.key.kind == kind::REVOCATION && r.body_as::<RevocationBody>().is_ok_and(|body| body.client_id.is_some())
         };
-        let revokes = records.iter().any(|r| r.key.kind == kind::REVOCATION);
+        let ends_a_word = |r: &Record| r.key.kind == kind::REVOCATION || (r.key.kind == kind::VOUCHER && r.deleted);
+        let ends_words = records.iter().any(ends_a_word);
         self.store()
             .write(move |tx| {
                 membership::merge_records(tx, &identity, &records)?;
@@ -457,7 +483,7 @@ impl Node {
                 Ok::<(), StoreError>(())
             })
             .await?;
-        if revokes { self.prune_attempts() } else { Ok(()) }
+        if ends_words { self.tend_candidates().await } else { Ok(()) }
     }
 
     async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {

@@ -39,7 +39,7 @@ impl Node {
                 .await?;
             tracing::warn!(cluster = %id, "this agent is a cluster of its own now; all state of other peers was dropped");
             self.begin_gossip()?;
-            self.prune_attempts()?;
+            self.tend_candidates().await?;
             self.forget_all_reached();
             self.refresh_lock()?;
         }

@@ -10,7 +10,7 @@ use crate::{
     license::Entitlement,
     membership::{self, Acceptance, Attempts, Own, Side, VOUCHER_CHECK_INTERVAL},
     model::{Code, Endpoint, Mono, PeerId, PublicKey, Refused},
-    store::StoreError,
+    store::{Revision, StoreError},
     wire::handshake::{Finish, Identity as PeerIdentity, Init, MessageError, decode, default_api_port},
 };
 use serde_json::Value;
@@ -45,6 +45,20 @@ struct Member {
     entitlement: Arc<Entitlement>,
 }
 
+/// This side of a handshake as of one state of the store and one of the license.
+#[derive(Clone)]
+pub(super) struct KnownSide {
+    revision: Revision,
+    entitlement: Arc<Entitlement>,
+    side: Arc<Side>,
+}
+
+impl KnownSide {
+    fn is_of(&self, revision: Revision, entitlement: &Arc<Entitlement>) -> bool {
+        self.revision == revision && Arc::ptr_eq(&self.entitlement, entitlement)
+    }
+}
+
 impl Node {
     /// `peers add`: returns when the handshake succeeded or finally failed.
     pub async fn add_peer(&self, wish: AddPeer) -> Result<Added, Refused> {
@@ -60,9 +74,14 @@ impl Node {
         self.handshake(target, wish.name).await
     }
 
-    /// Keeps a peer that a trusted one vouches for; the gossip driver then starts a handshake with it.
+    /// Keeps a peer that a trusted one vouches for; the gossip driver then starts a handshake with it. Of any other only
+    /// where it is now, if it is known and could not be reached.
     pub(super) async fn discovered(&self, found: Discovery) -> Result<(), Refused> {
         if found.voucher.is_none() {
+            let row = self.store().read(|v| v.peer(found.peer))?;
+            if row.is_some_and(|row| self.attempts().handle_endpoints(&row, &found.endpoints)) {
+                self.inner.gossip_wake.notify_one();
+            }
             return Ok(());
         }
         let (node, member, now) = (self.clone(), self.member()?, self.env().clock.unix());
@@ -75,7 +94,22 @@ impl Node {
         Ok(())
     }
 
-    /// Keeps what this agent says of its peers valid (cluster.md §4).
+    /// Forgets candidates for whom nobody who is trusted vouches any more, and handshakes with peers that are not known.
+    pub(super) async fn tend_candidates(&self) -> Result<(), StoreError> {
+        if let Ok(member) = self.member() {
+            let (node, now) = (self.clone(), self.env().clock.unix());
+            let met = self.store().write(move |tx| membership::forget_unvouched(tx, node.own(&member), now)).await?;
+            for (peer, endpoints) in met {
+                self.attempts().handle_voucher(peer, endpoints);
+                self.inner.gossip_wake.notify_one();
+            }
+        }
+        let known: BTreeSet<PeerId> = self.store().read(|v| v.peers())?.into_iter().map(|p| p.peer_id).collect();
+        self.attempts().retain(|peer| known.contains(&peer));
+        Ok(())
+    }
+
+    /// Keeps what this agent says of its peers valid, and what others say of strangers (cluster.md §4).
     pub(super) async fn drive_vouchers(self, stop: CancellationToken) {
         loop {
             if let Ok(member) = self.member() {
@@ -88,6 +122,9 @@ impl Node {
                     Err(e) => {
                         tracing::error!(error = %e, "vouchers were not renewed; it is tried again within the hour")
                     }
+                }
+                if let Err(e) = self.tend_candidates().await {
+                    tracing::error!(error = %e, "peers that nobody vouches for were not forgotten; it is tried again");
                 }
             }
             tokio::select! {
@@ -131,14 +168,8 @@ impl Node {
         if self.store().write(move |tx| membership::withdraw_trust(tx, &identity, peer)).await? {
             tracing::warn!(%peer, "peer does not take this agent in: it is no member here either, until it is added again");
         }
-        self.trust_changed(&[])
-    }
-
-    /// Forgets handshakes with peers that are no longer known.
-    pub(super) fn prune_attempts(&self) -> Result<(), StoreError> {
-        let known: BTreeSet<PeerId> = self.store().read(|v| v.peers())?.into_iter().map(|p| p.peer_id).collect();
-        self.attempts().retain(|peer| known.contains(&peer));
-        Ok(())
+        self.trust_changed(&[])?;
+        self.tend_candidates().await
     }
 
     pub(super) fn attempts(&self) -> MutexGuard<'_, Attempts> {
@@ -156,6 +187,11 @@ impl Node {
                 return match event {
                     Event::Done(accepted) => {
                         let (peer, warnings) = (accepted.peer_id, self.warnings(&accepted));
+                        if joined.is_some() && self.store().read(|v| v.peer(peer))?.is_none() {
+                            // The key that it was to have went while the handshake ran.
+                            let text = format!("no trusted peer vouches for {peer} any more");
+                            return Err(Refused::new(Code::HandshakeFailed, text));
+                        }
                         self.accept(*accepted, name, false).await?;
                         Ok(Added { peer, warnings })
                     }
@@ -215,6 +251,8 @@ impl Node {
             tracing::info!(initiator = %init.peer_id, responder = %side.local.peer_id, %source,
                 cause = refusal.cause, "{refusal}");
         })?;
+        // Its keys have to go with it.
+        self.inner.gossip_wake.notify_one();
         self.was_contacted_by(init.peer_id, now)?;
         serde_json::to_value(response).map_err(Refused::internal)
     }
@@ -274,13 +312,28 @@ impl Node {
         }
     }
 
-    fn side(&self, member: &Member) -> Result<Side, Refused> {
-        self.store().read(|v| membership::side(v, self.own(member)))?.ok_or_else(not_bootstrapped)
+    /// Read anew only where something has changed: strangers make an agent ask for it.
+    fn side(&self, member: &Member) -> Result<Arc<Side>, Refused> {
+        // Before the store is read: what is committed meanwhile makes it out of date.
+        let revision = *self.store().revision().borrow();
+        let known = self.known_side().clone();
+        if let Some(known) = known.filter(|known| known.is_of(revision, &member.entitlement)) {
+            return Ok(known.side);
+        }
+        let side = self.store().read(|v| membership::side(v, self.own(member)))?;
+        let side = Arc::new(side.ok_or_else(not_bootstrapped)?);
+        let entitlement = member.entitlement.clone();
+        *self.known_side() = Some(KnownSide { revision, entitlement, side: side.clone() });
+        Ok(side)
+    }
+
+    fn known_side(&self) -> MutexGuard<'_, Option<KnownSide>> {
+        self.inner.side.lock().unwrap_or_else(|p| p.into_inner())
     }
 
     pub(super) fn own_endpoint_among(&self, endpoints: &[Endpoint]) -> Result<Option<Endpoint>, Refused> {
-        let own = self.side(&self.member()?)?.local.endpoints;
-        Ok(endpoints.iter().find(|e| own.contains(e)).cloned())
+        let side = self.side(&self.member()?)?;
+        Ok(endpoints.iter().find(|e| side.local.endpoints.contains(e)).cloned())
     }
 
     /// Stores a proven peer and tells the gossip machine of it.

@@ -1,7 +1,7 @@
 //! Drives the lock machine: asks the peers, publishes what was won, and keeps the machine at what the store holds
 //! (cluster.md §9).
 
-use super::{Call, Identity, Node};
+use super::{Call, Identity, Node, STORE_RETRY};
 use crate::{
     lock::{Lock, NotRenewed, Outcome, Standing},
     model::{ClientId, Code, PeerId, PeerStatus, Refused, Secret, UnixTime},
@@ -274,37 +274,43 @@ impl Node {
         machine.handle_request(from, &request, now).map_err(|e| invalid(e.to_string()))
     }
 
-    pub(super) async fn drive_lock(self, stop: CancellationToken) -> Result<(), StoreError> {
+    pub(super) async fn drive_lock(self, stop: CancellationToken) {
         let mut revision = self.store().revision();
         let clock = self.env().clock.clone();
         loop {
             revision.borrow_and_update();
-            self.refresh_lock()?;
-            self.retire_lock_records().await?;
+            let retry = self.retire_lock_records().await.err().map(|e| {
+                tracing::error!(error = %e, "the cluster lock was not brought up to date; it is tried again");
+                STORE_RETRY
+            });
             self.look_for_events();
             let now = clock.mono();
             let due = self.lock().as_mut().and_then(|machine| {
                 machine.handle_timeout(now);
                 machine.poll_timeout(now)
             });
+            let wait = due.map(|due| due - now).into_iter().chain(retry).min();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 changed = revision.changed() => if changed.is_err() {
-                    return Ok(());
+                    return;
                 },
-                () = tokio::time::sleep(due.map_or(IDLE_WAIT, |due| due - now)) => {}
+                () = tokio::time::sleep(wait.unwrap_or(IDLE_WAIT)) => {}
             }
         }
     }
 
-    /// Withdraws own records that no longer say anything.
+    /// Brings the machine to what the store holds, and withdraws own records that no longer say anything; a contested copy
+    /// leaves them until it is heard again.
     async fn retire_lock_records(&self) -> Result<(), StoreError> {
+        self.refresh_lock()?;
         let Some(author) = self.identity() else { return Ok(()) };
         let now = self.env().clock.mono();
-        let records = self.store().read(|v| v.records_of(kind::LOCK))?;
+        let (records, is_contested) =
+            self.store().read::<_, StoreError>(|v| Ok((v.records_of(kind::LOCK)?, v.is_contested()?)))?;
         let published = |token| records.iter().any(|r| lease_token(r) == Some(token));
-        let stale: Vec<&'static str> = match self.lock().as_ref() {
+        let stale: Vec<&'static str> = match self.lock().as_ref().filter(|_| !is_contested) {
             Some(machine) => {
                 [(LEASE_ID, machine.has_stale_lease(now)), (CLEARING_ID, machine.has_stale_clearing(published, now))]
                     .into_iter()

@@ -59,10 +59,13 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    time::Duration,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Pause of a driver after the store refused what it wanted.
+const STORE_RETRY: Duration = Duration::from_secs(1);
 /// Characters of the instance id that tell one start from another.
 const START_ID_CHARS: usize = 8;
 
@@ -99,6 +102,8 @@ struct Inner {
     reconcile_status: Mutex<Option<watch::Receiver<reconcile::Status>>>,
     reached: Mutex<BTreeMap<PeerId, gossip::Reached>>,
     attempts: Mutex<Attempts>,
+    /// What handshakes were judged against last.
+    side: Mutex<Option<join::KnownSide>>,
     /// This peer has begun to leave its cluster.
     leaving: AtomicBool,
     /// It has left, and the agent is to end.
@@ -159,6 +164,7 @@ impl Node {
                 reconcile_status: Mutex::new(None),
                 reached: Mutex::default(),
                 attempts: Mutex::default(),
+                side: Mutex::default(),
                 leaving: AtomicBool::new(false),
                 departed: CancellationToken::new(),
                 instance: format!("{:032x}", env.rng("instance").u128()),
@@ -193,8 +199,12 @@ impl Node {
             .write(move |tx| {
                 let own = tx.peer(author.peer_id)?.filter(|row| row.public_key == author.key.public());
                 let own = own.ok_or(StartError::IdentityOfAnother { peer_id: author.peer_id })?;
+                let was_contested = tx.is_contested()?;
                 tx.count_start()?;
                 tx.set_lineage(&instance)?;
+                if was_contested {
+                    membership::resume_writing(tx, &author)?;
+                }
                 membership::publish_settings(tx, &author, own, &settings, license_id).map_err(StartError::from)
             })
             .await?;

@@ -1,7 +1,7 @@
 //! Where events come from: this agent looks at what it holds whenever that may have changed, and tells the difference.
 //! So it does not matter by which way a change came: API, gossip, a handshake, the passing of time.
 
-use super::{Node, events::News};
+use super::{Node, STORE_RETRY, events::News};
 use crate::{
     license::State,
     model::{ClientId, ClusterId, Mono, PeerId, PeerStatus, Service, ServiceId, UnixTime},
@@ -255,44 +255,35 @@ impl Node {
 
     /// Runs while the node is a member of a cluster. To one that `is_new` everything is news, to one that was started
     /// again nothing is that was there before.
-    pub(super) async fn drive_events(self, is_new: bool, stop: CancellationToken) -> Result<(), StoreError> {
+    pub(super) async fn drive_events(self, is_new: bool, stop: CancellationToken) {
         let mut revision = self.store().revision();
         let mut entitlement = self.inner.entitlement.subscribe();
         let mut status = self.reconcile_status_watch();
-        let mut seen = Seen::default();
-        if is_new {
-            revision.mark_changed();
-        } else {
-            revision.borrow_and_update();
-            seen = self.look(Arc::new(self.look_into_store()?))?;
-        }
+        let mut seen = is_new.then(Seen::default);
         let mut healths = Healths::default();
+        let mut is_stale = true;
         loop {
-            let held = if revision.has_changed().unwrap_or(false) {
-                revision.borrow_and_update();
-                let held = self.look_into_store()?;
-                if held == *seen.held { seen.held.clone() } else { Arc::new(held) }
-            } else {
-                seen.held.clone()
-            };
             if status.is_none() {
                 status = self.reconcile_status_watch();
             }
-            let now = self.look(held)?;
-            now.news_since(&seen).into_iter().for_each(|news| self.tell(news));
-            seen = now;
-            let mono = self.env().clock.mono();
-            let (news, next) = healths.news(mono, &self.healths(&seen.held));
-            news.into_iter().for_each(|news| self.tell(news));
-            let wait = next.map_or(IDLE_WAIT, |due| due.saturating_since(mono));
+            let wait = match self.tell_news(&mut seen, &mut healths, is_stale) {
+                Ok(wait) => {
+                    is_stale = false;
+                    wait
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "what happened is not known; it is looked for again");
+                    STORE_RETRY
+                }
+            };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 changed = revision.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return;
                     }
-                    revision.mark_changed();
+                    is_stale = true;
                 }
                 _ = entitlement.changed() => {}
                 () = change_of(&mut status) => {}
@@ -300,6 +291,33 @@ impl Node {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// Tells what differs from what was `seen`, which becomes what is seen now; how long until something that is held back
+    /// may be told. `is_stale`: the store has changed since.
+    fn tell_news(
+        &self,
+        seen: &mut Option<Seen>,
+        healths: &mut Healths,
+        is_stale: bool,
+    ) -> Result<Duration, StoreError> {
+        let known = seen.as_ref().map(|seen| seen.held.clone());
+        let held = match known.clone().filter(|_| !is_stale) {
+            Some(held) => held,
+            None => {
+                let held = self.look_into_store()?;
+                known.filter(|known| **known == held).unwrap_or_else(|| Arc::new(held))
+            }
+        };
+        let now = self.look(held)?;
+        if let Some(before) = seen.as_ref() {
+            now.news_since(before).into_iter().for_each(|news| self.tell(news));
+        }
+        let mono = self.env().clock.mono();
+        let (news, next) = healths.news(mono, &self.healths(&now.held));
+        news.into_iter().for_each(|news| self.tell(news));
+        *seen = Some(now);
+        Ok(next.map_or(IDLE_WAIT, |due| due.saturating_since(mono)))
     }
 
     fn look_into_store(&self) -> Result<Held, StoreError> {

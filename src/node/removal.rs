@@ -35,8 +35,10 @@ impl Node {
         let revocation = self.store().write(move |tx| membership::remove_peer(tx, &identity, peer, now)).await?;
         revocation.ok_or_else(not_found)?;
         tracing::info!(%peer, "peer removed from the cluster");
-        self.prune_attempts()?;
         self.trust_changed(&[])?;
+        if let Err(e) = self.tend_candidates().await {
+            tracing::error!(error = %e, "peers that only the removed one vouched for were not forgotten; it is tried again");
+        }
         Ok(())
     }
 
@@ -49,8 +51,8 @@ impl Node {
         if was_known {
             tracing::warn!(%peer, local, "peer was removed from the cluster");
         }
-        self.prune_attempts()?;
         self.trust_changed(&[])?;
+        self.tend_candidates().await?;
         let own = RecordKey { kind: kind::REVOCATION.into(), id: peer.to_string(), owner: own_id };
         if self.store().read(|v| v.record(&own))?.is_none() {
             // Whom this agent itself removes, it still tells so.
@@ -160,6 +162,7 @@ impl Node {
 
     /// In memory what the emptied database says.
     fn end_membership(&self) {
+        *self.inner.side.lock().unwrap_or_else(|p| p.into_inner()) = None;
         *self.inner.lock.lock().unwrap_or_else(|p| p.into_inner()) = None;
         *self.inner.licensed.lock().unwrap_or_else(|p| p.into_inner()) = None;
         self.inner.entitlement.send_replace(None);

@@ -1,10 +1,7 @@
 //! The life of a node: API and reconcilers from the start, everything else once it is a member of a cluster.
 
 use super::{Node, RecoveryToken, events::News};
-use crate::{
-    api::{Api, ServeError},
-    store::StoreError,
-};
+use crate::api::{Api, ServeError};
 use serde_json::json;
 use std::{net::SocketAddr, time::Duration};
 use tokio::task::{JoinError, JoinSet};
@@ -22,14 +19,12 @@ pub enum RunError {
     Mask(u32),
     #[error(transparent)]
     Serve(#[from] ServeError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
     #[error("a driver of the agent ended")]
     Driver(#[from] JoinError),
 }
 
 impl Node {
-    /// Runs until `stop`. The first driver that fails ends the node: a supervisor starts it anew.
+    /// Runs until `stop`. A defect that ends a driver ends the node: a supervisor starts it anew.
     pub async fn run(self, recovery: Option<RecoveryToken>, stop: CancellationToken) -> Result<(), RunError> {
         let addr = self.config().api_bind;
         let listener = self.env().net.listen(addr).await.map_err(|source| RunError::Bind { addr, source })?;
@@ -67,6 +62,7 @@ impl Node {
         outcome
     }
 
+    /// A store that refuses ends none of the drivers: they try again.
     async fn live_as_member(self, stop: CancellationToken) -> Result<(), RunError> {
         let mut identity = self.inner.identity.subscribe();
         let is_new = identity.borrow().is_none();
@@ -75,29 +71,23 @@ impl Node {
             () = stop.cancelled() => return Ok(()),
             known = identity.wait_for(Option::is_some) => drop(known),
         }
-        let mut drivers: JoinSet<Result<(), RunError>> = JoinSet::new();
+        let mut drivers = JoinSet::new();
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { Ok(node.drive_gossip(until).await?) });
+        drivers.spawn(async move { node.drive_gossip(until).await });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { Ok(node.drive_lock(until).await?) });
+        drivers.spawn(async move { node.drive_lock(until).await });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { Ok(node.drive_events(is_new, until).await?) });
+        drivers.spawn(async move { node.drive_events(is_new, until).await });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move { Ok(node.drive_confirm(until).await?) });
+        drivers.spawn(async move { node.drive_confirm(until).await });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move {
-            node.drive_license(until).await;
-            Ok(())
-        });
+        drivers.spawn(async move { node.drive_license(until).await });
         let (node, until) = (self.clone(), stop.clone());
-        drivers.spawn(async move {
-            node.drive_vouchers(until).await;
-            Ok(())
-        });
+        drivers.spawn(async move { node.drive_vouchers(until).await });
         let mut outcome = Ok(());
         while let Some(ended) = drivers.join_next().await {
             if outcome.is_ok() {
-                outcome = ended.map_err(RunError::from).and_then(|inner| inner);
+                outcome = ended.map_err(RunError::from);
             }
             stop.cancel();
         }

@@ -2,7 +2,7 @@
 
 use super::{StoreError, Tx, View};
 use crate::{
-    membership::{ClusterFacts, Ledger, LedgerView, PeerRow},
+    membership::{ClusterFacts, Ledger, LedgerView, Origin, PeerRow},
     model::{PeerId, Service},
     wire::record::{Record, RecordHead, RecordKey},
 };
@@ -62,8 +62,8 @@ impl Ledger for Tx<'_> {
     fn forget_peer(&self, id: PeerId) -> Result<(), StoreError> {
         Tx::forget_peer(self, id)
     }
-    fn put_record(&self, record: &Record) -> Result<(), StoreError> {
-        self.upsert(record)
+    fn put_record(&self, record: &Record, origin: Origin) -> Result<(), StoreError> {
+        self.upsert(record, origin)
     }
     fn forget_record(&self, key: &RecordKey) -> Result<(), StoreError> {
         Tx::forget_record(self, key)

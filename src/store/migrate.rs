@@ -9,7 +9,8 @@ use rusqlite::Connection;
 use std::{path::Path, time::Duration};
 
 /// In order; the schema version is the number of migrations applied.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_init.sql")];
+pub(super) const MIGRATIONS: &[&str] =
+    &[include_str!("../../migrations/0001_init.sql"), include_str!("../../migrations/0002_taken.sql")];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens it, finds it sound and brings it to the newest schema. A damaged one is put aside.

@@ -111,10 +111,9 @@ pub struct Store {
 }
 
 struct Inner {
-    writer: GroupCommit,
+    writer: Arc<GroupCommit>,
     reader: Mutex<Connection>,
     parsed: Arc<ParsedServices>,
-    revision: watch::Sender<Revision>,
 }
 
 /// Reading access to one consistent state.
@@ -139,14 +138,14 @@ impl Store {
     /// Opens or creates the database at `path` and brings it to the newest schema.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let parsed = Arc::<ParsedServices>::default();
-        let writer = GroupCommit::new(migrate::open(path)?, parsed.clone());
+        let writer = Arc::new(GroupCommit::new(migrate::open(path)?, parsed.clone()));
         let reader = Mutex::new(migrate::open_reader(path)?);
-        Ok(Self { inner: Arc::new(Inner { writer, reader, parsed, revision: watch::Sender::default() }) })
+        Ok(Self { inner: Arc::new(Inner { writer, reader, parsed }) })
     }
 
-    /// Changes whenever a commit changed something.
+    /// Changes whenever a commit changed something, before those who wrote are told.
     pub fn revision(&self) -> watch::Receiver<Revision> {
-        self.inner.revision.subscribe()
+        self.inner.writer.revision()
     }
 
     /// Runs `f` in a transaction that is on disk when this returns; an error undoes what `f` did. Writes that come while
@@ -157,14 +156,11 @@ impl Store {
         E: From<StoreError> + Send + 'static,
         F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
     {
-        let told = self.inner.writer.submit(f);
-        if self.inner.writer.commit_submitted() {
-            self.inner.revision.send_modify(|r| r.0 += 1);
-        }
+        let written = self.inner.writer.write(f).await;
         if planted(Bug::AckBeforeCommit) {
             self.commit_late();
         }
-        told.await.expect("a write that panicked has no result")
+        written
     }
 
     /// The planted bug: what was acknowledged already comes to the disk a while later.
@@ -172,9 +168,7 @@ impl Store {
         let inner = self.inner.clone();
         tokio::spawn(async move {
             tokio::time::sleep(COMMIT_LATE).await;
-            if inner.writer.commit_open() {
-                inner.revision.send_modify(|r| r.0 += 1);
-            }
+            inner.writer.commit_open();
         });
     }
 

@@ -198,7 +198,9 @@ mod tests {
         assert_eq!(against.len(), 2);
         // It takes the place of the first, which has the same kind, id and owner.
         let second = readmission(&a, &c, 8, &[&of_c, &again]);
-        assert_eq!((&second.key, second.body_as::<ReadmissionBody>().unwrap().answers), (&first.key, against));
+        assert_eq!(second.key, first.key);
+        let answers = second.body_as::<ReadmissionBody>().unwrap().answers;
+        assert!(answers.len() == against.len() && against.iter().all(|revocation| answers.contains(revocation)));
         let held = Revocations::of([&of_c, &again, &second]);
         assert_eq!(held.standing(c.peer_id, Some(&c.key.public())), Standing::Clear);
     }

@@ -2,12 +2,13 @@
 
 use super::{StoreError, Tx, View};
 use crate::{
-    membership::{Author, Ledger, Put},
+    membership::{Author, Ledger, Origin, Put},
     model::PeerId,
     wire::record::{Record, RecordHead, RecordKey},
 };
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 const COLUMNS: &str = "kind, id, owner, version, deleted, body, signature";
 
@@ -72,6 +73,15 @@ impl View<'_> {
         rows.map(|row| row?).collect()
     }
 
+    /// Records of `owner` that came from peers. Of this peer: what an earlier database wrote.
+    pub fn taken_of(&self, owner: PeerId) -> Result<BTreeSet<RecordKey>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT kind, id FROM records WHERE owner = ?1 AND taken = 1")?;
+        let keys = statement
+            .query_map([owner.to_string()], |row| Ok(RecordKey { kind: row.get(0)?, id: row.get(1)?, owner }))?;
+        Ok(keys.collect::<Result<_, _>>()?)
+    }
+
     pub(super) fn record_head(&self, key: &RecordKey) -> Result<Option<RecordHead>, StoreError> {
         let head = self
             .connection
@@ -108,15 +118,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    pub(super) fn upsert(&self, record: &Record) -> Result<(), StoreError> {
+    pub(super) fn upsert(&self, record: &Record, origin: Origin) -> Result<(), StoreError> {
         let version =
             i64::try_from(record.version).map_err(|_| StoreError::corrupt("record version", record.version))?;
         self.connection
             .prepare_cached(
-                "INSERT INTO records (kind, id, owner, version, deleted, hash, body, signature) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (kind, id, owner) DO UPDATE SET \
+                "INSERT INTO records (kind, id, owner, version, deleted, hash, body, signature, taken) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (kind, id, owner) DO UPDATE SET \
                  version = excluded.version, deleted = excluded.deleted, hash = excluded.hash, \
-                 body = excluded.body, signature = excluded.signature",
+                 body = excluded.body, signature = excluded.signature, taken = excluded.taken",
             )?
             .execute(params![
                 record.key.kind,
@@ -127,6 +137,7 @@ impl Tx<'_> {
                 record.head()?.hash,
                 record.body.to_string(),
                 record.signature.to_string(),
+                origin == Origin::Taken,
             ])?;
         Ok(())
     }

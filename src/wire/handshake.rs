@@ -4,6 +4,7 @@ use super::canonical;
 use super::record::{Record, Voucher};
 use super::sign::{Domain, Transcript};
 use crate::model::{ClusterId, DEFAULT_API_PORT, Endpoint, LicenseId, PeerId, PublicKey, Signature, X25519Public};
+use crate::planted::{Bug, planted};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
@@ -332,9 +333,10 @@ pub fn initiator_transcript(init: &Init, response: &InitResponse) -> Transcript 
 }
 
 fn transcript(domain: Domain, license_id: LicenseId, init: &Init, response: &InitResponse) -> Transcript {
+    let fresh = if planted(Bug::FieldLeftUnsigned) { [0; 32] } else { response.challenge2.0 };
     Transcript::new(domain)
         .field(init.challenge.0)
-        .field(response.challenge2.0)
+        .field(fresh)
         .field(init.peer_id.to_string())
         .field(response.peer_id.to_string())
         .field(license_id.to_string())

@@ -66,6 +66,9 @@ pub struct RecordHead {
 impl RecordHead {
     /// Whether a record of this head takes the place of what is held.
     pub fn is_news(self, held: Option<RecordHead>) -> bool {
+        if let Some(held) = held.filter(|held| held.version == self.version && planted(Bug::SmallerHashWins)) {
+            return self.hash < held.hash;
+        }
         held.is_none_or(|held| self > held || planted(Bug::VersionCheckSkipped) && self != held)
     }
 }

@@ -1,88 +1,120 @@
-//! What really went over a device: tcpdump into a file.
+//! What really went over a device, as tcpdump would write it.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rustix::process::Signal;
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::net::{RecvFlags, netdevice, recv, sockopt};
+use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Host, Process};
+use super::Host;
 
-const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// What waits for a reader that gets no processor.
+const QUEUE_BYTES: usize = 256 << 20;
+const FRAME_MAX_BYTES: usize = 256 << 10;
+/// Magic, version, no zone, no snapshot length to speak of, Ethernet; numbers in this machine's order.
+const FILE_HEADER: [u32; 6] = [0xa1b2_c3d4, 2 | 4 << 16, 0, 0, FRAME_MAX_BYTES as u32, 1];
+const FILE_HEADER_BYTES: usize = 24;
+const RECORD_HEADER_BYTES: usize = 16;
 
 /// A running capture of every packet of one device (not `lo`), both ways, in full.
 pub struct Capture {
-    tcpdump: Process,
+    socket: Arc<Socket>,
+    is_ending: Arc<AtomicBool>,
+    reader: JoinHandle<Result<Vec<u8>>>,
     file: PathBuf,
 }
 
 impl Capture {
-    /// Returns once the capture sees packets. `filter` is tcpdump's, empty for all; files go to `directory`.
-    pub fn start(host: &Host, device: &str, filter: &str, directory: &Path) -> Result<Capture> {
-        let file = directory.join(format!("{host}-{device}.pcap"));
-        let log = file.with_extension("log");
-        let mut command = host.command("tcpdump");
-        // Packets are written as they come, and the privileges kept: the file is in a directory of root.
-        command.args(["-i", device, "-n", "-U", "-s", "0", "-B", "65536", "-Z", "root", "-w"]).arg(&file).arg(filter);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        let mut tcpdump = host.spawn(command)?;
-        let deadline = Instant::now() + STARTED_WITHIN;
-        loop {
-            let said = fs::read_to_string(&log)?;
-            if said.contains("listening on") {
-                return Ok(Capture { tcpdump, file });
-            }
-            if tcpdump.ended()?.is_some() || Instant::now() >= deadline {
-                bail!("tcpdump on {host} {device} did not start: {said}");
-            }
-            thread::sleep(POLL_INTERVAL);
-        }
+    /// The capture sees every packet from here on. The file goes to `directory`.
+    pub fn start(host: &Host, device: &str, directory: &Path) -> Result<Capture> {
+        let socket = host.run(|| listen(device)).with_context(|| format!("capturing on {host} {device}"))?;
+        let (socket, is_ending) = (Arc::new(socket), Arc::new(AtomicBool::new(false)));
+        let reader = thread::spawn({
+            let (socket, is_ending) = (socket.clone(), is_ending.clone());
+            move || read(&socket, &is_ending)
+        });
+        Ok(Capture { socket, is_ending, reader, file: directory.join(format!("{host}-{device}.pcap")) })
     }
 
-    /// Ends the capture and returns its bytes, packet headers included: all packets up to this call. Packets that the
-    /// kernel had to leave out are an error, because then the capture proves nothing.
-    pub fn stop(mut self) -> Result<Vec<u8>> {
-        self.catch_up()?;
-        self.tcpdump.signal(Signal::INT)?;
-        if self.tcpdump.wait(ENDED_WITHIN)?.is_none() {
-            bail!("{} did not end within {ENDED_WITHIN:?}", self.tcpdump);
-        }
-        let said = self.said()?;
-        if !said.contains("\n0 packets dropped by kernel") {
-            bail!("the capture is not complete: {said}");
-        }
-        fs::read(&self.file).with_context(|| format!("reading {}", self.file.display()))
+    /// Ends the capture and returns its bytes, packet headers included: all packets up to this call, which are in the file
+    /// as well. Packets that the kernel had to leave out are an error, because then the capture proves nothing.
+    pub fn stop(self) -> Result<Vec<u8>> {
+        self.is_ending.store(true, Ordering::Release);
+        let seen = self.reader.join().map_err(|_| anyhow!("the reader of a capture panicked"))??;
+        let lost = lost(&self.socket)?;
+        ensure!(lost == 0, "the capture is not complete: the kernel left out {lost} packets");
+        fs::write(&self.file, &seen).with_context(|| format!("writing {}", self.file.display()))?;
+        Ok(seen)
     }
+}
 
-    /// tcpdump throws away on SIGINT what it has not read yet; SIGUSR1 makes it say how much that is.
-    fn catch_up(&mut self) -> Result<()> {
-        let deadline = Instant::now() + ENDED_WITHIN;
-        loop {
-            let before = self.said()?.len();
-            self.tcpdump.signal(Signal::USR1)?;
-            thread::sleep(POLL_INTERVAL);
-            let said = self.said()?;
-            // "591 packets captured, 685 packets received by filter, 0 packets dropped by kernel"
-            let counts: Vec<u64> = said[before..].split_whitespace().filter_map(|word| word.parse().ok()).collect();
-            if let [written, met, _dropped, ..] = counts[..]
-                && written >= met
-            {
-                return Ok(());
+/// A socket that gets what crosses a device of this namespace.
+fn listen(device: &str) -> Result<Socket> {
+    // Without a protocol it gets nothing until it is bound.
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    sockopt::set_socket_recv_buffer_size_force(&socket, QUEUE_BYTES)?;
+    socket.set_read_timeout(Some(POLL_INTERVAL))?;
+    let index = netdevice::name_to_index(&socket, device)?;
+    // SAFETY: the storage is zeroed and larger than a `sockaddr_ll`, whose fields are plain numbers; its length is told.
+    let ((), address) = unsafe {
+        SockAddr::try_init(|storage, len| {
+            let address = storage.cast::<libc::sockaddr_ll>();
+            (*address).sll_family = libc::AF_PACKET as u16;
+            (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+            (*address).sll_ifindex = index as i32;
+            *len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })
+    }?;
+    socket.bind(&address)?;
+    Ok(socket)
+}
+
+fn read(socket: &Socket, is_ending: &AtomicBool) -> Result<Vec<u8>> {
+    let mut seen: Vec<u8> = FILE_HEADER.iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let mut frame = vec![0; FRAME_MAX_BYTES];
+    let mut deadline = None;
+    loop {
+        // Looked at before the queue: what was sent until then is in it.
+        if is_ending.load(Ordering::Acquire) {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + ENDED_WITHIN);
+            ensure!(Instant::now() < deadline, "the traffic does not end");
+        }
+        match recv(socket, &mut frame[..], RecvFlags::empty()) {
+            Ok((len, _)) => {
+                let len = len as u32;
+                seen.extend([0, 0, len, len].iter().flat_map(|n| n.to_ne_bytes()));
+                seen.extend_from_slice(&frame[..len as usize]);
             }
-            if Instant::now() >= deadline {
-                bail!("{} does not catch up: {said}", self.tcpdump);
-            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock && deadline.is_some() => return Ok(seen),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e).context("reading what crossed a device"),
         }
     }
+}
 
-    fn said(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.file.with_extension("log"))?)
-    }
+/// Packets that found the queue full.
+fn lost(socket: &Socket) -> Result<u32> {
+    let mut stats = MaybeUninit::<[u32; 2]>::zeroed();
+    let mut len = size_of_val(&stats) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of the storage, which is valid whatever they are.
+    let (done, [_met, lost]) = unsafe {
+        let to = stats.as_mut_ptr().cast();
+        let done = libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, to, &mut len);
+        (done, stats.assume_init())
+    };
+    ensure!(done == 0, "asking what a capture lost: {}", std::io::Error::last_os_error());
+    Ok(lost)
 }
 
 /// Whether `needle` occurs in `haystack`; quick enough for many needles in a big capture, also in a debug build.
@@ -90,4 +122,20 @@ pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     // SAFETY: memmem only reads, within the two lengths, and both slices live across the call.
     let found = unsafe { libc::memmem(haystack.as_ptr().cast(), haystack.len(), needle.as_ptr().cast(), needle.len()) };
     !found.is_null()
+}
+
+/// The IPv4 packets of a capture of an Ethernet device, in their order.
+pub fn ipv4_packets(capture: &[u8]) -> Vec<&[u8]> {
+    const ETHERNET_HEADER_BYTES: usize = 14;
+    let mut rest = capture.get(FILE_HEADER_BYTES..).unwrap_or_default();
+    let mut packets = vec![];
+    while let Some(len) = rest.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes) {
+        let end = RECORD_HEADER_BYTES + len as usize;
+        let Some(frame) = rest.get(RECORD_HEADER_BYTES..end) else { break };
+        if frame.get(12..14) == Some(&[8, 0]) {
+            packets.push(&frame[ETHERNET_HEADER_BYTES..]);
+        }
+        rest = &rest[end..];
+    }
+    packets
 }

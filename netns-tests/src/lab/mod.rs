@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-pub use capture::{Capture, contains};
+pub use capture::{Capture, contains, ipv4_packets};
 pub use host::Host;
 pub use netns::NetNs;
 pub use process::Process;

@@ -16,8 +16,7 @@ use sim::tickless::{
 };
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    process::{Command, ExitCode},
+    process::ExitCode,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,6 +31,9 @@ const TWIN_ONE_IN: u64 = 20;
 /// Within so many seeds a planted bug must show.
 const CANARY_SEEDS: u64 = 500;
 const CHAOS: &str = "chaos";
+/// Seeds of a sweep, and of each scenario, unless another number is asked for.
+const SEEDS: u64 = 1000;
+const SCENARIO_SEEDS: u64 = 100;
 
 /// What is simulated.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,9 +50,9 @@ struct Args {
     /// Machines alone, or whole nodes.
     #[arg(long, value_enum, ignore_case = true, default_value = "a")]
     tier: Tier,
-    /// Seeds of chaos to run.
-    #[arg(long, default_value_t = 1000)]
-    seeds: u64,
+    /// Seeds of chaos to run, 1000 without it; of each scenario, 100 without it.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// Stop after so many minutes, whatever has been run.
     #[arg(long)]
     minutes: Option<u64>,
@@ -63,6 +65,9 @@ struct Args {
     /// A scenario of simulation.md §8 instead of chaos.
     #[arg(long)]
     scenario: Option<String>,
+    /// Every scenario of simulation.md §8 that is of tier A, each at many seeds.
+    #[arg(long)]
+    scenarios: bool,
     /// Threads; all cores without it.
     #[arg(long)]
     threads: Option<usize>,
@@ -72,9 +77,12 @@ struct Args {
     /// Plant one bug, by its name.
     #[arg(long)]
     plant: Option<String>,
-    /// Figures of large clusters.
+    /// Figures N1-N8, of large clusters.
     #[arg(long)]
     scale: bool,
+    /// With --scale: what a limit of the wall would cut off (the 24 h of N5, the half hour of N7) runs to its end.
+    #[arg(long, requires = "scale")]
+    whole: bool,
     /// Figures S1-S12.
     #[arg(long)]
     bench: bool,
@@ -111,10 +119,12 @@ fn main() -> ExitCode {
         sim::tickless::scale::print_bench();
         true
     } else if args.scale {
-        sim::tickless::scale::print_scale();
+        sim::tickless::scale::print_scale(args.whole);
         true
     } else if let Some(seed) = args.seed {
         replay(&args, seed)
+    } else if args.scenarios {
+        all_scenarios(&args)
     } else if args.hashes {
         hashes(&args)
     } else {
@@ -129,6 +139,11 @@ fn bug_of(name: &str) -> Option<Bug> {
         eprintln!("no bug {name:?}; there are {}", Bug::ALL.map(Bug::name).join(", "));
     }
     bug
+}
+
+/// The seeds that were asked for.
+fn chosen(args: &Args, otherwise: u64) -> std::ops::Range<u64> {
+    args.from..args.from + args.seeds.unwrap_or(otherwise)
 }
 
 fn threads(args: &Args) -> usize {
@@ -148,10 +163,14 @@ fn whole_nodes(args: &Args) -> bool {
     let started = wall();
     let is_over = || args.minutes.is_some_and(|minutes| started.elapsed() >= Duration::from_secs(60 * minutes));
     let failed = AtomicBool::new(false);
-    let seeds: Vec<u64> = chaos::KNOWN_SEEDS.iter().copied().chain(args.from..args.from + args.seeds).collect();
+    let known = match chaos::known_seeds() {
+        Ok(known) => known,
+        Err(e) => return refuse(&e),
+    };
+    let seeds: Vec<u64> = known.into_iter().chain(chosen(args, SEEDS)).collect();
     let may_go_on = |_: &u64| !is_over() && (args.keep_going || !failed.load(Ordering::Relaxed));
     let seeds = seeds.into_iter().take_while(may_go_on);
-    let summary = chaos::sweep(
+    let mut summary = chaos::sweep(
         seeds,
         threads(args),
         |seed| {
@@ -165,11 +184,12 @@ fn whole_nodes(args: &Args) -> bool {
             }
         },
     );
-    println!("{summary}");
+    summary.took = started.elapsed();
     if let Some(first) = summary.failed.first() {
         print_needed(first);
     }
     summary.never_fired().iter().for_each(|knob| println!("never       fault {knob}"));
+    println!("{summary}");
     summary.is_green()
 }
 
@@ -190,9 +210,16 @@ fn whole_nodes_replayed(seed: u64, is_traced: bool) -> bool {
     is_green
 }
 
+/// The failed run again, cut down to the faults that it takes.
 fn print_needed(failed: &chaos::Outcome) {
-    let needed: Vec<String> = chaos::shrink(failed, Shape::default()).iter().map(usize::to_string).collect();
-    println!("needs       SIM_FAULTS={} of seed {}", needed.join(","), failed.seed);
+    let needed = chaos::shrink(failed, Shape::default());
+    println!("shrunk      {} faults -> {}", failed.kept.len(), needed.len());
+    println!("{}\n", chaos::retold(failed, Shape::default(), &needed));
+}
+
+fn refuse(why: &str) -> bool {
+    eprintln!("{why}");
+    false
 }
 
 /// What a run of a seed is made of.
@@ -225,7 +252,7 @@ impl Story {
             }
             Story::Told(scenario) => {
                 drop(marks::take());
-                let world = (scenario.run)(seed, seed.is_multiple_of(10), detail);
+                let world = scenario.play(seed, seed.is_multiple_of(10), detail);
                 Ran { world, marks: marks::take() }
             }
         }
@@ -241,7 +268,9 @@ struct Ran {
 #[derive(Default)]
 struct Totals {
     seeds: u64,
+    /// Of the clusters,
     simulated: Duration,
+    /// and of all their nodes.
     node_hours: f64,
     marks: BTreeMap<&'static str, u64>,
     fired: BTreeMap<Kind, u64>,
@@ -265,16 +294,6 @@ impl Totals {
     }
 }
 
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success());
-        output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
-    };
-    let id = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
-    let is_dirty = git(&["status", "--porcelain", "-uno"]).is_some_and(|text| !text.is_empty());
-    if is_dirty { format!("{id} (dirty)") } else { id }
-}
-
 fn command(args: &Args, story: Story, seed: u64) -> String {
     let scenario = if let Story::Told(s) = story { format!(" --scenario {}", s.name) } else { String::new() };
     let plant = args.plant.as_ref().map(|name| format!(" --plant {name}")).unwrap_or_default();
@@ -284,7 +303,7 @@ fn command(args: &Args, story: Story, seed: u64) -> String {
 /// Runs a failing seed again with its whole trace, cuts it down and prints it.
 fn tell_failure(args: &Args, story: Story, seed: u64) {
     let reproduce = command(args, story, seed);
-    let commit = commit();
+    let commit = sim::commit();
     if let Story::Told(_) = story {
         let ran = story.run(seed, REPORTED);
         let report =
@@ -332,7 +351,7 @@ fn story_of(args: &Args) -> Option<Story> {
 
 fn hashes(args: &Args) -> bool {
     let Some(story) = story_of(args) else { return false };
-    let seeds: Vec<u64> = (args.from..args.from + args.seeds).collect();
+    let seeds: Vec<u64> = chosen(args, SEEDS).collect();
     let found = Mutex::new(BTreeMap::new());
     on_threads(args, &seeds, |seed| {
         let trace = story.run(seed, Detail::Recent).world.trace;
@@ -365,17 +384,48 @@ fn on_threads(args: &Args, seeds: &[u64], work: impl Fn(u64) -> bool + Sync) {
     });
 }
 
-/// Seeds that once failed: `[scenario] seed`, one a line, oldest first.
-fn known_seeds() -> Vec<(Story, u64)> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("seeds/tickless.txt");
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    lines
-        .filter_map(|line| {
-            let (name, seed) = line.split_once(char::is_whitespace)?;
-            Some((Story::of(Some(name))?, seed.trim().parse().ok()?))
-        })
-        .collect()
+/// Seeds that once failed, oldest first.
+fn known_seeds() -> Result<Vec<(Story, u64)>, String> {
+    let story = |name: &str| {
+        Story::of(Some(name)).ok_or_else(|| format!("sim/seeds/tickless.txt: no story is called {name:?}"))
+    };
+    sim::known_seeds("tickless")?.iter().map(|known| Ok((story(&known.story)?, known.seed))).collect()
+}
+
+/// Each scenario at many seeds, one line each.
+fn all_scenarios(args: &Args) -> bool {
+    let began = wall();
+    let seeds: Vec<u64> = chosen(args, SCENARIO_SEEDS).collect();
+    let is_over = || args.minutes.is_some_and(|minutes| began.elapsed() >= Duration::from_secs(60 * minutes));
+    let mut first_failed = None;
+    for scenario in SCENARIOS {
+        let (started, story) = (wall(), Story::Told(scenario));
+        let (ran, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        on_threads(args, &seeds, |seed| {
+            if is_over() {
+                return false;
+            }
+            ran.fetch_add(1, Ordering::Relaxed);
+            if story.run(seed, Detail::Off).world.failure.is_some() {
+                failed.lock().unwrap_or_else(|p| p.into_inner()).push(seed);
+            }
+            true
+        });
+        let mut failed = failed.into_inner().unwrap_or_else(|p| p.into_inner());
+        failed.sort_unstable();
+        let (ran, took) = (ran.into_inner(), started.elapsed().as_secs_f64());
+        println!("scenario    {:<55} seeds={ran} failed={} {took:.1} s", scenario.name, failed.len());
+        if !failed.is_empty() {
+            println!("failed      {failed:?}");
+        }
+        first_failed = first_failed.or(failed.first().map(|seed| (story, *seed)));
+    }
+    if let Some((story, seed)) = first_failed {
+        tell_failure(args, story, seed);
+    }
+    let many = seeds.len();
+    println!("tier B      SIM_SEEDS={many} cargo test --release -p sim --test scenarios");
+    first_failed.is_none() && !is_over()
 }
 
 fn sweep(args: &Args) -> bool {
@@ -404,11 +454,14 @@ fn sweep(args: &Args) -> bool {
         (ran.world.failure.is_none() || args.keep_going) && !is_over()
     };
     if matches!(story, Story::Chaos) {
-        let known = known_seeds();
+        let known = match known_seeds() {
+            Ok(known) => known,
+            Err(e) => return refuse(&e),
+        };
         let numbers: Vec<u64> = (0..known.len() as u64).collect();
         on_threads(args, &numbers, |at| take(known[at as usize].0, known[at as usize].1));
     }
-    let seeds: Vec<u64> = (args.from..args.from + args.seeds).collect();
+    let seeds: Vec<u64> = chosen(args, SEEDS).collect();
     on_threads(args, &seeds, |seed| take(story, seed));
     let took = started.elapsed();
     let totals = totals.into_inner().unwrap_or_else(|p| p.into_inner());
@@ -424,11 +477,12 @@ fn sweep(args: &Args) -> bool {
     let dead = if matches!(story, Story::Chaos) { print_coverage(&totals) } else { 0 };
     print_rest(&totals);
     println!(
-        "sim: seeds={} hours={:.1} failed={} tier=A speedup={:.0}x twins={} dead={dead}",
+        "sim: seeds={} hours={:.1} failed={} tier=A speedup={:.0}x node_hours={:.1} twins={} dead={dead}",
         totals.seeds,
-        totals.node_hours,
+        totals.simulated.as_secs_f64() / 3600.0,
         failed.len(),
         totals.simulated.as_secs_f64() / took.as_secs_f64(),
+        totals.node_hours,
         totals.twins,
     );
     failed.is_empty() && (dead == 0 || totals.seeds < COVERAGE_FROM_SEEDS)

@@ -32,14 +32,37 @@ pub(super) struct Inspection {
 /// What the hosts say at one moment.
 struct Seen {
     status: BTreeMap<String, Value>,
+    /// Hosts that took a token of a credential that is deleted.
+    credulous: BTreeSet<String>,
     peers: BTreeMap<String, Vec<Value>>,
     /// By host and name, each with its routes.
     services: BTreeMap<String, BTreeMap<String, Value>>,
 }
 
+/// Invariants that do not hold, and what the hosts say of themselves.
+pub(super) struct Failing {
+    pub violated: Vec<String>,
+    pub node_lines: Vec<String>,
+}
+
+impl Seen {
+    fn lines(&self) -> Vec<String> {
+        let line = |(host, status): (&String, &Value)| {
+            let healthy = |p: &&Value| p["status"] == "healthy";
+            let peers = self.peers.get(host).map_or(0, |peers| peers.iter().filter(healthy).count());
+            let services = self.services.get(host).map_or(0, BTreeMap::len);
+            let [license, cluster, converged] = ["license_state", "cluster_id", "converged"].map(|key| &status[key]);
+            format!(
+                "{host} license={license} cluster={cluster} converged={converged} healthy={peers} services={services}"
+            )
+        };
+        self.status.iter().map(line).collect()
+    }
+}
+
 impl Inspection {
     /// Looks until all invariants hold; what is still violated after the bound.
-    pub async fn run(self) -> Result<Duration, Vec<String>> {
+    pub async fn run(self) -> Result<Duration, Failing> {
         self.bootstrap_the_wiped().await;
         let started = turmoil::elapsed();
         let mut asked = BTreeSet::new();
@@ -51,7 +74,7 @@ impl Inspection {
                 return Ok(waited);
             }
             if waited >= CONVERGENCE_BOUND {
-                return Err(violated);
+                return Err(Failing { violated, node_lines: seen.lines() });
             }
             self.ask_for_the_unreachable(&seen, &mut asked).await;
             tokio::time::sleep(LOOK_INTERVAL).await;
@@ -90,11 +113,22 @@ impl Inspection {
     }
 
     async fn look(&self) -> Seen {
-        let mut seen = Seen { status: BTreeMap::new(), peers: BTreeMap::new(), services: BTreeMap::new() };
+        let mut seen = Seen {
+            status: BTreeMap::new(),
+            credulous: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            services: BTreeMap::new(),
+        };
         for host in self.peer_ids.keys() {
             seen.status.insert(host.clone(), self.op.get(host, "/v1/cluster/status").await.body);
             let peers = self.op.get(host, "/v1/peers").await.body["peers"].as_array().cloned().unwrap_or_default();
             seen.peers.insert(host.clone(), peers);
+            let dead = self.memory.borrow().dead_tokens.clone();
+            for token in dead {
+                if self.op.get_with(host, "/v1/services", &token).await.status == 200 {
+                    seen.credulous.insert(host.clone());
+                }
+            }
             let services = services_at(&self.op, host).await;
             if let Some(services) = services.as_ref().filter(|_| *host != self.loser) {
                 self.memory.borrow_mut().seen_at(host, services);
@@ -134,6 +168,12 @@ impl Inspection {
             if status["cluster_id"] != of_first["cluster_id"] || status["cluster_id"].is_null() {
                 let [one, other] = [&of_first["cluster_id"], &status["cluster_id"]];
                 wrong.push(format!("C2 {first} is in {one}, {host} in {other}"));
+            }
+            if !status["lock"].is_null() {
+                wrong.push(format!("lock {host}: {}", status["lock"]));
+            }
+            if seen.credulous.contains(host) {
+                wrong.push(format!("R1 {host} takes the token of a credential that was deleted"));
             }
             if status["license_state"] != "valid" {
                 wrong.push(format!("L1 {host}: {}", status["license_state"]));

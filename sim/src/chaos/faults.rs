@@ -1,12 +1,15 @@
 //! The faults of a run: drawn per seed as a list, each with a begin and an end.
 
-use crate::StreamFault;
+use super::errands::Errand;
+use crate::{BadNames, StreamFault};
 use arctic::{kernel::Fault as KernelFault, model::Rng};
 use std::{fmt, iter, time::Duration};
 
 const MINUTE_MS: i64 = 60_000;
 /// A write over the slowest healthy links has ended by then.
 const WRITE_MAX_MS: u64 = 250;
+/// As bad as quartz gets.
+const DRIFT_PPM: i64 = 500;
 const YEAR_MS: i64 = 365 * 24 * 60 * MINUTE_MS;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,14 @@ pub enum Fault {
         from: String,
         to: String,
     },
+    /// A partition with one host that is on both sides.
+    Bridge {
+        over: String,
+        one: Vec<String>,
+        other: Vec<String>,
+    },
+    /// The links of one host after the other are clogged, and freed in another order.
+    Swizzle(Vec<String>),
     Isolate(String),
     Slow {
         one: String,
@@ -40,9 +51,24 @@ pub enum Fault {
     OldCopy(String),
     /// The database is gone; `peer.key` stays.
     Wipe(String),
+    /// Not zero.
     Clock {
         host: String,
         ahead_ms: i64,
+    },
+    /// A wall clock that goes wrong by so many millionths.
+    Drift {
+        host: String,
+        ppm: i64,
+    },
+    Names {
+        host: String,
+        bad: BadNames,
+    },
+    /// What somebody does at a host, who is no good operator.
+    Errand {
+        host: String,
+        errand: Errand,
     },
     Streams {
         host: String,
@@ -59,12 +85,14 @@ pub enum Fault {
 }
 
 /// Every knob by name; a sweep shows that each has turned.
-pub const KNOBS: [&str; 25] = [
+pub const KNOBS: [&str; 36] = [
     "partition",
     "one-way partition",
+    "bridge",
     "isolate",
     "slow link",
     "clog",
+    "swizzle-clog",
     "crash",
     "crash during write",
     "old copy",
@@ -73,6 +101,15 @@ pub const KNOBS: [&str; 25] = [
     "clock back",
     "clock +10 years",
     "clock 1970",
+    "clock drift",
+    "names unknown",
+    "names mislead",
+    "bit flip",
+    "abandoned lock",
+    "wrong license",
+    "renewed license",
+    "forged token",
+    "dead credential",
     "reset mid-body",
     "truncated body",
     "byte drip",
@@ -97,6 +134,12 @@ impl Fault {
         match self {
             Self::Partition { .. } => "partition",
             Self::OneWay { .. } => "one-way partition",
+            Self::Bridge { .. } => "bridge",
+            Self::Swizzle(_) => "swizzle-clog",
+            Self::Drift { .. } => "clock drift",
+            Self::Names { bad: BadNames::Unknown, .. } => "names unknown",
+            Self::Names { bad: BadNames::LeadTo(_), .. } => "names mislead",
+            Self::Errand { errand, .. } => errand.name(),
             Self::Isolate(_) => "isolate",
             Self::Slow { .. } => "slow link",
             Self::Clog { .. } => "clog",
@@ -184,27 +227,37 @@ fn weight(rng: &mut Rng) -> u64 {
 enum Kind {
     Partition,
     OneWay,
+    Bridge,
     Isolate,
     Slow,
     Clog,
+    Swizzle,
     Crash,
     CrashInWrite,
     Clock,
+    Drift,
+    Names,
+    Errand,
     Streams,
     Kernel,
     ForeignHand,
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 16] = [
         Self::Partition,
         Self::OneWay,
+        Self::Bridge,
         Self::Isolate,
         Self::Slow,
         Self::Clog,
+        Self::Swizzle,
         Self::Crash,
         Self::CrashInWrite,
         Self::Clock,
+        Self::Drift,
+        Self::Names,
+        Self::Errand,
         Self::Streams,
         Self::Kernel,
         Self::ForeignHand,
@@ -217,10 +270,39 @@ fn plan(kind: Kind, ground: &Ground<'_>, rng: &mut Rng) -> Planned {
     let (one, other) = pair(ground.hosts, rng);
     let fault = match kind {
         Kind::Partition => {
-            let (one, other) = ground.hosts.iter().cloned().partition(|_| rng.below(2) == 0);
+            // Neither side is empty.
+            let (apart, beyond) = (one, other);
+            let (one, other) = ground.hosts.iter().cloned().partition(|host| {
+                let is_drawn = rng.below(2) == 0;
+                *host == apart || *host != beyond && is_drawn
+            });
             Fault::Partition { one, other }
         }
         Kind::OneWay => Fault::OneWay { from: one, to: other },
+        Kind::Bridge => {
+            // There are three hosts at least, so that neither side is empty.
+            let sides = ground.hosts.iter().filter(|host| **host != one).cloned().enumerate();
+            let first = rng.below(2) as usize;
+            let (left, right): (Vec<_>, Vec<_>) = sides.partition(|(n, _)| n % 2 == first);
+            let names = |side: Vec<(usize, String)>| side.into_iter().map(|(_, host)| host).collect();
+            Fault::Bridge { over: one, one: names(left), other: names(right) }
+        }
+        Kind::Swizzle => {
+            let mut order = ground.hosts.to_vec();
+            (1..order.len()).for_each(|n| order.swap(n, rng.below(n as u64 + 1) as usize));
+            order.truncate(2 + rng.below(order.len() as u64 - 1) as usize);
+            Fault::Swizzle(order)
+        }
+        Kind::Drift => Fault::Drift { host: one, ppm: if rng.below(2) == 0 { DRIFT_PPM } else { -DRIFT_PPM } },
+        Kind::Names => {
+            let bad = if rng.below(2) == 0 { BadNames::Unknown } else { BadNames::LeadTo(other) };
+            Fault::Names { host: one, bad }
+        }
+        Kind::Errand => {
+            // Whoever may lose data may lose that somebody was refused.
+            let host = if one == ground.loser { other } else { one };
+            Fault::Errand { host, errand: Errand::draw(rng) }
+        }
         Kind::Isolate => Fault::Isolate(one),
         Kind::Slow => Fault::Slow { one, other, latency: Duration::from_millis(100 + rng.below(1_900)) },
         Kind::Clog => Fault::Clog { one, other },
@@ -261,7 +343,7 @@ fn pair(hosts: &[String], rng: &mut Rng) -> (String, String) {
 
 fn clock(rng: &mut Rng) -> i64 {
     match rng.below(4) {
-        0 => rng.below(20 * MINUTE_MS as u64) as i64 - 10 * MINUTE_MS,
+        0 => (rng.below(20 * MINUTE_MS as u64) as i64 - 10 * MINUTE_MS) | 1,
         1 => -(3_600_000 + rng.below(86_400_000) as i64),
         2 => 10 * YEAR_MS,
         _ => -60 * YEAR_MS,
@@ -270,10 +352,11 @@ fn clock(rng: &mut Rng) -> i64 {
 
 fn stream_fault(rng: &mut Rng) -> StreamFault {
     let bytes = 1 + rng.below(600) as usize;
-    match rng.below(4) {
+    match rng.below(5) {
         0 => StreamFault::ResetAfter(bytes),
         1 => StreamFault::EndAfter(bytes),
         2 => StreamFault::Drip,
+        3 => StreamFault::FlipAt(bytes),
         _ => StreamFault::HalfOpen,
     }
 }
@@ -306,5 +389,7 @@ mod tests {
         assert_eq!(drawn, BTreeSet::from(KNOBS));
         assert!(lists.iter().all(|list| list.iter().filter(|p| p.fault.loses_data()).count() <= 1));
         assert!(lists.iter().all(|list| list.is_sorted_by_key(|p| p.at)));
+        let empty = |p: &Planned| matches!(&p.fault, Fault::Partition { one, other } | Fault::Bridge { one, other, .. } if one.is_empty() || other.is_empty());
+        assert!(!lists.iter().flatten().any(empty));
     }
 }

@@ -1,9 +1,9 @@
 //! What the operator was told, and so what may and must be there at the end.
 
-use super::calm::destinations;
+use super::{calm::destinations, errands::Errand};
 use arctic::wire::record::{RecordKey, kind};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the acknowledgements say of one object. A call without an answer may take effect at any later time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,12 @@ pub(super) struct Memory {
     /// Hosts that fell back in time and have not caught up yet: nobody writes to them.
     pub recovering: BTreeSet<String>,
     pub acknowledged: u64,
+    /// What somebody is to do at a host.
+    pub errands: VecDeque<(String, Errand)>,
+    /// Errands that had an effect, by knob.
+    pub turned: BTreeMap<&'static str, u64>,
+    /// Tokens of credentials that were deleted.
+    pub dead_tokens: Vec<String>,
     /// What no state may show, seen on the way.
     pub seen: Vec<String>,
     next: u32,

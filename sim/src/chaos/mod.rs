@@ -2,6 +2,7 @@
 //! acknowledged, then calm, in which every invariant must hold within its bound.
 
 mod calm;
+mod errands;
 mod faults;
 mod memory;
 mod storm;
@@ -9,12 +10,17 @@ mod sweep;
 mod workload;
 
 pub use calm::CONVERGENCE_BOUND;
+pub use errands::Errand;
 pub use faults::{Fault, KNOBS, Planned};
 pub use sweep::{Summary, idle, shrink, sweep};
 
-use crate::{Cluster, Options, Trace, cluster::derive, trace};
-use arctic::model::Rng;
+use crate::{Cluster, Options, Trace, cluster::derive, tickless::panic_text, trace};
+use arctic::{
+    model::Rng,
+    planted::{Bug, planted},
+};
 use calm::Inspection;
+use errands::Licenses;
 use memory::Memory;
 use std::{
     cell::RefCell,
@@ -27,8 +33,10 @@ use std::{
 use storm::Storm;
 use workload::{Workload, endpoint_of};
 
-/// Seeds that once failed; only grows, and a sweep runs them first.
-pub const KNOWN_SEEDS: [u64; 4] = [12, 26, 42, 45];
+/// The only story of harness B that takes seeds, as `sim/seeds/turmoil.txt` calls it.
+const STORY: &str = "chaos";
+/// Lines of history in a report; the file has all.
+const HISTORY_LINES: usize = 24;
 
 /// How long faults last in a run, and an operator waits for an answer.
 const CHAOS: Duration = Duration::from_secs(120);
@@ -41,8 +49,12 @@ pub struct Outcome {
     pub seed: u64,
     pub nodes: usize,
     pub chaos: Duration,
-    /// The list that was drawn; the run may have used a part of it.
+    /// The list that was drawn,
     pub faults: Vec<String>,
+    /// and which of it the run used, by position.
+    pub kept: Vec<usize>,
+    /// Bugs that were in on purpose.
+    pub planted: Vec<&'static str>,
     /// How often each knob turned.
     pub fired: BTreeMap<&'static str, u64>,
     pub acknowledged: u64,
@@ -51,6 +63,11 @@ pub struct Outcome {
     pub converged_after: Duration,
     /// Invariants that did not hold, or the panic that ended the run.
     pub violated: Vec<String>,
+    /// What the hosts said at the end of a run that failed.
+    pub node_lines: Vec<String>,
+    /// The end of a run that was told anew: faults, operators, and where its whole trace is.
+    pub history: Vec<String>,
+    pub file: Option<String>,
 }
 
 /// The size of a run.
@@ -86,11 +103,19 @@ fn run_with(seed: u64, shape: Shape, keep: impl Fn(usize) -> bool, joined: impl 
     let mut outcome = Outcome { seed, chaos: shape.chaos, ..Outcome::default() };
     let ended = catch_unwind(AssertUnwindSafe(|| play(&mut outcome, shape, keep, joined)));
     if let Err(panic) = ended {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        outcome.violated.push(format!("panic: {}", text.unwrap_or_default()));
+        outcome.violated.push(format!("panic: {}", panic_text(panic.as_ref())));
     }
+    outcome.planted = Bug::ALL.into_iter().filter(|bug| planted(*bug)).map(Bug::name).collect();
     outcome
+}
+
+/// Seeds that once failed. An error says what is wrong with their file.
+pub fn known_seeds() -> Result<Vec<u64>, String> {
+    let known = crate::known_seeds("turmoil")?;
+    match known.iter().find(|k| k.story != STORY) {
+        Some(other) => Err(format!("sim/seeds/turmoil.txt: no story is called {:?}", other.story)),
+        None => Ok(known.into_iter().map(|k| k.seed).collect()),
+    }
 }
 
 /// One run; the variable `SIM_FAULTS=0,3` keeps only those faults of the list.
@@ -105,6 +130,19 @@ pub fn run_traced(seed: u64, shape: Shape) -> (Outcome, Trace) {
     let mut outcome = Outcome::default();
     let trace = trace::recorded("chaos", seed, || outcome = run_chosen(seed, shape));
     (outcome, trace)
+}
+
+/// The failed run once more with these faults alone and its trace kept in a file, for a report.
+pub fn retold(failed: &Outcome, shape: Shape, needed: &[usize]) -> Outcome {
+    let mut outcome = Outcome::default();
+    let trace = trace::recorded(STORY, failed.seed, || {
+        outcome = run_part(failed.seed, shape, |n| needed.contains(&n));
+    });
+    let told = trace.lines().iter().filter(|line| line.split_whitespace().nth(1) == Some("scenario"));
+    let told: Vec<String> = told.filter(|line| !line.contains("scenario outcome")).cloned().collect();
+    outcome.history = told[told.len().saturating_sub(HISTORY_LINES)..].to_vec();
+    outcome.file = Some(trace.save(STORY, failed.seed, "trace.log").display().to_string());
+    outcome
 }
 
 /// One run for a test: panics with the report when an invariant is violated.
@@ -123,15 +161,36 @@ impl fmt::Display for Outcome {
                 "seed {seed}: {nodes} nodes, {simulated} s, {acknowledged} writes, well {after:.1} s after"
             );
         }
-        writeln!(f, "SIM FAILED  chaos\nseed        {}\nnodes       {}", self.seed, self.nodes)?;
-        for (n, fault) in self.faults.iter().enumerate() {
-            writeln!(f, "fault {n:<5} {fault}")?;
+        writeln!(f, "SIM FAILED  {STORY}\nseed        {}   commit {}", self.seed, crate::commit())?;
+        writeln!(f, "nodes       {}", self.nodes)?;
+        for n in &self.kept {
+            writeln!(f, "fault {n:<5} {}", self.faults[*n])?;
         }
         for violated in &self.violated {
             writeln!(f, "violated    {violated}")?;
         }
         writeln!(f, "at          {:.3} s of simulated time", self.simulated.as_secs_f64())?;
-        write!(f, "reproduce   scripts/sweep --tier b --seed {} --trace", self.seed)
+        for line in &self.history {
+            writeln!(f, "history     {line}")?;
+        }
+        for line in &self.node_lines {
+            writeln!(f, "nodes       {line}")?;
+        }
+        if let Some(file) = &self.file {
+            writeln!(f, "files       {file}")?;
+        }
+        write!(f, "reproduce   {}", self.reproduce())
+    }
+}
+
+impl Outcome {
+    /// The command that runs it again.
+    fn reproduce(&self) -> String {
+        let kept: Vec<String> = self.kept.iter().map(usize::to_string).collect();
+        let is_whole = kept.len() == self.faults.len();
+        let chosen = if is_whole { String::new() } else { format!("SIM_FAULTS={} ", kept.join(",")) };
+        let planted: String = self.planted.iter().map(|bug| format!(" --plant {bug}")).collect();
+        format!("{chosen}scripts/sweep --tier b --seed {}{planted} --trace", self.seed)
     }
 }
 
@@ -142,6 +201,7 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool, joine
     let options = Options { patience: PATIENCE, ..Options::new(outcome.seed, outcome.nodes) };
     let mut cluster = Cluster::new(&options);
     let license = cluster.license(1, 50);
+    let licenses = Licenses::of(&cluster, outcome.seed);
     let peer_ids = join_all(&mut cluster, &license);
     joined();
 
@@ -151,7 +211,8 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool, joine
     let ground = faults::Ground { hosts: &hosts, loser: &loser, lasts: shape.chaos };
     let list = faults::draw(outcome.seed, &ground, &mut rng);
     outcome.faults = list.iter().map(ToString::to_string).collect();
-    let list: Vec<Planned> = list.into_iter().enumerate().filter(|(n, _)| keep(*n)).map(|(_, p)| p).collect();
+    outcome.kept = (0..list.len()).filter(|n| keep(*n)).collect();
+    let list: Vec<Planned> = outcome.kept.iter().map(|n| list[*n].clone()).collect();
 
     let memory = Rc::new(RefCell::new(Memory::default()));
     let mut storm = Storm::new(&cluster, &list, memory.clone(), leaver.clone(), options.max_latency);
@@ -161,6 +222,7 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool, joine
         hosts: hosts.clone(),
         peer_ids: peer_ids.clone(),
         license: license.clone(),
+        licenses: licenses.clone(),
         memory: memory.clone(),
         leaver,
         loser: loser.clone(),
@@ -182,9 +244,10 @@ fn play(outcome: &mut Outcome, shape: Shape, keep: impl Fn(usize) -> bool, joine
     let verdict = std::mem::replace(&mut *verdict.borrow_mut(), Ok(Duration::ZERO));
     match verdict {
         Ok(after) => outcome.converged_after = after,
-        Err(violated) => outcome.violated = violated,
+        Err(failing) => (outcome.violated, outcome.node_lines) = (failing.violated, failing.node_lines),
     }
-    trace::record(format_args!("outcome {outcome}"));
+    let (violated, after) = (&outcome.violated, outcome.converged_after);
+    trace::record(format_args!("outcome {violated:?} {after:?} {} writes", outcome.acknowledged));
 }
 
 /// Bootstraps everyone and makes them one cluster; peer ids by host.

@@ -4,8 +4,12 @@ use super::{
     faults::{Fault, Planned},
     memory::Memory,
 };
-use crate::Cluster;
-use arctic::{kernel::Fault as KernelFault, store::Store, wire::record::Record};
+use crate::{Cluster, clock::drifted_ms};
+use arctic::{
+    kernel::{FakeKernel, Fault as KernelFault},
+    store::Store,
+    wire::record::Record,
+};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -43,6 +47,7 @@ pub(super) struct Storm {
     leaver: Option<String>,
     max_latency: Duration,
     fired: BTreeMap<&'static str, u64>,
+    now: Duration,
 }
 
 struct Active {
@@ -50,8 +55,12 @@ struct Active {
     until: Duration,
     /// A copy of the data directory, by file.
     copy: BTreeMap<&'static str, Vec<u8>>,
+    /// How often a name server had been wrong before.
+    misled: u64,
     /// Since when the write is on its way that a crash waited for.
     met_at: Option<Duration>,
+    /// It has had an effect and is counted, or it had nothing to change and never will.
+    is_settled: bool,
 }
 
 impl Storm {
@@ -73,16 +82,22 @@ impl Storm {
             leaver,
             max_latency,
             fired: BTreeMap::new(),
+            now: cluster.elapsed(),
         }
     }
 
     /// Before each step.
     pub fn blow(&mut self, cluster: &mut Cluster) {
         let now = cluster.elapsed();
+        self.now = now;
         while let Some(planned) = self.waiting.pop_if(|p| self.begun + p.at <= now) {
             self.begin(cluster, planned, now);
         }
         self.meet_a_write(cluster, now);
+        if self.active.iter().any(|a| matches!(a.planned.fault, Fault::Swizzle(_))) {
+            self.set_flows(cluster);
+        }
+        self.count_what_shows(cluster);
         let (ended, active) = std::mem::take(&mut self.active).into_iter().partition(|a| a.until <= now);
         self.active = active;
         for fault in ended {
@@ -99,6 +114,8 @@ impl Storm {
         for name in &self.hosts {
             let host = cluster.host(name);
             host.skew.set_ms(0);
+            host.skew.end_drift();
+            host.names.set(None);
             host.streams.clear();
             for fault in host.kernel.take_faults() {
                 self.fired.entry(kernel_knob(name, fault)).and_modify(|n| *n = n.saturating_sub(1));
@@ -107,12 +124,16 @@ impl Storm {
                 *self.fired.entry(knob).or_default() += times;
             }
         }
+        for (knob, times) in &self.memory.borrow().turned {
+            *self.fired.entry(*knob).or_default() += times;
+        }
         self.fired
     }
 
     fn begin(&mut self, cluster: &mut Cluster, planned: Planned, now: Duration) {
         crate::record(format_args!("fault {planned}"));
-        let mut active = Active { until: now + planned.lasts, planned, copy: BTreeMap::new(), met_at: None };
+        let until = now + planned.lasts;
+        let mut active = Active { until, planned, copy: BTreeMap::new(), misled: 0, met_at: None, is_settled: false };
         match &active.planned.fault {
             Fault::Crash(host) => {
                 if !self.crash(cluster, host) {
@@ -130,26 +151,74 @@ impl Storm {
                 active.until = now + DATA_LOSS_DOWN;
             }
             Fault::Clock { host, ahead_ms } => cluster.host(host).skew.set_ms(*ahead_ms),
+            Fault::Drift { host, ppm } => cluster.host(host).skew.drift(*ppm, now),
+            Fault::Names { host, bad } => {
+                active.misled = cluster.host(host).names.misled();
+                cluster.host(host).names.set(Some(bad.clone()));
+            }
+            Fault::Errand { host, errand } => {
+                self.memory.borrow_mut().errands.push_back((host.clone(), errand.clone()));
+            }
             Fault::Streams { host, fault, count } => {
                 (0..*count).for_each(|_| cluster.host(host).streams.push(*fault));
             }
             Fault::Kernel { host, fault } => cluster.kernel(host).push_fault(*fault),
-            Fault::ForeignEdit(host) => cluster.kernel(host).foreign_edit(),
-            Fault::ForeignFlush(host) => cluster.kernel(host).foreign_flush(),
-            Fault::ForeignPolicyFlush(host) => cluster.kernel(host).foreign_policy_flush(),
+            Fault::ForeignEdit(host) => active.is_settled = !changes(cluster.kernel(host), FakeKernel::foreign_edit),
+            Fault::ForeignFlush(host) => active.is_settled = !changes(cluster.kernel(host), FakeKernel::foreign_flush),
+            Fault::ForeignPolicyFlush(host) => {
+                // Policy is never without tables.
+                active.is_settled = cluster.kernel(host).tables().is_none();
+                cluster.kernel(host).foreign_policy_flush();
+            }
             Fault::Slow { one, other, latency } => cluster.set_max_latency(one, other, *latency),
             Fault::Partition { .. }
             | Fault::OneWay { .. }
+            | Fault::Bridge { .. }
+            | Fault::Swizzle(_)
             | Fault::Isolate(_)
             | Fault::Clog { .. }
             | Fault::CrashInWrite { .. } => {}
         }
-        // These are counted when they show.
-        if !matches!(active.planned.fault, Fault::CrashInWrite { .. } | Fault::OldCopy(_) | Fault::Streams { .. }) {
-            *self.fired.entry(active.planned.fault.name()).or_default() += 1;
-        }
         self.active.push(active);
         self.set_flows(cluster);
+    }
+
+    /// A fault counts once it troubles hosts that run.
+    fn count_what_shows(&mut self, cluster: &Cluster) {
+        for at in 0..self.active.len() {
+            let active = &self.active[at];
+            if !active.is_settled && self.shows(cluster, active) {
+                *self.fired.entry(active.planned.fault.name()).or_default() += 1;
+                self.active[at].is_settled = true;
+            }
+        }
+    }
+
+    fn shows(&self, cluster: &Cluster, active: &Active) -> bool {
+        let is_up = |host: &String| !self.down.contains(host);
+        match &active.planned.fault {
+            Fault::Bridge { over, one, other } => is_up(over) && one.iter().any(is_up) && other.iter().any(is_up),
+            Fault::Swizzle(order) => {
+                let mut held = order.iter().filter(|host| is_up(host) && self.is_swizzled(active, order, host));
+                held.any(|host| self.hosts.iter().any(|other| other != host && self.wanted(host, other) == Flow::Held))
+            }
+            Fault::Drift { host, ppm } => {
+                let lasted = self.now.saturating_sub(active.until.saturating_sub(active.planned.lasts));
+                is_up(host) && drifted_ms(*ppm, lasted) != 0
+            }
+            Fault::Names { host, .. } => cluster.host(host).names.misled() > active.misled,
+            Fault::Partition { one, other } => one.iter().any(is_up) && other.iter().any(is_up),
+            Fault::OneWay { from: one, to: other } | Fault::Clog { one, other } => is_up(one) && is_up(other),
+            Fault::Slow { one, other, .. } => is_up(one) && is_up(other) && self.wanted(one, other) == Flow::Open,
+            Fault::Isolate(host) => is_up(host) && self.hosts.iter().any(|other| other != host && is_up(other)),
+            Fault::Clock { host, .. } => is_up(host),
+            // A crash that met a host that was down already has not become active; what a kernel was told to do and never
+            // did is taken back in the end.
+            Fault::Crash(_) | Fault::Wipe(_) | Fault::Kernel { .. } => true,
+            Fault::ForeignEdit(_) | Fault::ForeignFlush(_) | Fault::ForeignPolicyFlush(_) => true,
+            // These count where they show.
+            Fault::CrashInWrite { .. } | Fault::OldCopy(_) | Fault::Streams { .. } | Fault::Errand { .. } => false,
+        }
     }
 
     fn end(&mut self, cluster: &mut Cluster, mut ended: Active) {
@@ -166,6 +235,8 @@ impl Storm {
                 self.restart(cluster, host);
             }
             Fault::Clock { host, .. } => cluster.host(host).skew.set_ms(0),
+            Fault::Drift { host, .. } => cluster.host(host).skew.end_drift(),
+            Fault::Names { host, .. } => cluster.host(host).names.set(None),
             Fault::Streams { host, .. } => cluster.host(host).streams.clear(),
             Fault::Slow { one, other, .. } => cluster.set_max_latency(one, other, self.max_latency),
             _ => {}
@@ -220,13 +291,27 @@ impl Storm {
         let within = |one: &[String], other: &[String]| one.iter().any(|h| h == from) && other.iter().any(|h| h == to);
         let of = |active: &Active| match &active.planned.fault {
             Fault::Partition { one, other } if within(one, other) || within(other, one) => Flow::Cut,
+            Fault::Bridge { one, other, .. } if within(one, other) || within(other, one) => Flow::Cut,
             Fault::OneWay { from: a, to: b } if a == from && b == to => Flow::Cut,
+            Fault::Swizzle(order) if [from, to].into_iter().any(|host| self.is_swizzled(active, order, host)) => {
+                Flow::Held
+            }
             Fault::Isolate(host) if host == from || host == to => Flow::Cut,
             Fault::Clog { one, other } if (one == from && other == to) || (one == to && other == from) => Flow::Held,
             _ => Flow::Open,
         };
         let flows: Vec<Flow> = self.active.iter().map(of).collect();
         [Flow::Cut, Flow::Held].into_iter().find(|f| flows.contains(f)).unwrap_or(Flow::Open)
+    }
+
+    /// One after the other in the first half of the time; free again in the second half, the first one last but for the
+    /// last one.
+    fn is_swizzled(&self, active: &Active, order: &[String], host: &str) -> bool {
+        let Some(at) = order.iter().position(|h| h == host) else { return false };
+        let (count, step) = (order.len() as u32, active.planned.lasts / (2 * order.len() as u32));
+        let begun = active.until.saturating_sub(active.planned.lasts);
+        let freed = count + (at as u32 + count - 1) % count;
+        (begun + step * at as u32..begun + step * freed).contains(&self.now)
     }
 
     fn set_flows(&mut self, cluster: &mut Cluster) {
@@ -266,6 +351,14 @@ impl Storm {
             self.memory.borrow_mut().lost(&record.key);
         }
     }
+}
+
+/// Whether someone's hand on a kernel found anything to change.
+fn changes(kernel: &FakeKernel, hand: impl FnOnce(&FakeKernel)) -> bool {
+    let state = || (kernel.tables(), kernel.alive());
+    let before = state();
+    hand(kernel);
+    state() != before
 }
 
 fn kernel_knob(host: &str, fault: KernelFault) -> &'static str {

@@ -16,8 +16,12 @@ const KNOBS_FROM_SEEDS: u64 = 50;
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     pub seeds: u64,
-    /// Simulated time, of each node.
+    /// Simulated time of all clusters,
+    pub simulated: Duration,
+    /// and of each of their nodes.
     pub node_time: Duration,
+    /// What it took on the wall; zero if nobody looked.
+    pub took: Duration,
     pub acknowledged: u64,
     pub slowest_convergence: Duration,
     pub fired: BTreeMap<&'static str, u64>,
@@ -27,6 +31,7 @@ pub struct Summary {
 impl Summary {
     pub fn add(&mut self, outcome: Outcome) {
         self.seeds += 1;
+        self.simulated += outcome.simulated;
         self.node_time += outcome.simulated * u32::try_from(outcome.nodes).unwrap_or(u32::MAX);
         self.acknowledged += outcome.acknowledged;
         self.slowest_convergence = self.slowest_convergence.max(outcome.converged_after);
@@ -54,15 +59,13 @@ impl fmt::Display for Summary {
         for (knob, times) in &self.fired {
             writeln!(f, "fired       {times:>6} {knob}")?;
         }
-        write!(
-            f,
-            "sim: seeds={} hours={:.1} failed={} tier=B acknowledged={} slowest_convergence={:.1}s",
-            self.seeds,
-            self.node_time.as_secs_f64() / 3600.0,
-            self.failed.len(),
-            self.acknowledged,
-            self.slowest_convergence.as_secs_f64(),
-        )
+        let hours = |time: Duration| time.as_secs_f64() / 3600.0;
+        write!(f, "sim: seeds={} hours={:.1} failed={} tier=B", self.seeds, hours(self.simulated), self.failed.len())?;
+        if !self.took.is_zero() {
+            write!(f, " speedup={:.0}x", self.simulated.as_secs_f64() / self.took.as_secs_f64())?;
+        }
+        let (node_hours, slowest) = (hours(self.node_time), self.slowest_convergence.as_secs_f64());
+        write!(f, " node_hours={node_hours:.1} acknowledged={} slowest_convergence={slowest:.1}s", self.acknowledged)
     }
 }
 
@@ -91,8 +94,8 @@ pub fn sweep(
 
 /// Leaves out faults one by one while the run still fails; positions in the list of those that are needed.
 pub fn shrink(failed: &Outcome, shape: Shape) -> Vec<usize> {
-    let mut needed: Vec<usize> = (0..failed.faults.len()).collect();
-    for candidate in (0..failed.faults.len()).rev() {
+    let mut needed = failed.kept.clone();
+    for candidate in failed.kept.iter().copied().rev() {
         let fewer: Vec<usize> = needed.iter().copied().filter(|n| *n != candidate).collect();
         if !run_part(failed.seed, shape, |n| fewer.contains(&n)).violated.is_empty() {
             needed = fewer;

@@ -2,6 +2,7 @@
 
 use super::{
     calm::services_at,
+    errands::Licenses,
     memory::{Ending, Memory, Presence},
 };
 use crate::{Answer, Operator};
@@ -20,6 +21,7 @@ pub(super) struct Workload {
     pub hosts: Vec<String>,
     pub peer_ids: BTreeMap<String, String>,
     pub license: Value,
+    pub licenses: Licenses,
     pub memory: Rc<RefCell<Memory>>,
     /// Removed and perhaps taken back in the course of the run.
     pub leaver: Option<String>,
@@ -39,6 +41,7 @@ impl Workload {
             tokio::time::sleep(pause).await;
             self.bootstrap_the_wiped().await;
             self.see_who_caught_up().await;
+            self.run_an_errand().await;
             if !left && turmoil::elapsed() >= leaves_at {
                 left = self.remove_leaver().await;
             } else if left && !came_back && turmoil::elapsed() >= returns_at {
@@ -217,7 +220,7 @@ pub(super) fn endpoint_of(host: &str) -> Value {
 }
 
 /// An owner that was asked and gave no answer may have acted all the same, and so may the other side of a handshake.
-fn ending_of(answer: &Answer) -> Ending {
+pub(super) fn ending_of(answer: &Answer) -> Ending {
     let may_be_done = match answer.body["code"].as_str() {
         Some("PEER_UNREACHABLE") => answer.body["details"]["sent"] != false,
         Some("HANDSHAKE_FAILED") => true,

@@ -41,6 +41,7 @@ pub fn begin(
 ) {
     let call = world.next_call;
     world.next_call += 1;
+    world.witness_request(node, call, purpose, &message);
     let mut rest: VecDeque<Endpoint> = endpoints.into();
     let now = world.now;
     let Some(process) = world.nodes[node].process.as_mut() else { return };
@@ -105,6 +106,7 @@ fn serve_time(world: &mut World, node: usize) -> Duration {
 
 /// Sends an answer on its way.
 pub fn reply(world: &mut World, from: usize, to: ReplyTo, answer: Answer) {
+    world.witness_answer(from, to, &answer);
     let answer = answer.encoded(world.options.encoding);
     let copies = world.network.carry(&mut world.rng, world.now, (from, to.node), Leg::Answer, answer.size());
     // A stream gives its bytes once.

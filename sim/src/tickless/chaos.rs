@@ -15,6 +15,7 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A hostile member, a clone and a foreign clock are rare in life; a wiped database too. One of each a run.
 const ONCE_A_RUN: &[Kind] =
     &[Kind::ClonedDisk, Kind::Hostile, Kind::WipedDatabase, Kind::FlippedPage, Kind::OldSnapshot];
+const FULL_PERCENT: u64 = 100;
 
 impl World {
     pub(super) fn begin_fault(&mut self, index: usize) {
@@ -53,29 +54,32 @@ impl World {
             }
             Kind::NatRebind => self.nodes[n].hidden_source = Some("192.0.2.77".parse().expect("an address")),
             Kind::Crash => {
-                self.fire(Kind::Crash);
+                self.fire_if_up(n, Kind::Crash);
                 self.crash(n);
                 self.restart_after(n, fault.lasts);
             }
             Kind::CrashInWrite => self.nodes[n].disk_fault.die_at_next_write = true,
             Kind::OldSnapshot => self.nodes[n].snapshot = Some(self.nodes[n].disk.snapshot()),
-            Kind::WipedDatabase | Kind::FlippedPage => self.lose_database(n, &fault),
+            Kind::WipedDatabase => {
+                self.crash(n);
+                self.lose_database(n, Kind::WipedDatabase);
+            }
+            Kind::FlippedPage => self.flip_page(n),
             Kind::ClonedDisk => self.clone_node(n),
             Kind::Pause => {
-                self.fire(Kind::Pause);
+                self.fire_if_up(n, Kind::Pause);
                 self.nodes[n].paused_until = self.now + fault.lasts;
             }
             Kind::SlowCpu => self.nodes[n].slow_factor = fault.amount,
             Kind::Minor => {
-                self.fire(Kind::Minor);
                 self.nodes[n].other_version = Some(format!("v0.{}.0", 2 + fault.amount % 2));
+                self.tell_facts_anew(n);
             }
             Kind::Panic => self.nodes[n].panic_percent = fault.amount,
             Kind::FullQueue => self.nodes[n].queue_full_percent = 30 + fault.amount % 70,
             Kind::Skew | Kind::Back | Kind::Forward | Kind::Boot1970 | Kind::Drift => self.turn_clock(&fault),
-            Kind::NoSpace => self.nodes[n].disk_fault.no_space_percent = fault.amount,
+            Kind::NoSpace => self.nodes[n].disk_fault.no_space_percent = FULL_PERCENT,
             Kind::Eio => self.nodes[n].disk_fault.eio_percent = fault.amount,
-            Kind::Torn => self.nodes[n].disk_fault.torn_percent = fault.amount.min(20),
             Kind::LostTail => self.nodes[n].disk_fault.tail_percent = fault.amount.min(20),
             Kind::Hostile => {
                 let how = Hostility::ALL[fault.amount as usize % Hostility::ALL.len()];
@@ -103,11 +107,19 @@ impl World {
             }
             Kind::ClonedDisk => self.end_clones(n),
             Kind::SlowCpu => self.nodes[n].slow_factor = 1,
-            Kind::Minor => self.nodes[n].other_version = None,
+            Kind::Minor => {
+                self.nodes[n].other_version = None;
+                self.tell_facts_anew(n);
+            }
+            Kind::FlippedPage if !self.nodes[n].disk.is_sound() => {
+                self.crash(n);
+                self.start(n);
+            }
             Kind::Panic => self.nodes[n].panic_percent = 0,
             Kind::FullQueue => self.nodes[n].queue_full_percent = 0,
-            Kind::Skew | Kind::Back | Kind::Forward | Kind::Boot1970 => self.set_skew(n, 0),
-            Kind::NoSpace | Kind::Eio | Kind::Torn | Kind::LostTail | Kind::CrashInWrite => {
+            Kind::Forward => (0..self.nodes.len()).for_each(|node| self.set_skew(node, 0)),
+            Kind::Skew | Kind::Back | Kind::Boot1970 => self.set_skew(n, 0),
+            Kind::NoSpace | Kind::Eio | Kind::LostTail | Kind::CrashInWrite => {
                 self.nodes[n].disk_fault = DiskFault::default();
             }
             Kind::Hostile => self.nodes[n].hostile = None,
@@ -129,6 +141,9 @@ impl World {
             (node.hidden_source, node.other_version, node.hostile) = (None, None, None);
             node.paused_until = node.paused_until.min(self.now);
             self.set_skew(n, 0);
+            if !self.nodes[n].disk.is_sound() {
+                self.crash(n);
+            }
             if self.nodes[n].is_clone_of.is_none() && !self.nodes[n].is_up() {
                 self.start(n);
             }
@@ -143,9 +158,8 @@ impl World {
         match fate {
             Fate::Synced => {}
             Fate::Fails("no space left on device") => self.fire(Kind::NoSpace),
-            Fate::Fails(_) => self.fire(Kind::Eio),
-            Fate::DiesBefore if disk.torn_percent > 0 => self.fire(Kind::Torn),
-            Fate::DiesAfter if disk.tail_percent > 0 => self.fire(Kind::LostTail),
+            Fate::Fails(_) | Fate::FailsUnsurely(_) => self.fire(Kind::Eio),
+            Fate::DiesBefore if disk.tail_percent > 0 => self.fire(Kind::LostTail),
             Fate::DiesBefore | Fate::DiesAfter => self.fire(Kind::CrashInWrite),
         }
     }
@@ -200,15 +214,34 @@ impl World {
         }
     }
 
-    fn lose_database(&mut self, n: usize, fault: &Fault) {
-        self.fire(fault.kind);
-        sometimes!("a node loses its database and keeps its key");
-        self.crash(n);
+    /// The database of a node that is down is gone; its key stays.
+    fn lose_database(&mut self, n: usize, kind: Kind) {
+        if self.nodes[n].disk.read(|s| s.facts.cluster.is_some()) {
+            self.fire(kind);
+            sometimes!("a node loses its database and keeps its key");
+        }
         self.replace_disk(n, State::default());
-        self.witness.wiped.insert(n);
         self.start(n);
         // The operator notices and bootstraps again, with the identity that is still there.
         let _refused_or_dead = self.bootstrap(n);
+    }
+
+    /// A start reads the whole database: a damaged one is set aside and never served.
+    pub(super) fn set_damaged_aside(&mut self, n: usize) {
+        self.lose_database(n, Kind::FlippedPage);
+    }
+
+    fn fire_if_up(&mut self, n: usize, kind: Kind) {
+        if self.nodes[n].is_up() {
+            self.fire(kind);
+        }
+    }
+
+    /// What heartbeats of the node say has changed beside its disk.
+    fn tell_facts_anew(&mut self, n: usize) {
+        if let Some(member) = self.nodes[n].member_mut() {
+            member.revision = u64::MAX;
+        }
     }
 
     /// A wrong clock or a bad disk refuses a bootstrap, which the operator repeats once all is well: until then the others
@@ -222,14 +255,14 @@ impl World {
     }
 
     fn turn_clock(&mut self, fault: &Fault) {
-        self.fire(fault.kind);
         let n = fault.node;
+        let before = self.nodes[n].clock;
         let seconds = i64::try_from(fault.amount).unwrap_or(0);
         let sign = if seconds % 2 == 0 { 1 } else { -1 };
         match fault.kind {
             Kind::Skew => self.set_skew(n, sign * (seconds / 2) * 1000),
             Kind::Back => self.set_skew(n, -seconds * 1000),
-            Kind::Forward => self.set_skew(n, 10 * i64::try_from(YEAR.as_millis()).unwrap_or(0)),
+            Kind::Forward => self.jump_ahead(n, fault.amount),
             Kind::Boot1970 => {
                 sometimes!("a node boots in 1970");
                 self.crash(n);
@@ -238,6 +271,19 @@ impl World {
                 self.start(n);
             }
             _ => self.drift(n, u32::try_from(fault.amount).unwrap_or(0)),
+        }
+        if self.nodes[n].clock != before {
+            self.fire_if_up(n, fault.kind);
+        }
+    }
+
+    /// Ten years; with one amount in four two thirds of the nodes have asked the same wrong server.
+    fn jump_ahead(&mut self, n: usize, amount: u64) {
+        let spared = amount.is_multiple_of(4).then_some(amount / 4 % 3);
+        for node in 0..self.nodes.len() {
+            if node == n || spared.is_some_and(|spared| node as u64 % 3 != spared) {
+                self.set_skew(node, 10 * i64::try_from(YEAR.as_millis()).unwrap_or(0));
+            }
         }
     }
 
@@ -257,7 +303,7 @@ impl World {
 
     /// A second host runs on a copy of the disk and the key.
     pub fn clone_node(&mut self, n: usize) {
-        if self.nodes[n].disk.read(|s| s.facts.cluster.is_none()) {
+        if self.nodes[n].disk.read(|s| s.facts.cluster.is_none()) || !self.nodes[n].disk.is_sound() {
             return;
         }
         self.fire(Kind::ClonedDisk);

@@ -35,6 +35,9 @@ impl World {
         let instance = self.nodes[n].instance();
         self.fire(Kind::Hostile);
         self.witness.hostile.insert(own);
+        if how == Hostility::Forges {
+            self.impersonate(n);
+        }
         for shot in 0..SHOTS {
             let to = peers[(shot % peers.len() as u64) as usize];
             let records = self.crafted(n, how, to, round * SHOTS + shot);

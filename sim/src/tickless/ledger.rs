@@ -3,12 +3,16 @@
 
 use arctic::{
     license::{ClockSnapshot, LicenseDocument},
-    membership::{ClusterFacts, IdentityConflict, Ledger, LedgerView, PeerRow, Put},
+    membership::{ClusterFacts, IdentityConflict, Ledger, LedgerView, Origin, PeerRow, Put},
     model::{PeerId, PublicKey, Refused},
     planted::{Bug, planted},
     wire::record::{PeerBody, Record, RecordError, RecordHead, RecordKey, kind},
 };
-use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What the disk does with the transaction that is committed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +20,9 @@ pub enum Fate {
     Synced,
     /// Refused as a whole; nothing of it stays.
     Fails(&'static str),
+    /// The same, but it reached the disk and could not be synced: unless another one is written over it, a power cut brings
+    /// it back.
+    FailsUnsurely(&'static str),
     /// Power goes before the sync: nothing stays, and the node is dead.
     DiesBefore,
     /// Power goes after the sync, before anyone hears of it.
@@ -77,13 +84,14 @@ pub struct Held {
     pub head: RecordHead,
     /// What a live `peer` record says, read once.
     pub peer: Option<Arc<PeerBody>>,
+    pub origin: Origin,
 }
 
 impl Held {
-    fn new(record: &Record) -> Result<Self, RecordError> {
+    fn new(record: &Record, origin: Origin) -> Result<Self, RecordError> {
         let says_peer = record.key.kind == kind::PEER && !record.deleted;
         let peer = says_peer.then(|| record.body_as().ok().map(Arc::new)).flatten();
-        Ok(Self { head: record.head()?, record: Arc::new(record.clone()), peer })
+        Ok(Self { head: record.head()?, record: Arc::new(record.clone()), peer, origin })
     }
 }
 
@@ -98,6 +106,8 @@ pub struct Facts {
     /// Owners whose records are still caught up with, and up to where they are complete.
     pub catching_up: BTreeMap<PeerId, u64>,
     pub contested: bool,
+    /// The word by which it leaves is written, and what it had is not cleared yet.
+    pub leaving: bool,
     pub license: Option<Arc<LicenseDocument>>,
     pub license_clock: Option<ClockSnapshot>,
 }
@@ -108,6 +118,22 @@ pub struct State {
     pub records: BTreeMap<RecordKey, Held>,
     pub peers: BTreeMap<PeerId, Arc<PeerRow>>,
     pub facts: Facts,
+    /// A record on a page that was flipped.
+    pub suspect: Option<RecordKey>,
+}
+
+impl State {
+    /// Whether all that is written down is the same.
+    pub fn holds_the_same(&self, other: &State) -> bool {
+        let facts = |s: &State| (s.facts.cluster.clone(), s.facts.own_version, s.facts.catching_up.clone());
+        self.records == other.records && self.peers == other.peers && facts(self) == facts(other)
+    }
+
+    /// As `View::taken_of` of the store.
+    pub fn taken_of(&self, owner: PeerId) -> BTreeSet<RecordKey> {
+        let taken = self.records.iter().filter(|(key, held)| key.owner == owner && held.origin == Origin::Taken);
+        taken.map(|(key, _)| key.clone()).collect()
+    }
 }
 
 /// One record before and after a transaction.
@@ -118,6 +144,7 @@ pub struct Change {
     pub after: Option<Held>,
 }
 
+/// What something was before, or is to be.
 enum Undo {
     Record(RecordKey, Option<Held>),
     Peer(PeerId, Option<Arc<PeerRow>>),
@@ -129,8 +156,12 @@ struct Inner {
     state: State,
     /// What a crash takes back, newest last.
     unsynced: Vec<Undo>,
+    /// What a transaction that failed may have left on the disk.
+    unsure: Vec<Undo>,
     changes: Vec<Change>,
     revision: u64,
+    /// What there was before and after a transaction over which the process died.
+    dying: Option<Box<(State, State)>>,
 }
 
 /// The disk of one node.
@@ -164,7 +195,7 @@ impl Inner {
     }
 
     fn roll_back(&mut self, to: usize) {
-        for undo in self.unsynced.drain(to..).rev() {
+        for undo in self.unsynced.split_off(to).into_iter().rev() {
             match undo {
                 Undo::Record(key, Some(held)) => drop(self.state.records.insert(key, held)),
                 Undo::Record(key, None) => drop(self.state.records.remove(&key)),
@@ -173,6 +204,29 @@ impl Inner {
                 Undo::Facts(facts) => self.state.facts = *facts,
             }
         }
+    }
+
+    /// What the transaction that began at `from` has made of everything it touched.
+    fn made_since(&self, from: usize) -> Vec<Undo> {
+        let made = |undo: &Undo| match undo {
+            Undo::Record(key, _) => Undo::Record(key.clone(), self.state.records.get(key).cloned()),
+            Undo::Peer(id, _) => Undo::Peer(*id, self.state.peers.get(id).cloned()),
+            Undo::Facts(_) => Undo::Facts(Box::new(self.state.facts.clone())),
+        };
+        self.unsynced[from..].iter().map(made).collect()
+    }
+
+    /// What a failed transaction left on the disk is read by the next start.
+    fn bring_back(&mut self) {
+        for made in std::mem::take(&mut self.unsure) {
+            match made {
+                Undo::Record(key, held) => self.set_record(key, held),
+                Undo::Peer(id, row) => self.set_peer(id, row),
+                Undo::Facts(facts) => self.state.facts = *facts,
+            }
+        }
+        self.unsynced.clear();
+        self.revision += 1;
     }
 }
 
@@ -183,13 +237,22 @@ impl Disk {
             let inner = self.inner.borrow();
             (inner.unsynced.len(), inner.changes.len())
         };
+        let dies = matches!(fate, Fate::DiesBefore | Fate::DiesAfter);
+        let untouched = dies.then(|| self.snapshot());
         let outcome = f(self).map_err(NoResult::Refused);
         let mut inner = self.inner.borrow_mut();
+        // What was in doubt before may be on the disk as well: that says nothing about this one.
+        let untouched = untouched.filter(|_| inner.unsure.is_empty());
+        inner.dying = untouched.map(|untouched| Box::new((untouched, inner.state.clone())));
         let stays = outcome.is_ok() && matches!(fate, Fate::Synced | Fate::DiesAfter);
         if !stays {
+            if outcome.is_ok() && matches!(fate, Fate::FailsUnsurely(_)) {
+                inner.unsure = inner.made_since(before);
+            }
             inner.roll_back(before);
             inner.changes.truncate(changes);
         } else if inner.unsynced.len() > before {
+            inner.unsure.clear();
             inner.revision += 1;
             if !planted(Bug::AckBeforeCommit) {
                 inner.unsynced.clear();
@@ -197,7 +260,7 @@ impl Disk {
         }
         match fate {
             Fate::Synced => outcome,
-            Fate::Fails(reason) => outcome.and(Err(NoResult::Disk(reason))),
+            Fate::Fails(reason) | Fate::FailsUnsurely(reason) => outcome.and(Err(NoResult::Disk(reason))),
             Fate::DiesBefore | Fate::DiesAfter => Err(NoResult::Dead),
         }
     }
@@ -209,7 +272,11 @@ impl Disk {
 
     /// Power is gone: so is what was not synced.
     pub fn crash(&self) {
-        self.inner.borrow_mut().roll_back(0);
+        let mut inner = self.inner.borrow_mut();
+        inner.roll_back(0);
+        if !inner.unsure.is_empty() {
+            inner.bring_back();
+        }
     }
 
     pub fn snapshot(&self) -> State {
@@ -219,6 +286,27 @@ impl Disk {
     /// Another disk is put in.
     pub fn replace(&self, state: State) {
         *self.inner.borrow_mut() = Inner { state, ..Inner::default() };
+    }
+
+    /// What there was before and after the transaction over which the process has just died.
+    pub fn take_dying(&self) -> Option<(State, State)> {
+        self.inner.borrow_mut().dying.take().map(|both| *both)
+    }
+
+    /// One record becomes another one, and its head does not: the page that it is on was flipped.
+    pub fn damage(&self, key: &RecordKey, to: impl FnOnce(&Record) -> Record) {
+        let state = &mut self.inner.borrow_mut().state;
+        if let Some(held) = state.records.get_mut(key) {
+            held.record = Arc::new(to(&held.record));
+            state.suspect = Some(key.clone());
+        }
+    }
+
+    /// Whether every record is the one whose head is written beside it. A start reads them all; those that nothing has
+    /// happened to are left out here.
+    pub fn is_sound(&self) -> bool {
+        let is_whole = |held: &Held| held.record.head().is_ok_and(|head| head == held.head);
+        self.read(|s| s.suspect.as_ref().and_then(|key| s.records.get(key)).is_none_or(is_whole))
     }
 
     /// Record changes of the transactions since the last call.
@@ -321,16 +409,16 @@ impl Ledger for Disk {
         self.inner.borrow_mut().set_peer(id, None);
         Ok(())
     }
-    fn put_record(&self, record: &Record) -> Result<(), DiskError> {
-        let held = Held::new(record)?;
+    fn put_record(&self, record: &Record, origin: Origin) -> Result<(), DiskError> {
+        let held = Held::new(record, origin)?;
         self.inner.borrow_mut().set_record(record.key.clone(), Some(held));
         Ok(())
     }
     fn put_verified(&self, record: &Record) -> Result<Put, DiskError> {
-        let held = Held::new(record)?;
+        let held = Held::new(record, Origin::Taken)?;
         let mut inner = self.inner.borrow_mut();
-        let is_old = inner.state.records.get(&record.key).is_some_and(|before| before.head >= held.head);
-        if is_old && !planted(Bug::VersionCheckSkipped) {
+        let before = inner.state.records.get(&record.key).map(|before| before.head);
+        if !held.head.is_news(before) {
             return Ok(Put::Superseded);
         }
         inner.set_record(record.key.clone(), Some(held));
@@ -364,7 +452,7 @@ mod tests {
         let put = |version, fate| {
             disk.transaction(fate, |tx| {
                 tx.set_own_version(version)?;
-                Ok(tx.put_record(&record(version))?)
+                Ok(tx.put_record(&record(version), Origin::Written)?)
             })
         };
         put(1, Fate::Synced).unwrap();
@@ -380,5 +468,15 @@ mod tests {
         assert_eq!(put(4, Fate::DiesAfter), Err(NoResult::Dead));
         disk.crash();
         assert_eq!(disk.read(|s| (s.facts.own_version, s.records.len())), (4, 1));
+        // What could not be synced comes back with a power cut, unless something was written over it.
+        let version = || disk.own_version().unwrap();
+        assert_eq!(put(5, Fate::FailsUnsurely("input/output error")), Err(NoResult::Disk("input/output error")));
+        assert_eq!(version(), 4);
+        disk.crash();
+        assert_eq!(version(), 5);
+        assert_eq!(put(9, Fate::FailsUnsurely("input/output error")), Err(NoResult::Disk("input/output error")));
+        put(6, Fate::Synced).unwrap();
+        disk.crash();
+        assert_eq!(version(), 6);
     }
 }

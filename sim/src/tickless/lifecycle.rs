@@ -13,11 +13,13 @@ use arctic::{
     license::{EffectiveClock, Entitlement, LicenseDocument, TICK_INTERVAL, check_admission},
     membership::{
         Attempts, Author, Birth, FirstWords, Ledger, LedgerView, OwnSettings, VOUCHER_CHECK_INTERVAL, publish_settings,
+        resume_writing,
     },
     model::{ApiAccess, Code, DataPorts, Endpoint, Mono, PeerId, Refused, Rng, Secret, SigningKey},
+    planted::{Bug, planted},
     reconcile::Marks,
 };
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 const API_PORT: u16 = 8080;
 
@@ -26,7 +28,7 @@ impl World {
     pub(super) fn add_node(&mut self, index: usize) {
         let seed = self.options.seed;
         let mut rng = Rng::from_seed(derive(seed, "node", index as u64));
-        let born = super::node::EPOCH.minus(std::time::Duration::from_secs(1000 - index.min(999) as u64));
+        let born = super::node::EPOCH.minus(Duration::from_secs(1000 - index.min(999) as u64));
         let author = Author { peer_id: PeerId::mint(born, &mut rng), key: SigningKey::from_seed(rng.bytes()) };
         let customer = u8::from(index >= self.options.foreigners_from);
         let license = self.first_license(customer);
@@ -98,6 +100,14 @@ impl World {
         if node.is_up() {
             return;
         }
+        if !node.disk.is_sound() && !planted(Bug::DamageServed) {
+            return self.set_damaged_aside(index);
+        }
+        if node.disk.read(|s| s.facts.leaving) {
+            self.witness_left(index);
+            self.clear_membership(index);
+        }
+        let node = &mut self.nodes[index];
         node.boots += 1;
         node.restart_at = None;
         node.clock.booted = now;
@@ -124,7 +134,7 @@ impl World {
         if self.nodes[index].disk.read(|s| s.facts.cluster.is_some()) && !self.resume(index) {
             sometimes!("a start fails on its disk and is tried again");
             self.crash(index);
-            return self.restart_after(index, std::time::Duration::from_secs(2));
+            return self.restart_after(index, Duration::from_secs(2));
         }
         self.witness_start(index);
         self.settle(index);
@@ -139,10 +149,16 @@ impl World {
         let license_id = license.license_id();
         let written = node.disk.transaction(fate, |tx| {
             let own = tx.peer(author.peer_id)?.ok_or_else(|| Refused::new(Code::Internal, "no own row"))?;
+            let was_contested = tx.is_contested()?;
             tx.edit_facts(|f| {
                 f.starts += 1;
+                // Whether another copy lives, each start finds out anew.
+                f.contested = false;
                 name_lineage(f, &instance);
             });
+            if was_contested {
+                resume_writing(tx, &author)?;
+            }
             publish_settings(tx, &author, own, &settings, license_id).map_err(|e: DiskError| e.into())
         });
         if written.is_err() {
@@ -167,7 +183,8 @@ impl World {
         let mono = node.clock.mono(now);
         let mut machine =
             Gossip::new(local, facts, node.disk.all_records(), &node.disk.trusted_keys(), process.rng.fork(), mono);
-        machine.handle_resume(&node.disk.read(|s| s.facts.catching_up.clone()), mono);
+        let (catching_up, returned) = node.disk.read(|s| (s.facts.catching_up.clone(), s.taken_of(local.peer_id)));
+        machine.handle_resume(&catching_up, returned, mono);
         let mut attempts = Attempts::default();
         attempts.resume(&node.disk.peers().unwrap_or_default());
         process.member = Some(Member {
@@ -225,7 +242,7 @@ impl World {
             }
             Err(NoResult::Dead) => {
                 self.crash(index);
-                self.restart_after(index, std::time::Duration::from_secs(1));
+                self.restart_after(index, Duration::from_secs(1));
                 Err(NoResult::Dead)
             }
             Err(other) => Err(other),
@@ -277,6 +294,14 @@ impl World {
         }
     }
 
+    /// A crash in the middle of a write.
+    pub(super) fn die(&mut self, n: usize) {
+        sometimes!("a node dies in the middle of a write");
+        self.crash(n);
+        let wait = Duration::from_millis(200 + self.rng.below(5000));
+        self.restart_after(n, wait);
+    }
+
     pub(super) fn restart_after(&mut self, index: usize, wait: std::time::Duration) {
         let at = self.now + wait;
         self.nodes[index].restart_at = Some(at);
@@ -289,8 +314,14 @@ impl World {
         }
     }
 
-    /// Another disk is put into a node that is down.
+    /// An older or empty disk is put into a node that is down.
     pub fn replace_disk(&mut self, index: usize, state: State) {
+        self.put_disk(index, state);
+        self.witness.wiped.insert(index);
+    }
+
+    /// The disk of a node that is down holds this from now on.
+    pub(super) fn put_disk(&mut self, index: usize, state: State) {
         self.check_node(index);
         self.trace.line(self.now, format_args!("disk n{} replaced", index + 1));
         self.nodes[index].disk.replace(state);

@@ -33,6 +33,8 @@ pub const ALL: &[&str] = &[
     "a node adopts a version of its own that it had lost",
     "a node boots in 1970",
     "a node catches up with an owner",
+    "a node dies after it has stored a merge",
+    "a node dies before it has stored a merge",
     "a node dies in the middle of a write",
     "a node gives its word about peers anew",
     "a node goes back to an old snapshot",
@@ -41,7 +43,9 @@ pub const ALL: &[&str] = &[
     "a node learns of its own revocation",
     "a node limit refuses a peer",
     "a node loses its database and keeps its key",
+    "a node starts after a page was flipped",
     "a node writes own records anew after a loss",
+    "a peer out of reach tells of other endpoints",
     "a peer removes itself",
     "a peer that knows us no more is handshaken again",
     "a peer turns healthy",
@@ -72,6 +76,8 @@ pub const ALL: &[&str] = &[
     "an operator removes a peer",
     "an owner publishes a floor",
     "another peer answers at an endpoint",
+    "of two contents of one version the larger hash wins",
+    "someone shakes hands in the name of another",
     "the call back of a handshake fails",
     "the task of a call dies with its answer",
     "three attempts at a handshake fail",
@@ -81,6 +87,7 @@ pub const ALL: &[&str] = &[
     "two live copies of a peer are heard",
     "two live copies of one identity",
     "two services want one name",
+    "what was merged is merged in another order",
 ];
 
 /// Counts the mark, which stands in [`ALL`].

@@ -2,6 +2,7 @@
 
 use super::{
     calls::{self, ANSWER_TIMEOUT, Outcome, in_preferred_order},
+    faults::Kind,
     ledger::{DiskError, NoResult},
     lifecycle::facts_of,
     message::{Auth, Body, Encoding, Message, Path},
@@ -71,7 +72,12 @@ impl World {
                 return true;
             };
             match self.commit_event(n, &event) {
-                Ok(()) | Err(NoResult::Refused(_)) => {}
+                Ok(()) => {}
+                // A node would try it again for ever, and do nothing else.
+                Err(NoResult::Refused(why)) => {
+                    self.violate("G6", format!("n{} cannot commit what it decided: {}", n + 1, why.text));
+                    return false;
+                }
                 Err(NoResult::Disk(reason)) => {
                     sometimes!("a commit fails and is tried again");
                     self.trace.line(now, format_args!("n{} commit failed: {reason}", n + 1));
@@ -92,22 +98,13 @@ impl World {
         false
     }
 
-    /// A crash in the middle of a write.
-    pub(super) fn die(&mut self, n: usize) {
-        sometimes!("a node dies in the middle of a write");
-        self.crash(n);
-        let wait = Duration::from_millis(200 + self.rng.below(5000));
-        self.restart_after(n, wait);
-    }
-
     fn commit_event(&mut self, n: usize, event: &gossip::Event) -> Result<(), NoResult> {
         let now = self.now;
         match event {
             gossip::Event::Merge(records) => {
                 self.trace.line(now, format_args!("n{} merges {}", n + 1, records.len()));
                 self.write(n, |tx, own| Ok(membership::merge_records(tx, own.author, records)?))?;
-                self.prune_attempts(n);
-                Ok(())
+                self.tend_candidates(n)
             }
             gossip::Event::Revoked { peer, void } => {
                 let name = self.peer_name(*peer);
@@ -116,9 +113,8 @@ impl World {
                 sometimes!(local, "a node learns of its own revocation");
                 sometimes!(!void.is_empty(), "a revocation voids records");
                 self.write(n, |tx, own| Ok(membership::peer_was_revoked(tx, own.author, *peer, void)?))?;
-                self.prune_attempts(n);
                 self.trust_changed(n, &[]);
-                Ok(())
+                self.tend_candidates(n)
             }
             gossip::Event::PeerStatus { peer, status, .. } => {
                 sometimes!(*status == PeerStatus::Unhealthy, "a peer turns unhealthy");
@@ -137,8 +133,13 @@ impl World {
                 sometimes!(discovery.voucher.is_none(), "a record introduces a stranger");
                 let wall = self.nodes[n].clock.unix(now);
                 let found = self.write(n, |tx, own| Ok(membership::discovered(tx, own, discovery, wall)?))?;
-                if let (Some((peer, endpoints)), Some(member)) = (found, self.nodes[n].member_mut()) {
+                let row = self.nodes[n].disk.peer(discovery.peer).ok().flatten();
+                let Some(member) = self.nodes[n].member_mut() else { return Ok(()) };
+                if let Some((peer, endpoints)) = found {
                     member.attempts.handle_voucher(peer, endpoints);
+                } else if let Some(row) = row.filter(|_| discovery.voucher.is_none()) {
+                    let is_due = member.attempts.handle_endpoints(&row, &discovery.endpoints);
+                    sometimes!(is_due, "a peer out of reach tells of other endpoints");
                 }
                 Ok(())
             }
@@ -167,7 +168,13 @@ impl World {
             gossip::Event::Contested(contested) => {
                 sometimes!(*contested, "a copy of an identity is refused by its peers");
                 self.trace.line(now, format_args!("n{} contested={contested}", n + 1));
-                self.edit_facts(n, |f| f.contested = *contested)
+                self.write(n, |tx, own| {
+                    tx.edit_facts(|f| f.contested = *contested);
+                    if *contested {
+                        return Ok(());
+                    }
+                    Ok(membership::resume_writing(tx, own.author)?)
+                })
             }
             gossip::Event::TwoCopies(peer) => {
                 sometimes!("two live copies of a peer are heard");
@@ -199,12 +206,16 @@ impl World {
         node.disk.transaction(fate, |tx| f(tx, own(&node.author, member, &self.roots)).map_err(|e| e.0))
     }
 
-    /// Attempts at peers that are gone are forgotten.
-    pub(super) fn prune_attempts(&mut self, n: usize) {
+    /// Candidates that nobody vouches for any more are forgotten, and attempts at peers that are gone.
+    pub(super) fn tend_candidates(&mut self, n: usize) -> Result<(), NoResult> {
+        let wall = self.nodes[n].clock.unix(self.now);
+        let met = self.write(n, |tx, own| Ok(membership::forget_unvouched(tx, own, wall)?))?;
         let known: std::collections::BTreeSet<PeerId> = self.nodes[n].disk.read(|s| s.peers.keys().copied().collect());
         if let Some(member) = self.nodes[n].member_mut() {
+            met.into_iter().for_each(|(peer, endpoints)| member.attempts.handle_voucher(peer, endpoints));
             member.attempts.retain(|peer| known.contains(&peer));
         }
+        Ok(())
     }
 
     /// Tells the machine what was just committed, and whom the disk trusts since.
@@ -230,6 +241,9 @@ impl World {
         let Some(process) = node.process.as_mut() else { return };
         let Some(member) = process.member.as_mut().filter(|m| m.revision != revision) else { return };
         member.revision = revision;
+        if version.is_some() {
+            self.network.fire(Kind::Minor);
+        }
         if node.disk.read(|s| s.facts.own_version) > member.gossip.told_version() {
             let records = node.disk.records_since(own, member.gossip.told_version());
             if !records.is_empty() {
@@ -479,21 +493,6 @@ impl World {
         self.trust_changed(n, &[]);
     }
 
-    fn mark_failure(&mut self, failure: &handshake::Failure) {
-        use handshake::Reason;
-        match failure.reason {
-            Reason::LicenseMismatch => sometimes!("a foreign customer is refused"),
-            Reason::NodeLimitExceeded => sometimes!("a node limit refuses a peer"),
-            Reason::Revoked => sometimes!("a revoked peer is refused"),
-            Reason::AlreadyExists => sometimes!("a trusted peer is not added again"),
-            Reason::InvalidSignature => sometimes!("a handshake fails on a signature"),
-            Reason::UnexpectedPeer => sometimes!("another peer answers at an endpoint"),
-            Reason::NotBootstrapped => sometimes!("an agent without a cluster is no peer"),
-            Reason::Busy => sometimes!("a responder is busy"),
-            _ => {}
-        }
-    }
-
     /// Stores a proven peer.
     pub(super) fn accept(
         &mut self,
@@ -507,7 +506,9 @@ impl World {
         let wall = self.nodes[n].clock.unix(now);
         let (peer, readmitted) = (accepted.peer_id, accepted.readmitted);
         let acceptance = Acceptance { accepted, local_name, we_answered, now: wall };
+        let merge = self.witness_merge(n, &acceptance.accepted);
         let stored = self.write(n, |tx, own| Ok(membership::accept(tx, own, &acceptance)?));
+        self.check_merge(n, merge, stored.as_ref().map(drop));
         let name = self.peer_name(peer);
         self.trace
             .line(now, format_args!("n{} accepts {name} {}", n + 1, if stored.is_ok() { "ok" } else { "failed" }));
@@ -556,17 +557,22 @@ impl World {
         self.settle(n);
     }
 
-    fn schedule_wake(&mut self, n: usize) {
+    pub(super) fn schedule_wake(&mut self, n: usize) {
         let now = self.now;
         let node = &mut self.nodes[n];
         let clock = node.clock;
         let Some(process) = node.process.as_mut() else { return };
         let handshakes = process.handshakes.values().filter_map(|h| h.machine.poll_timeout());
+        let handshakes = handshakes.chain(process.responder.poll_timeout());
         let machine = process.member.as_ref().and_then(|member| match member.retry_at {
             Some(at) => Some((at, "commit")),
             None => member.gossip.poll_timeout(),
         });
-        let Some((due, _)) = handshakes.chain(machine).min() else { return };
+        let joins = process.handshakes.values().filter(|h| matches!(h.why, Why::Join(_))).count();
+        let retry =
+            process.member.as_ref().filter(|_| joins < JOINS_AT_ONCE_MAX).and_then(|m| m.attempts.poll_timeout());
+        let retry = retry.map(|at| (at, "handshake"));
+        let Some((due, _)) = handshakes.chain(machine).chain(retry).min() else { return };
         let at = clock.world(due).max(now + Duration::from_micros(1));
         if process.wake_at.is_none_or(|planned| at < planned || planned <= now) {
             process.wake_at = Some(at);
@@ -631,8 +637,11 @@ impl World {
         member.vouchers_due = mono + VOUCHER_CHECK_INTERVAL;
         match self.write(n, |tx, own| Ok(membership::renew_vouchers(tx, own, unix)?)) {
             Ok(renewed) => sometimes!(renewed > 0, "a node gives its word about peers anew"),
-            Err(NoResult::Dead) => self.die(n),
+            Err(NoResult::Dead) => return self.die(n),
             Err(_) => {}
+        }
+        if self.tend_candidates(n) == Err(NoResult::Dead) {
+            self.die(n);
         }
     }
 

@@ -8,10 +8,12 @@
 //!                        └─ Witness: what must hold after each event, at rest, over the run
 //! ```
 
+mod book;
 mod calls;
 mod chaos;
 pub mod faults;
 mod hostile;
+mod impersonate;
 pub mod invariants;
 pub mod ledger;
 mod lifecycle;
@@ -35,6 +37,7 @@ pub mod world;
 
 pub use invariants::{CONVERGENCE_BOUND, Violation};
 pub use message::Encoding;
+pub(crate) use runs::panic_text;
 pub use runs::{CHAOS_END, Plan, Run, plan, run, run_plan};
 pub use world::{Options, World};
 

@@ -121,6 +121,11 @@ impl Network {
         *self.fired.entry(kind).or_default() += 1;
     }
 
+    /// The node that an endpoint leads to while no fault lasts.
+    pub fn leads_to(&self, endpoint: &Endpoint) -> Option<usize> {
+        self.hosts.get(endpoint.host()).copied()
+    }
+
     /// The node that an endpoint leads to now.
     pub fn resolve(&mut self, endpoint: &Endpoint) -> Option<usize> {
         if let Some((_, kind, to)) = self.astray.get(endpoint.host()).copied() {

@@ -23,6 +23,7 @@ use std::{
 };
 
 const PPM: u128 = 1_000_000;
+const EIO: &str = "input/output error";
 /// The wall clock of a world at its start.
 pub const EPOCH: UnixTime = UnixTime::from_secs(1_900_000_000);
 
@@ -63,7 +64,6 @@ impl HostClock {
 pub struct DiskFault {
     pub no_space_percent: u64,
     pub eio_percent: u64,
-    pub torn_percent: u64,
     pub tail_percent: u64,
     pub die_at_next_write: bool,
 }
@@ -260,11 +260,9 @@ impl Node {
         if within(fault.no_space_percent) {
             Fate::Fails("no space left on device")
         } else if within(fault.eio_percent) {
-            Fate::Fails("input/output error")
-        } else if within(fault.torn_percent) {
-            Fate::DiesBefore
+            if self.rng.below(2) == 0 { Fate::Fails(EIO) } else { Fate::FailsUnsurely(EIO) }
         } else if within(fault.tail_percent) {
-            Fate::DiesAfter
+            Fate::DiesBefore
         } else {
             Fate::Synced
         }

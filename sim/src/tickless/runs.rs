@@ -10,13 +10,20 @@ use super::{
     world::{Options, World, derive},
 };
 use arctic::model::{Mono, Rng};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 /// Faults begin after the cluster has been founded,
 const CHAOS_BEGIN: Mono = Mono::from_ms(12_000);
 /// and stop here.
 pub const CHAOS_END: Mono = Mono::from_ms(150_000);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The invariant that a panic violates.
+pub(super) const PANIC: &str = "panic";
 /// One seed in so many uses Ed25519.
 const REAL_CRYPTO_ONE_IN: u64 = 10;
 
@@ -77,8 +84,16 @@ pub fn run_plan(plan: &Plan, detail: Detail) -> Run {
     let mut world = World::new(Options { detail, ..plan.options.clone() });
     world.plan_faults(plan.faults.clone());
     world.plan_work(plan.work.clone());
-    let nobody = |_: &World| false;
-    world.run_until(CHAOS_END, nobody);
+    // A machine that panics has failed like one that breaks a rule, and is reported and shrunk like it.
+    let ended = catch_unwind(AssertUnwindSafe(|| play(&mut world, plan)));
+    if let Err(panic) = ended {
+        world.violate(PANIC, panic_text(panic.as_ref()));
+    }
+    Run { world, marks: marks::take() }
+}
+
+fn play(world: &mut World, plan: &Plan) {
+    world.run_until(CHAOS_END, |_| false);
     if world.failure.is_none() {
         world.calm();
         if let Some(outsider) = plan.outsider {
@@ -86,5 +101,10 @@ pub fn run_plan(plan: &Plan, detail: Detail) -> Run {
         }
         world.come_to_rest(CONVERGENCE_BOUND);
     }
-    Run { world, marks: marks::take() }
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a text").to_owned()
 }

@@ -3,6 +3,7 @@
 use super::{
     calls::{self, CONNECT_TIMEOUT, Outcome},
     faults::Kind,
+    invariants::proofs::verifications,
     ledger::NoResult,
     member::{here, not_bootstrapped, own},
     message::{Answer, Body, Message, Path, unreadable},
@@ -12,12 +13,12 @@ use super::{
 use crate::sometimes;
 use arctic::{
     gossip::Reject,
-    handshake::{DialFailure, REVERSE_BUDGET, Refusal, ReverseAnswer},
+    handshake::{DialFailure, Failure, REVERSE_BUDGET, Reason, Refusal, ReverseAnswer},
     membership,
-    model::{Code, Endpoint, PeerId, Refused},
+    model::{Code, Endpoint, PeerId, Refused, Signature},
     wire::{
         gossip::{Op, Request},
-        handshake::Identity,
+        handshake::{Finish, Identity, Sealed, SessionId},
         nonces::NonceRefusal,
         request::{REVOCATIONS, check_clock},
     },
@@ -44,7 +45,14 @@ impl World {
             Path::Identity => Some(Ok(Answer::Identity(self.identity_of(n)))),
             Path::Init => Some(self.serve_init(n, source, message)),
             Path::Finish => self.serve_finish(n, reply_to, message),
-            Path::Gossip(op) => self.serve_gossip(n, op, message),
+            Path::Gossip(op) => {
+                let was_trusted = self.nodes[n].disk.trusted_key(self.nodes[reply_to.node].id()).is_some();
+                let answer = self.serve_gossip(n, op, message);
+                if let Some(Ok(_)) = answer {
+                    self.witness_gossiped(n, reply_to.node, was_trusted);
+                }
+                answer
+            }
         };
         let Some(answer) = answer else { return };
         let answer = answer.unwrap_or_else(|refused| {
@@ -68,7 +76,7 @@ impl World {
         }
     }
 
-    fn serve_init(&mut self, n: usize, source: IpAddr, message: &Message) -> Result<Answer, Refused> {
+    pub(super) fn serve_init(&mut self, n: usize, source: IpAddr, message: &Message) -> Result<Answer, Refused> {
         let init = message.as_init()?;
         let now = self.now;
         let node = &mut self.nodes[n];
@@ -78,13 +86,20 @@ impl World {
         let side = side.ok_or_else(not_bootstrapped)?;
         let Some(process) = node.process.as_mut() else { return Err(not_bootstrapped()) };
         let mut rng = process.rng.fork();
+        let before = verifications();
         let response = process.responder.handle_init(here(&side, &self.roots), source, &init, mono, &mut rng);
-        self.witness_session(n, &init, response.as_ref().ok());
+        self.witness_session(n, &init, response.as_ref().ok(), verifications() - before);
+        self.schedule_wake(n);
         Ok(Answer::Init(Box::new(response?)))
     }
 
     /// Begins the call back; the answer follows when it is over.
-    fn serve_finish(&mut self, n: usize, reply_to: ReplyTo, message: &Message) -> Option<Result<Answer, Refused>> {
+    pub(super) fn serve_finish(
+        &mut self,
+        n: usize,
+        reply_to: ReplyTo,
+        message: &Message,
+    ) -> Option<Result<Answer, Refused>> {
         let finish = match message.as_finish() {
             Ok(finish) => finish,
             Err(refused) => return Some(Err(refused)),
@@ -95,7 +110,10 @@ impl World {
         let member = node.process.as_ref().and_then(|p| p.member.as_ref())?;
         let side = membership::side(&node.disk, own(&node.author, member, &self.roots)).ok().flatten()?;
         let process = node.process.as_mut()?;
-        let pending = match process.responder.handle_finish(here(&side, &self.roots), &finish, mono) {
+        let before = verifications();
+        let outcome = process.responder.handle_finish(here(&side, &self.roots), &finish, mono);
+        self.witness_finish(n, reply_to.call, &finish, outcome.as_ref(), verifications() - before);
+        let pending = match outcome {
             Ok(pending) => pending,
             Err(refusal) => return Some(Err(self.refusal(refusal))),
         };
@@ -110,11 +128,22 @@ impl World {
     }
 
     fn refusal(&mut self, refusal: Refusal) -> Refused {
-        sometimes!(
-            refusal.reason == arctic::handshake::Reason::SessionExpired,
-            "a responder knows the session no more"
-        );
+        sometimes!(refusal.reason == Reason::SessionExpired, "a responder knows the session no more");
         refusal.into()
+    }
+
+    pub(super) fn mark_failure(&mut self, failure: &Failure) {
+        match failure.reason {
+            Reason::LicenseMismatch => sometimes!("a foreign customer is refused"),
+            Reason::NodeLimitExceeded => sometimes!("a node limit refuses a peer"),
+            Reason::Revoked => sometimes!("a revoked peer is refused"),
+            Reason::AlreadyExists => sometimes!("a trusted peer is not added again"),
+            Reason::InvalidSignature => sometimes!("a handshake fails on a signature"),
+            Reason::UnexpectedPeer => sometimes!("another peer answers at an endpoint"),
+            Reason::NotBootstrapped => sometimes!("an agent without a cluster is no peer"),
+            Reason::Busy => sometimes!("a responder is busy"),
+            _ => {}
+        }
     }
 
     /// The next endpoint of the initiator, or the end.
@@ -138,7 +167,9 @@ impl World {
             Outcome::Unanswered => Err(DialFailure::Timeout),
         };
         let is_right = result.as_ref().is_ok_and(|identity| reverse.pending.is_answered_by(identity));
-        reverse.answer = ReverseAnswer { endpoint: endpoint.clone(), result };
+        reverse.answer = ReverseAnswer { endpoint: endpoint.clone(), result: result.clone() };
+        let session = reverse.pending.session;
+        self.witness_called_back(n, &session, result.as_ref().ok());
         if is_right { self.end_call_back(n, id) } else { self.call_back(n, id) }
     }
 
@@ -169,6 +200,8 @@ impl World {
             wall,
             &mut rng,
         );
+        let replayed = process.responder.handle_finish(here(&side, &self.roots), &replay_of(session), mono).err();
+        self.witness_over(n, &session, replayed.map(|refusal| refusal.reason));
         sometimes!(confirmed.is_err(), "the call back of a handshake fails");
         let (response, accepted) = confirmed?;
         self.witness_confirmed(n, &session, reverse.pending.peer_id);
@@ -253,6 +286,11 @@ impl World {
         self.witness_nonce(n, auth.sender, auth.nonce);
         Ok(auth.sender)
     }
+}
+
+/// Step 2 of a session by someone who has none of its keys.
+fn replay_of(session: SessionId) -> Finish {
+    Finish { session, signature: Signature::from_bytes([0; 64]), sealed: Sealed(vec![0; 64]) }
 }
 
 fn rejected(reject: Reject) -> Refused {

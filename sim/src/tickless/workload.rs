@@ -8,7 +8,7 @@ use super::{
 use crate::sometimes;
 use arctic::{
     handshake::{Purpose, Target},
-    license::{EffectiveClock, Entitlement, State, check_admission},
+    license::{EffectiveClock, EndpointGroup, Entitlement, check_admission},
     membership::{self, Ledger, LedgerView},
     model::{Code, Mono, PeerId, Refused, Rng, Route, Service, ServiceBody, ServiceId},
     wire::{
@@ -42,6 +42,20 @@ pub enum Work {
     Sync,
     /// `peers remove-self`.
     Leave,
+}
+
+impl Work {
+    /// The row of the allow-lists that its request falls under.
+    fn group(&self) -> EndpointGroup {
+        match self {
+            Work::Bootstrap => EndpointGroup::Unlisted,
+            Work::Add { .. } | Work::Create { .. } | Work::Update | Work::Oversize => EndpointGroup::CreateOrUpdate,
+            Work::Delete | Work::Remove { .. } => EndpointGroup::Administer,
+            Work::Renew => EndpointGroup::License,
+            Work::Sync => EndpointGroup::Read,
+            Work::Leave => EndpointGroup::LeaveCluster,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,10 +123,8 @@ impl World {
         if self.nodes[n].member().is_none() {
             return;
         }
-        let state = self.nodes[n].member().map(|m| m.entitlement.state);
-        let blocked =
-            state.is_some_and(|s| s >= State::ReadOnly) && !matches!(work, Work::Renew | Work::Sync | Work::Leave);
-        if blocked {
+        let Some(entitlement) = self.nodes[n].member().map(|m| m.entitlement.clone()) else { return };
+        if entitlement.check(work.group(), false).is_err() {
             sometimes!("a write is blocked by the license");
             return;
         }
@@ -135,6 +147,7 @@ impl World {
                 Ok(())
             }
         };
+        self.witness_work(n, work.group(), entitlement.state, done.is_ok());
         match done {
             Err(NoResult::Dead) => self.die(n),
             Err(NoResult::Refused(refused)) => {
@@ -215,8 +228,8 @@ impl World {
         let chosen = own[self.nodes[n].rng.below(own.len() as u64) as usize].clone();
         let wall = self.nodes[n].clock.unix(self.now);
         let limit = self.nodes[n].rng.below(1000) as u32;
-        self.write(n, |tx, own| {
-            let id = chosen.id.to_string();
+        let id = chosen.id.to_string();
+        let written = self.write(n, |tx, own| {
             if deletes {
                 sometimes!("a service is deleted");
                 tx.delete_own(own.author, kind::SERVICE, &id)?;
@@ -225,7 +238,11 @@ impl World {
                 tx.put_own(own.author, kind::SERVICE, &id, &body)?;
             }
             Ok(())
-        })
+        });
+        if !deletes && matches!(written, Ok(()) | Err(NoResult::Dead)) {
+            self.witness_service_written(n, &id);
+        }
+        written
     }
 
     /// `peers delete`.
@@ -238,9 +255,12 @@ impl World {
         }
         sometimes!("an operator removes a peer");
         self.witness_removal(n, subject);
-        self.prune_attempts(n);
         self.trust_changed(n, &[]);
-        Ok(())
+        match self.tend_candidates(n) {
+            Err(NoResult::Dead) => Err(NoResult::Dead),
+            // It is done again with what the machine makes of the removal.
+            _ => Ok(()),
+        }
     }
 
     /// `peers remove-self`: the others are told for 3 s, then the disk is emptied and the agent stops. Whoever runs the
@@ -249,7 +269,11 @@ impl World {
         let own = self.nodes[n].id();
         let wall = self.nodes[n].clock.unix(self.now);
         let digests = self.nodes[n].member().map(|m| m.gossip.digests());
-        let departure = self.write(n, |tx, own| Ok(membership::leave(tx, own.author, wall)?))?;
+        let departure = self.write(n, |tx, own| {
+            let departure = membership::leave(tx, own.author, wall)?;
+            tx.edit_facts(|f| f.leaving = departure.is_some());
+            Ok(departure)
+        })?;
         let (Some(departure), Some(digests)) = (departure, digests) else { return Ok(()) };
         sometimes!("a peer removes itself");
         self.witness_left(n);
@@ -268,16 +292,17 @@ impl World {
         Ok(())
     }
 
+    /// What a peer that has left keeps.
+    pub(super) fn clear_membership(&mut self, n: usize) {
+        let (own_version, starts) = self.nodes[n].disk.read(|s| (s.facts.own_version, s.facts.starts));
+        let facts = super::ledger::Facts { own_version, starts, ..Default::default() };
+        self.put_disk(n, super::ledger::State { facts, ..Default::default() });
+    }
+
     /// What was to be said is said.
     pub(super) fn end_membership(&mut self, n: usize) {
-        let state = self.nodes[n].disk.snapshot();
-        let kept = super::ledger::Facts {
-            own_version: state.facts.own_version,
-            starts: state.facts.starts,
-            ..Default::default()
-        };
         self.crash(n);
-        self.replace_disk(n, super::ledger::State { facts: kept, ..Default::default() });
+        self.clear_membership(n);
         self.restart_after(n, Duration::from_secs(1));
     }
 

@@ -5,6 +5,7 @@ mod agent;
 mod confirming;
 mod conformance;
 mod credentials;
+mod enduring;
 mod explaining;
 mod hostile;
 mod joining;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     dataplane::{Core, Refusal, ServiceCounters, shaper::FlowId},
-    model::{Endpoint, PeerId, ServiceId, SigningKey},
+    model::{Endpoint, Mono, PeerId, Rng, ServiceId, SigningKey},
     os::{
         datagram::{Buffers, Datagrams, path_mtu},
         sockets,
@@ -49,6 +49,7 @@ type Addresses = BTreeMap<PeerId, Vec<IpAddr>>;
 
 /// What the tunnel knows, beyond the life of one device.
 pub(super) struct Carrier {
+    start: Instant,
     gate: Gate,
     sessions: Sessions,
     out: Vec<Outgoing>,
@@ -72,13 +73,14 @@ struct Waited {
 }
 
 impl Carrier {
-    pub fn new(core: &Arc<Core>, key: &SigningKey) -> Self {
+    pub fn new(core: &Arc<Core>, key: &SigningKey, rng: Rng) -> Self {
         let weak = Arc::downgrade(core);
         let (release, released) = mpsc::unbounded_channel();
         let forbids = move |dest| weak.upgrade().is_none_or(|core| core.forbids(dest));
         Self {
+            start: Instant::now(),
             gate: Gate::new(core.local, Box::new(forbids)),
-            sessions: Sessions::new(key, INNER_MTU),
+            sessions: Sessions::new(key, INNER_MTU, rng),
             out: vec![],
             buffers: Buffers::default(),
             frame: vec![0; FRAME_MAX_BYTES].into(),
@@ -89,6 +91,10 @@ impl Carrier {
             released,
             release,
         }
+    }
+
+    fn now(&self) -> Mono {
+        Mono::from_duration(self.start.elapsed())
     }
 
     /// Carries packets until device or socket fail.
@@ -167,7 +173,7 @@ impl Carrier {
     }
 
     fn read_device(&mut self, core: &Core, device: &Tun) -> Result<(), TunnelError> {
-        let now = Instant::now();
+        let now = self.now();
         let mut frame = std::mem::take(&mut self.frame);
         let mut packets = 0;
         let mut end = Ok(());
@@ -195,7 +201,7 @@ impl Carrier {
     }
 
     /// Of the first `len` bytes of `self.packet`.
-    fn take_from_device(&mut self, core: &Core, device: &Tun, len: usize, now: Instant) {
+    fn take_from_device(&mut self, core: &Core, device: &Tun, len: usize, now: Mono) {
         match self.gate.take_from_device(&mut self.packet[..len], now) {
             Ok(passed) if self.must_wait(&passed, passed.to_target) => {
                 let packet = self.packet[..passed.len].to_vec();
@@ -251,7 +257,7 @@ impl Carrier {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock && !is_passing(&e) => return Err(TunnelError::Socket(e)),
             _ => {}
         }
-        let now = Instant::now();
+        let now = self.now();
         for (peer, mut packet) in packets {
             match self.gate.take_from_peer(peer, &mut packet, now) {
                 Ok(passed) if self.must_wait(&passed, !passed.to_target) => {
@@ -334,7 +340,11 @@ impl Carrier {
             }
             train.clear();
             rest[..count].iter().for_each(|o| train.extend_from_slice(&o.datagram));
-            if let Err(e) = socket.send(first.way, &train, size).await {
+            let mut sent = socket.send(first.way, &train, size).await;
+            if first.way.local.is_some() && sent.as_ref().is_err_and(is_from_elsewhere) {
+                sent = socket.send(self.sessions.leave(first.way), &train, size).await;
+            }
+            if let Err(e) = sent {
                 refuse(core, TunnelRefusal::Unreachable, None);
                 tracing::debug!("cannot send to {}: {e}", first.way.remote);
             }
@@ -361,6 +371,13 @@ fn flow_of(packet: &[u8]) -> FlowId {
 fn is_passing(e: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, Interrupted, NetworkUnreachable};
     matches!(e.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | Interrupted)
+}
+
+/// What the kernel says where the host has no longer the address that was to be the source: the last one for IPv4, which
+/// may mean other things as well.
+fn is_from_elsewhere(e: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, InvalidInput, NetworkUnreachable};
+    matches!(e.kind(), InvalidInput | AddrNotAvailable | NetworkUnreachable)
 }
 
 fn stopped(core: &Core, stop: Stop) {

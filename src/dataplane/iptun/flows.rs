@@ -2,14 +2,13 @@
 
 use crate::{
     kernel::{Family, alias_network},
-    model::{PeerId, ServiceId},
+    model::{Mono, PeerId, ServiceId},
 };
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
-use tokio::time::Instant;
 
 /// Flows are forgotten after one to two times this without a packet, as conntrack does with
 /// protocols that it does not know.
@@ -53,11 +52,11 @@ pub(super) struct Flow {
 pub(super) struct Flows {
     young: BTreeMap<FlowKey, Flow>,
     old: BTreeMap<FlowKey, Flow>,
-    since: Option<Instant>,
+    since: Option<Mono>,
 }
 
 impl Flows {
-    pub fn get(&mut self, key: &FlowKey, now: Instant) -> Option<Flow> {
+    pub fn get(&mut self, key: &FlowKey, now: Mono) -> Option<Flow> {
         self.turn(now);
         if let Some(flow) = self.young.get(key) {
             return Some(*flow);
@@ -67,7 +66,7 @@ impl Flows {
         Some(flow)
     }
 
-    pub fn insert(&mut self, key: FlowKey, flow: Flow, now: Instant) {
+    pub fn insert(&mut self, key: FlowKey, flow: Flow, now: Mono) {
         self.turn(now);
         if self.young.len() >= MAX_FLOWS / 2 {
             self.old = std::mem::take(&mut self.young);
@@ -75,7 +74,7 @@ impl Flows {
         self.young.insert(key, flow);
     }
 
-    fn turn(&mut self, now: Instant) {
+    fn turn(&mut self, now: Mono) {
         let since = *self.since.get_or_insert(now);
         if now - since >= FLOW_IDLE {
             self.old = if now - since < 2 * FLOW_IDLE { std::mem::take(&mut self.young) } else { BTreeMap::new() };
@@ -93,7 +92,7 @@ impl Flows {
 #[derive(Debug, Clone, Copy)]
 struct Alias {
     number: u32,
-    used: Instant,
+    used: Mono,
 }
 
 /// Client addresses at the exit, each with a number of its own among those of its family.
@@ -106,7 +105,7 @@ pub(super) struct Aliases {
 
 impl Aliases {
     /// The address that stands for a client of a peer; none while all are taken.
-    pub fn of(&mut self, peer: PeerId, client: IpAddr, now: Instant) -> Option<IpAddr> {
+    pub fn of(&mut self, peer: PeerId, client: IpAddr, now: Mono) -> Option<IpAddr> {
         if let Some(alias) = self.by_client.get_mut(&(peer, client)) {
             alias.used = now;
             return Some(address(client.is_ipv4(), alias.number));

@@ -15,7 +15,7 @@ use super::{
     packet::{End, Header, Malformed, Part, Role, TCP},
 };
 use crate::{
-    model::{PeerId, ServiceId},
+    model::{Mono, PeerId, ServiceId},
     routing::{CompiledRoute, ExitRefusal, Forwarding},
 };
 use std::{
@@ -23,7 +23,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
-use tokio::time::Instant;
 
 /// Why a packet goes no further. Nobody is told but the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,7 +117,7 @@ impl TunnelRefusal {
 
 /// A packet that goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
+pub enum Stop {
     /// The kernel's own talk on the device.
     Ignored,
     Refused {
@@ -141,7 +140,7 @@ impl From<TunnelRefusal> for Stop {
 
 /// A packet that passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Passed {
+pub struct Passed {
     pub peer: PeerId,
     pub service: ServiceId,
     pub to_target: bool,
@@ -150,10 +149,10 @@ pub(super) struct Passed {
     pub was_for: IpAddr,
 }
 
-type Forbids = Box<dyn Fn(SocketAddr) -> bool + Send>;
+pub type Forbids = Box<dyn Fn(SocketAddr) -> bool + Send>;
 
-/// Sans-IO.
-pub(super) struct Gate {
+/// The rules of one peer, for both directions. Sans-IO.
+pub struct Gate {
     local: PeerId,
     /// Whether a destination is a port of the agent itself.
     forbids: Forbids,
@@ -192,7 +191,7 @@ impl Gate {
     }
 
     /// A packet that the kernel gave to the device.
-    pub fn take_from_device(&mut self, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_device(&mut self, packet: &mut [u8], now: Mono) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.dest.is_multicast() || header.source.is_unspecified() || is_link_local(header.source) {
             return Err(Stop::Ignored);
@@ -208,7 +207,7 @@ impl Gate {
     }
 
     /// Source peer: a packet of a client.
-    fn request(&mut self, packet: &[u8], header: &Header, now: Instant) -> Result<Passed, Stop> {
+    fn request(&mut self, packet: &[u8], header: &Header, now: Mono) -> Result<Passed, Stop> {
         let forwarding = self.forwarding.clone();
         let role = header.role(packet)?;
         let key = opening_key(header, header.source, role);
@@ -232,7 +231,7 @@ impl Gate {
     }
 
     /// Exit: a reply that the kernel has given back its client's alias as destination.
-    fn reply_of_server(&mut self, packet: &mut [u8], header: &Header, now: Instant) -> Result<Passed, Stop> {
+    fn reply_of_server(&mut self, packet: &mut [u8], header: &Header, now: Mono) -> Result<Passed, Stop> {
         let alias = header.dest;
         let (peer, client) = self.aliases.client(alias).ok_or(TunnelRefusal::NoFlow)?;
         let flows = self.taken.get_mut(&peer).ok_or(TunnelRefusal::NoFlow)?;
@@ -253,7 +252,7 @@ impl Gate {
     }
 
     /// A packet that a peer sent.
-    pub fn take_from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Instant) -> Result<Passed, Stop> {
+    pub fn take_from_peer(&mut self, peer: PeerId, packet: &mut [u8], now: Mono) -> Result<Passed, Stop> {
         let header = Header::parse(packet)?;
         if header.protocol == TCP {
             return Err(TunnelRefusal::Tcp.into());
@@ -273,13 +272,7 @@ impl Gate {
     }
 
     /// Exit: a packet of a client of a peer.
-    fn request_of_peer(
-        &mut self,
-        peer: PeerId,
-        packet: &mut [u8],
-        header: &Header,
-        now: Instant,
-    ) -> Result<Passed, Stop> {
+    fn request_of_peer(&mut self, peer: PeerId, packet: &mut [u8], header: &Header, now: Mono) -> Result<Passed, Stop> {
         let forwarding = self.forwarding.clone();
         let role = header.role(packet)?;
         let client = header.source;
@@ -334,7 +327,7 @@ impl Gate {
         packet: &[u8],
         header: &Header,
         at: usize,
-        now: Instant,
+        now: Mono,
     ) -> Result<(usize, Header, IpAddr), TunnelRefusal> {
         let quoted = header.quoted(packet, at).map_err(|Malformed| TunnelRefusal::Malformed)?;
         let alias = self.aliases.existing(peer, quoted.dest).ok_or(TunnelRefusal::NoFlow)?;
@@ -397,7 +390,7 @@ fn reply_key(packet: &[u8], header: &Header) -> Result<(FlowKey, Option<(usize, 
     }
 }
 
-fn remember(flows: &mut Flows, key: FlowKey, flow: Flow, part: Part, now: Instant) {
+fn remember(flows: &mut Flows, key: FlowKey, flow: Flow, part: Part, now: Mono) {
     if flows.get(&key, now) != Some(flow) {
         flows.insert(key, flow, now);
     }

@@ -1,7 +1,8 @@
 //! The IP tunnel: whatever is not TCP, between two peers, by WireGuard's wire protocol (dataplane.md §3).
 //!
 //! `sessions` is the protocol, `gate` says which packets pass and under which addresses (`flows`, `packet`), `drive` moves
-//! them between the device and the socket, `train` cuts and joins what crosses the device together.
+//! them between the device and the socket, `train` cuts and joins what crosses the device together. [`Gate`] and
+//! [`Sessions`] do no I/O; the simulator drives them as `drive` does.
 
 mod drive;
 mod flows;
@@ -12,18 +13,23 @@ mod sessions;
 mod tests;
 mod train;
 
-pub use gate::TunnelRefusal;
+pub use gate::{Gate, Passed, Stop, TunnelRefusal};
+pub use sessions::{Outgoing, Received, Sessions};
 
 use super::{
     Core,
     limits::{TUNNEL_RETRY_FIRST, TUNNEL_RETRY_LONGEST},
 };
-use crate::{env::TunnelState, model::SigningKey, os::datagram::Datagrams};
+use crate::{
+    env::TunnelState,
+    model::{Rng, SigningKey},
+    os::datagram::Datagrams,
+};
 use std::{io, sync::Arc};
 use tokio::{sync::watch, time::sleep};
 
 /// The largest packet inside the tunnel (dataplane.md §10).
-pub(super) const INNER_MTU: u16 = 1420;
+pub const INNER_MTU: u16 = 1420;
 
 /// Why the tunnel does not run.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +45,8 @@ enum TunnelError {
 }
 
 /// Runs the tunnel until the engine stops, and starts it again whenever it fails.
-pub(super) async fn serve(core: Arc<Core>, key: SigningKey, port: u16, state: watch::Sender<TunnelState>) {
-    let mut carrier = drive::Carrier::new(&core, &key);
+pub(super) async fn serve(core: Arc<Core>, key: SigningKey, rng: Rng, port: u16, state: watch::Sender<TunnelState>) {
+    let mut carrier = drive::Carrier::new(&core, &key, rng);
     let mut socket = None;
     let mut pause = TUNNEL_RETRY_FIRST;
     loop {

@@ -1,8 +1,8 @@
 //! One WireGuard session with each peer: keys, addresses, handshakes. The protocol is `gotatun`'s state machine, which
-//! reads the real clock; everything around it is here and does no I/O.
+//! reads the clock itself (a virtual one with the feature `simulation`); everything around it is here and does no I/O.
 
 use crate::{
-    model::{PeerId, SigningKey},
+    model::{PeerId, Rng, SigningKey},
     os::datagram::Way,
     routing::PeerPath,
 };
@@ -13,6 +13,7 @@ use gotatun::{
     tun::MtuWatcher,
     x25519::{PublicKey, StaticSecret},
 };
+use rand::{SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -39,7 +40,7 @@ const INITIATION_BYTES: usize = 148;
 const RESPONSE_BYTES: usize = 92;
 
 /// A datagram to be sent.
-pub(super) struct Outgoing {
+pub struct Outgoing {
     pub way: Way,
     pub datagram: Vec<u8>,
     /// The kernel takes no train of datagrams that it has to cut.
@@ -48,7 +49,7 @@ pub(super) struct Outgoing {
 
 /// What came of a datagram.
 #[derive(Debug)]
-pub(super) enum Received {
+pub enum Received {
     /// Part of the protocol's own talk.
     Handled,
     Packet(PeerId, BytesMut),
@@ -93,9 +94,10 @@ impl Session {
     }
 }
 
-pub(super) struct Sessions {
+pub struct Sessions {
     secret: StaticSecret,
     public: PublicKey,
+    rng: Rng,
     limiter: Arc<RateLimiter>,
     index: IndexTable,
     mtu: MtuWatcher,
@@ -106,12 +108,13 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub fn new(key: &SigningKey, mtu: u16) -> Self {
+    /// `rng` numbers the sessions and spreads the retries; keys come from the system.
+    pub fn new(key: &SigningKey, mtu: u16, mut rng: Rng) -> Self {
         let secret = StaticSecret::from(key.x25519_secret().to_bytes());
         let public = PublicKey::from(&secret);
         Self {
             limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND)),
-            index: IndexTable::from_os_rng(),
+            index: IndexTable::from_rng(StdRng::from_seed(rng.bytes())),
             mtu: MtuWatcher::new(mtu),
             initiations: 0,
             peers: BTreeMap::new(),
@@ -119,6 +122,7 @@ impl Sessions {
             by_number: BTreeMap::new(),
             secret,
             public,
+            rng,
         }
     }
 
@@ -134,8 +138,9 @@ impl Sessions {
                 let key = path.x25519_key.0;
                 self.by_key.insert(key, *id);
                 let (secret, theirs) = (self.secret.clone(), PublicKey::from(key));
+                let (index, limiter, rng) = (self.index.clone(), self.limiter.clone(), self.rng.bytes());
                 Session {
-                    tunn: Tunn::new(secret, theirs, None, None, self.index.clone(), self.limiter.clone()),
+                    tunn: Tunn::new_with_rng(secret, theirs, None, None, index, limiter, StdRng::from_seed(rng)),
                     key,
                     addresses: vec![],
                     port: path.data_ports.iptun,
@@ -157,6 +162,14 @@ impl Sessions {
         {
             (session.addresses, session.trying) = (addresses, 0);
         }
+    }
+
+    /// The kernel sends nothing more from the address by which a way began, which is no longer this host's: from now on
+    /// it chooses one. The way that is left.
+    pub fn leave(&mut self, way: Way) -> Way {
+        let left = Way::to(way.remote);
+        self.peers.values_mut().filter(|s| s.heard == Some(way)).for_each(|s| s.heard = Some(left));
+        left
     }
 
     /// Begins a session with each peer that has none, so that the first packet finds one.

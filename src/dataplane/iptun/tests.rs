@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{
-        DataPorts, Endpoint, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
+        DataPorts, Endpoint, Mono, PeerId, Rng, Route, Service, ServiceBody, ServiceId, SigningKey, Transport, UnixTime,
     },
     os::datagram::Way,
     routing::{ForwardedService, Forwarding, PeerPath},
@@ -23,7 +23,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
 
 const UDP: u8 = 17;
 const GRE: u8 = 47;
@@ -106,13 +105,13 @@ struct Three {
     one: Gate,
     two: Gate,
     exit: Gate,
-    now: Instant,
+    now: Mono,
 }
 
 impl Three {
     fn new(routes: &[(Option<&str>, Option<&str>)]) -> Self {
         let of = |local| gate(local, snapshot(local, &[1, 2, 3], &[1, 2], 3, routes));
-        Self { one: of(1), two: of(2), exit: of(3), now: Instant::now() }
+        Self { one: of(1), two: of(2), exit: of(3), now: Mono::default() }
     }
 
     /// What the exit gives its kernel of a packet that a client of peer 1 sent.
@@ -275,7 +274,7 @@ fn the_exit_takes_only_what_a_route_of_the_sender_covers() {
     ];
     for (n, (from, mut packet, reason)) in cases.into_iter().enumerate() {
         let mut exit = gate(3, snapshot(3, &[1, 2, 3], &[1], 3, &[V4]));
-        let stop = exit.take_from_peer(id(from), &mut packet, Instant::now()).unwrap_err();
+        let stop = exit.take_from_peer(id(from), &mut packet, Mono::default()).unwrap_err();
         assert!(refused(reason)(&stop), "case {n}: {stop:?}");
     }
 }
@@ -402,7 +401,7 @@ fn packets_with_a_route_of_their_own_are_refused() {
 
 #[test]
 fn flows_and_aliases_are_bounded_and_the_idle_ones_go_first() {
-    let (mut flows, now) = (Flows::default(), Instant::now());
+    let (mut flows, now) = (Flows::default(), Mono::default());
     let flow = Flow { peer: id(1), service: service_of(1), client: ip("10.1.0.2"), revision: 1 };
     let key = |n: u32| FlowKey {
         client: ip("10.1.0.2"),

@@ -297,6 +297,98 @@ fn who_was_complete_with_another_start_is_reset_by_a_floor() {
     assert!(!network.lives(2, &service_key(0, "s")));
 }
 
+/// On an old snapshot the owner does not know its own floor: that a peer is complete up to there acknowledges nothing of
+/// what this start wrote.
+#[test]
+fn a_floor_that_the_owner_lost_acknowledges_nothing() {
+    for seed in 0..8 {
+        let mut network = settled(4, seed);
+        network.write(0, "gone", false);
+        network.write(0, "gone", true);
+        let old = network.snapshot(0);
+        network.write(0, "kept", false);
+        network.run_for(COLLECTED_WITHIN);
+        assert_eq!(network.tombstones(1), 0);
+        network.restore(0, old);
+        // Its versions come up to the floor again, and the one that is left is to agree.
+        [2, 3].into_iter().for_each(|subject| network.revoke(0, subject));
+        network.run_for(COLLECTED_WITHIN);
+        assert!((0..2).all(|node| network.lives(node, &service_key(0, "kept"))), "seed {seed}");
+        assert_eq!(network.nodes[0].gossip.digests(), network.nodes[1].gossip.digests());
+    }
+}
+
+/// A peer agreed with the owner about all up to a version; then it hears of a record below, from before the owner lost its
+/// database.
+#[test]
+fn who_hears_of_an_earlier_history_no_longer_counts_as_complete() {
+    let mut network = settled(5, 16);
+    network.isolate(1, true);
+    network.write(3, "lost", false);
+    network.run_for(Duration::from_secs(10));
+    (0..5).for_each(|node| network.isolate(node, true));
+    network.wipe(3);
+    network.sleep(LAGGARD_AFTER + DAY);
+    network.wipe(0);
+    network.write(3, "new", false);
+    network.write(3, "new", true);
+    for (a, b, seconds) in [(1, 3, 20), (0, 3, 90), (1, 4, 20)] {
+        network.cut.retain(|pair| ![(a, b), (b, a)].contains(pair));
+        network.run_for(Duration::from_secs(seconds));
+        network.cut.extend([(a, b), (b, a)]);
+    }
+    assert_eq!((network.tombstones(3), network.tombstones(1)), (0, 1), "collected by 0, 1 and 3");
+    assert!(network.lives(1, &service_key(3, "lost")));
+    network.cut.clear();
+    network.assert_settles(Duration::from_secs(180));
+}
+
+/// What the new database wrote and what came back from the old one are told apart by the next start, too.
+#[test]
+fn a_restart_in_the_middle_of_a_recovery_loses_nothing_that_was_written_since_the_loss() {
+    let mut network = settled(3, 17);
+    for id in ["kept", "deleted", "deleted-later"] {
+        network.write(0, id, false);
+    }
+    network.write(0, "deleted", true);
+    network.run_for(COLLECTED_WITHIN);
+    network.isolate(2, true);
+    network.write(0, "deleted-later", true);
+    network.run_for(Duration::from_secs(10));
+    network.isolate(0, true);
+    network.wipe(0);
+    network.write(0, "new", false);
+    // 2 gives back what was deleted since, and 0 stops before it knows better.
+    network.cut.retain(|pair| ![(0, 2), (2, 0)].contains(pair));
+    let end = network.now + Duration::from_secs(30);
+    assert!(network.run_until(end, |n| n.lives(0, &service_key(0, "deleted-later"))));
+    network.restart(0);
+    network.cut.clear();
+    network.assert_settles(Duration::from_secs(180));
+    for node in 0..3 {
+        assert!(["kept", "new"].iter().all(|id| network.lives(node, &service_key(0, id))), "{node}");
+        assert!(["deleted", "deleted-later"].iter().all(|id| !network.lives(node, &service_key(0, id))), "{node}");
+    }
+}
+
+/// A new database begins with records of its own, before anything comes back.
+#[test]
+fn what_a_start_made_the_database_with_is_later_than_what_comes_back() {
+    let mut network = settled(3, 18);
+    let (id, mut earlier) = (network.nodes[0].who.id.to_string(), network.nodes[0].who.peer_record(1).body);
+    earlier["name"] = json!("before the loss");
+    network.put_own(0, kind::PEER, &id, earlier);
+    network.run_for(Duration::from_secs(10));
+    network.isolate(0, true);
+    network.wipe(0);
+    network.isolate(0, false);
+    network.assert_settles(Duration::from_secs(180));
+    let anew = network.nodes[0].who.peer_record(1).body;
+    assert!(
+        network.nodes.iter().all(|n| n.gossip.record(&network.nodes[0].who.peer_record(1).key).unwrap().body == anew)
+    );
+}
+
 /// What is written on an old snapshot takes versions that were given before.
 #[test]
 fn records_whose_versions_fell_below_a_floor_are_written_anew() {
@@ -411,6 +503,36 @@ fn a_newcomer_learns_old_records_also_from_others_and_is_waited_for() {
     assert!((0..4).all(|node| network.tombstones(node) == 0));
 }
 
+/// What others sign for a departed owner has a version below its floor, which collects only what the owner deleted.
+#[test]
+fn what_is_deleted_by_hand_of_a_departed_peer_stays_deleted_with_those_that_restart() {
+    let mut network = settled(3, 19);
+    network.write(0, "left", false);
+    network.write(0, "deleted", false);
+    network.write(0, "deleted", true);
+    network.run_for(COLLECTED_WITHIN);
+    assert!((0..3).all(|node| network.tombstones(node) == 0));
+    let zero = Identity::numbered(0);
+    let word = zero.revocation(&zero, network.nodes[0].version + 1, RevocationReason::Deactivated);
+    network.isolate(0, true);
+    let digests = network.nodes[1].gossip.digests();
+    let push = PushRequest { instance: String::new(), records: vec![word].into(), hops: 2, digests };
+    let now = network.now;
+    network.nodes[1].gossip.handle_request(zero.id, &Request::Push(push), now).unwrap();
+    network.flush_all();
+    network.run_for(Duration::from_secs(30));
+    let one = Identity::numbered(1);
+    let live = network.nodes[1].gossip.record(&service_key(0, "left")).unwrap().clone();
+    let by_hand = Record::sign_tombstone_of_another(&one.key, one.id, live.key, live.version + 1).unwrap();
+    network.commit_local(1, by_hand.clone());
+    network.run_for(Duration::from_secs(30));
+    network.restart(2);
+    network.run_for(Duration::from_secs(60));
+    for node in [1, 2] {
+        assert_eq!(network.nodes[node].gossip.record(&by_hand.key), Some(&by_hand), "{node}");
+    }
+}
+
 fn floor(of: &Identity, through: u64, version: u64) -> Record {
     let body = FloorBody { through, lineage: "first".into(), instance: "1".into() };
     of.record(kind::FLOOR, &of.id.to_string(), version, serde_json::to_value(body).unwrap())
@@ -445,6 +567,12 @@ fn below_a_floor_only_a_complete_peer_gives_records_and_only_to_one_that_catches
     assert_eq!(give(&mut gossip, &b, backed(10)).0, 0);
     assert!(gossip.record(&old.key).is_some());
     assert_eq!(give(&mut gossip, &b, vec![newer.clone()].into()).0, 0);
+
+    // Whoever does not know the floor yet may hold tombstones that it lets go.
+    let deleted = a.tombstone(kind::SERVICE, "gone", 9);
+    let behind =
+        Records { backings: vec![Backing { floor: Arc::new(floor(&a, 6, 7)), through: 12 }], ..vec![deleted].into() };
+    assert_eq!(give(&mut gossip, &b, behind).0, 1);
 
     // One that is complete takes nothing below, whoever gives it.
     let mut gossip = machine(&local, vec![floor(&a, 10, 11)], &[&a, &b]);

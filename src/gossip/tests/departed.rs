@@ -58,6 +58,20 @@ fn a_trusted_peer_deletes_what_a_departed_one_left_listed() {
     assert_eq!(newcomer.record(&service.key), Some(&early));
 }
 
+/// More than would be taken of a peer that is met only after it left.
+#[test]
+fn however_much_a_departed_peer_left_listed_it_can_be_deleted() {
+    let [local, a, b, _] = cast();
+    let left = b.revocation(&b, 3_000, RevocationReason::Deactivated);
+    let services: Vec<_> = (0..1_500).map(|i| b.service(&format!("s{i}"), 2 + i)).collect();
+    let mut held = services.clone();
+    held.extend([local.peer_record(1), left]);
+    let mut gossip = machine(&local, held, &[&a]);
+    let deleted = tombstone(&services[0], &a, 2_000);
+    assert_eq!(give(&mut gossip, &a, vec![deleted.clone()]), 0);
+    assert_eq!(gossip.record(&deleted.key), Some(&deleted));
+}
+
 #[test]
 fn nobody_deletes_what_a_readmitted_peer_writes() {
     let [local, a, b, _] = cast();

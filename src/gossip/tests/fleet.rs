@@ -36,6 +36,8 @@ struct Fleet {
     /// (observer, subject, when) of each peer that was found unhealthy.
     blamed: Vec<(usize, PeerId, Mono)>,
     carried: BTreeMap<Op, u64>,
+    /// Who wanted to publish a floor.
+    floors: BTreeSet<usize>,
     timers: BTreeSet<(Mono, usize)>,
     queued: Vec<Option<Mono>>,
     arrivals: BTreeMap<(Mono, u64), Arrival>,
@@ -68,6 +70,7 @@ impl Fleet {
             split_at: None,
             blamed: Vec::new(),
             carried: BTreeMap::new(),
+            floors: BTreeSet::new(),
             timers: BTreeSet::new(),
             queued: vec![None; size],
             arrivals: BTreeMap::new(),
@@ -80,9 +83,13 @@ impl Fleet {
 
     fn write(&mut self, place: usize) -> Record {
         let record = Record::sign(&self.key, self.ids[place], kind::SERVICE, "s", 2, json!({"a": 1})).unwrap();
-        self.machines[place].handle_local_change(std::slice::from_ref(&record), self.now);
-        self.flush(place);
+        self.tell(place, std::slice::from_ref(&record));
         record
+    }
+
+    fn tell(&mut self, place: usize, records: &[Record]) {
+        self.machines[place].handle_local_change(records, self.now);
+        self.flush(place);
     }
 
     fn run_for(&mut self, time: Duration) {
@@ -142,8 +149,12 @@ impl Fleet {
 
     fn flush(&mut self, place: usize) {
         while let Some(event) = self.machines[place].poll_event() {
-            if let Event::PeerStatus { peer, status: PeerStatus::Unhealthy, .. } = event {
-                self.blamed.push((place, peer, self.now));
+            match event {
+                Event::PeerStatus { peer, status: PeerStatus::Unhealthy, .. } => {
+                    self.blamed.push((place, peer, self.now));
+                }
+                Event::PublishFloor(_) => drop(self.floors.insert(place)),
+                _ => {}
             }
         }
         while let Some(Transmit { to, request }) = self.machines[place].poll_transmit() {
@@ -245,4 +256,17 @@ fn a_large_split_heals_by_itself() {
     let end = fleet.now + Duration::from_secs(60);
     assert!(fleet.run_until(end, |f| f.holders(&record) == 60).is_some());
     assert!(fleet.run_until(end, |f| f.healthy_views() == 60 * 59).is_some());
+}
+
+/// cluster.md §6: at random alone it takes a large cluster minutes until everybody has told the owner.
+#[test]
+fn an_owner_calls_those_that_have_not_acknowledged_its_tombstone() {
+    let mut fleet = Fleet::new(60, 4);
+    fleet.run_for(Duration::from_secs(20));
+    let record = fleet.write(0);
+    fleet.run_for(Duration::from_secs(5));
+    let tombstone = Record::sign_tombstone(&fleet.key, record.key, 3).unwrap();
+    fleet.tell(0, &[tombstone]);
+    let end = fleet.now + Duration::from_secs(60);
+    assert!(fleet.run_until(end, |f| f.floors.contains(&0)).is_some(), "not all have acknowledged");
 }

@@ -6,7 +6,7 @@ use crate::{
     model::Mono,
     wire::{
         gossip::{PushReply, PushRequest, Reply, Request},
-        record::{Record, kind},
+        record::{Record, RevocationReason, kind},
     },
 };
 use serde_json::json;
@@ -16,6 +16,7 @@ use std::time::Duration;
 const OWNER_BURST: u64 = 16_384;
 const OWNER_PER_SECOND: usize = 100;
 const FORGERIES_BURST: usize = 256;
+const STRANGERS_BURST: usize = 16_384;
 
 fn give(gossip: &mut Gossip, from: &Identity, records: Vec<Record>, now: Mono) -> u32 {
     let digests = gossip.digests();
@@ -63,6 +64,65 @@ fn forgeries_are_charged_to_their_sender_and_not_to_the_owner_they_name() {
     assert_eq!(gossip.drops().bad_signature as usize, FORGERIES_BURST, "beyond, no signature is looked at");
     let good = honest.service("good", 9);
     assert_eq!(give(&mut gossip, &honest, vec![good], now), 0);
+}
+
+/// A name and endpoints of a peer that nobody vouches for cost a signature check as well.
+#[test]
+fn forged_introductions_are_charged_to_their_sender() {
+    let [local, hostile, honest] = [1, 2, 3].map(Identity::numbered);
+    let mut gossip = machine(&local, vec![], &[&hostile, &honest]);
+    let forge = |n: u8| {
+        let mut record = Identity::numbered(n).peer_record(1);
+        record.version = 2;
+        record
+    };
+    let now = Mono::from_ms(1_000);
+    for round in 0..4 {
+        let all: Vec<_> = (10..=250).map(forge).collect();
+        assert_eq!(give(&mut gossip, &hostile, all, now), 241, "round {round}");
+    }
+    assert_eq!(gossip.drops().bad_signature as usize, FORGERIES_BURST, "beyond, no signature is looked at");
+    assert_eq!(give(&mut gossip, &honest, vec![Identity::numbered(10).peer_record(1)], now), 0);
+}
+
+/// Anybody can sign the last words of peers that never were.
+#[test]
+fn what_untrusted_owners_leave_behind_is_charged_to_who_brings_it() {
+    let [local, hostile, honest] = [1, 2, 3].map(Identity::numbered);
+    let mut gossip = machine(&local, vec![], &[&hostile, &honest]);
+    let start = Mono::from_ms(1_000);
+    for _ in 0..STRANGERS_BURST {
+        assert!(gossip.quotas.charge_stranger(hostile.id, start));
+    }
+    let farewell = |n: u8| {
+        let made_up = Identity::numbered(n);
+        made_up.revocation(&made_up, 1, RevocationReason::Deactivated)
+    };
+    assert_eq!(give(&mut gossip, &hostile, (10..20).map(farewell).collect(), start), 10);
+    assert_eq!(gossip.drops().over_quota, 10);
+    assert_eq!(give(&mut gossip, &honest, (10..20).map(farewell).collect(), start), 0);
+    let second = start + Duration::from_secs(1);
+    assert_eq!(give(&mut gossip, &hostile, (20..150).map(farewell).collect(), second), 30);
+    let removal = hostile.revocation(&Identity::numbered(200), 1, RevocationReason::Deleted);
+    assert_eq!(give(&mut gossip, &hostile, vec![removal], second), 0, "what a member signs is charged to it");
+}
+
+#[test]
+fn an_owner_that_lets_its_records_grow_is_cut_off_at_its_limit() {
+    const LIMIT_BYTES: u32 = 64 * 1024 * 1024;
+    let [local, hostile] = [1, 2].map(Identity::numbered);
+    let mut gossip = machine(&local, vec![], &[&hostile]);
+    let small = (0..300).map(|i| hostile.service(&format!("f{i}"), 1)).collect();
+    assert_eq!(give(&mut gossip, &hostile, small, Mono::from_ms(1_000)), 0);
+    for i in 0..300u64 {
+        let body = json!({ "fill": "x".repeat(250_000) });
+        let grown = hostile.record(kind::SERVICE, &format!("f{i}"), 2, body);
+        give(&mut gossip, &hostile, vec![grown], Mono::from_ms(2_000 + i * 1_000));
+    }
+    assert!(gossip.drops().over_owner_limit > 0 && gossip.drops().over_quota == 0);
+    assert!(gossip.index.owned(hostile.id).bytes <= LIMIT_BYTES);
+    let deleted = hostile.tombstone(kind::SERVICE, "f0", 3);
+    assert_eq!(give(&mut gossip, &hostile, vec![deleted], Mono::from_ms(400_000)), 0, "what makes room is taken");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::network::{Faults, Network, Node, Snapshot};
 use crate::{
-    gossip::{FLOOR_INTERVAL, HEARTBEAT_INTERVAL, LAGGARD_AFTER, Standing},
+    gossip::{FLOOR_INTERVAL, HEARTBEAT_INTERVAL, LAGGARD_AFTER, Revocations, Standing},
     model::PeerId,
     wire::record::{RecordHead, RecordKey, kind},
 };
@@ -82,7 +82,8 @@ struct World {
     known: Vec<Known>,
     kept: BTreeMap<usize, (Snapshot, Known)>,
     written: usize,
-    /// Written on an old disk after they had been deleted: they may be there again.
+    /// They may be there again: written on an old disk after they had been deleted, or on one that is older than another
+    /// loss, where they count as written since.
     recreated: Known,
 }
 
@@ -163,9 +164,14 @@ impl World {
                 self.kept.insert(node, (self.network.snapshot(node), self.known[node].clone()));
             }
             Step::Restore { node } => {
-                if let Some((disk, known)) = self.kept.get(&(node % size)).cloned() {
-                    self.network.restore(node % size, disk);
-                    self.known[node % size] = known;
+                let node = node % size;
+                if let Some((disk, known)) = self.kept.get(&node).cloned() {
+                    let now = &self.network.nodes[node];
+                    if disk.facts.lineage != now.facts.lineage {
+                        self.recreated.extend(disk.live_services_of(now.who.id));
+                    }
+                    self.network.restore(node, disk);
+                    self.known[node] = known;
                 }
             }
             Step::Sleep => self.network.sleep(LAGGARD_AFTER),
@@ -183,6 +189,7 @@ impl World {
                 let may_live = !known.contains(&record.key) || self.recreated.contains(&record.key);
                 assert!(record.deleted || may_live, "R1: {:?} is back", record.key);
             }
+            assert_eq!(Revocations::of(node.store.values()), node.gossip.revocations, "R4: who is revoked");
             for other in self.network.nodes.iter().filter(|other| other.who.id != node.who.id) {
                 let (id, key) = (other.who.id, other.who.key.public());
                 if node.gossip.revocations.standing(id, Some(&key)) == Standing::Revoked {
@@ -218,7 +225,7 @@ impl World {
     /// What the core holds alike in the end, by peer. What is in doubt stays where it is.
     fn shared(&self) -> Vec<(PeerId, BTreeMap<RecordKey, RecordHead>)> {
         let mut apart: BTreeSet<PeerId> = self.hermits().into_iter().collect();
-        apart.extend(self.core().iter().flat_map(|node| node.catching_up.keys().copied()));
+        apart.extend(self.in_doubt());
         let of = |node: &Node| {
             let of_others = node.store.values().filter(|r| !apart.contains(&r.key.owner));
             of_others.map(|r| (r.key.clone(), r.head().unwrap())).collect()
@@ -226,9 +233,18 @@ impl World {
         self.core().into_iter().map(|node| (node.who.id, of(node))).collect()
     }
 
-    /// Several lost disks at once may leave nobody who knows what is missing, and a silent hermit is waited for.
-    fn must_catch_up(&self) -> bool {
-        self.network.lossy.len() <= 1 && self.hermits().is_empty()
+    fn in_doubt(&self) -> BTreeSet<PeerId> {
+        self.core().iter().flat_map(|node| node.catching_up.keys().copied()).collect()
+    }
+
+    /// Once a disk was lost, nobody may be left who is complete with an owner: another disk was lost as well, or the
+    /// one who was is removed. A silent hermit is waited for.
+    fn is_doubt_due(&self) -> bool {
+        let core = self.core();
+        let is_unknown = |owner: &PeerId| core.iter().all(|node| node.catching_up.contains_key(owner));
+        let is_somebody_missing = self.network.lossy.len() > 1 || core.len() < self.size();
+        let is_lost = !self.network.lossy.is_empty() && is_somebody_missing;
+        self.in_doubt().iter().all(|owner| is_lost && (is_unknown(owner) || !self.hermits().is_empty()))
     }
 
     /// Heals everything; those that nobody removed end up equal.
@@ -243,8 +259,7 @@ impl World {
         }
         // A floor may just have been published, and what it resets takes some heartbeats.
         for _ in 0..12 {
-            let is_caught_up = self.core().iter().all(|n| n.catching_up.is_empty());
-            if (is_caught_up || !self.must_catch_up()) && self.shared().windows(2).all(|pair| pair[0].1 == pair[1].1) {
+            if self.is_doubt_due() && self.shared().windows(2).all(|pair| pair[0].1 == pair[1].1) {
                 break;
             }
             self.network.run_for(HEARTBEAT_INTERVAL);
@@ -254,7 +269,9 @@ impl World {
             assert_eq!(pair[0].1, pair[1].1, "G1: {:?}", [pair[0].0, pair[1].0]);
         }
         let (nodes, core) = (&self.network.nodes, self.core());
-        for pair in core.windows(2).filter(|_| self.hermits().is_empty()) {
+        assert!(self.is_doubt_due(), "catching up: {:?}", core.iter().map(|n| &n.catching_up).collect::<Vec<_>>());
+        let is_settled = self.hermits().is_empty() && self.in_doubt().is_empty();
+        for pair in core.windows(2).filter(|_| is_settled) {
             assert_eq!(pair[0].gossip.digests(), pair[1].gossip.digests(), "G1");
         }
         // What only a peer knew that was removed, and a database that was lost, nobody knows.
@@ -267,9 +284,6 @@ impl World {
             for record in node.store.values() {
                 let owner = nodes.iter().find(|n| n.who.id == record.key.owner).unwrap();
                 assert!(record.verify(&owner.who.key.public()).is_ok(), "G4");
-            }
-            if self.must_catch_up() {
-                assert!(node.catching_up.is_empty(), "{:?}", node.catching_up);
             }
         }
         self.network.assert_stores_match();

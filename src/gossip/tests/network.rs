@@ -1,7 +1,7 @@
 //! Machines, a store each, a lossy network between them, and one event queue in virtual time.
 
 use crate::{
-    gossip::{CallFailed, Event, Facts, Gossip, LAGGARD_AFTER, Local, Standing, Transmit},
+    gossip::{CallFailed, Event, Facts, Gossip, LAGGARD_AFTER, Local, Revocations, Standing, Transmit},
     model::{ApiAccess, DataPorts, Endpoint, LicenseId, Mono, PeerId, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Digests, Op, Reply, Request},
@@ -124,6 +124,8 @@ pub struct Node {
     pub discovered: Vec<PeerId>,
     pub facts: Facts,
     pub catching_up: BTreeMap<PeerId, u64>,
+    /// Own records that it had from others.
+    returned: BTreeSet<RecordKey>,
     pub contested: bool,
 }
 
@@ -133,8 +135,16 @@ pub struct Snapshot {
     store: BTreeMap<RecordKey, Record>,
     trusted: BTreeMap<PeerId, PublicKey>,
     version: u64,
-    facts: Facts,
+    pub facts: Facts,
     catching_up: BTreeMap<PeerId, u64>,
+    returned: BTreeSet<RecordKey>,
+}
+
+impl Snapshot {
+    pub fn live_services_of(&self, owner: PeerId) -> impl Iterator<Item = RecordKey> {
+        let own = self.store.values().filter(move |r| r.key.kind == kind::SERVICE && r.key.owner == owner);
+        own.filter(|r| !r.deleted).map(|r| r.key.clone())
+    }
 }
 
 pub struct Network {
@@ -186,6 +196,7 @@ impl Network {
                     discovered: Vec::new(),
                     facts: facts(),
                     catching_up: BTreeMap::new(),
+                    returned: BTreeSet::new(),
                     contested: false,
                 }
             })
@@ -286,6 +297,7 @@ impl Network {
     pub fn commit_local(&mut self, node: usize, record: Record) {
         let n = &mut self.nodes[node];
         n.store.insert(record.key.clone(), record.clone());
+        n.returned.remove(&record.key);
         n.gossip.handle_local_change(&[record], self.now);
         self.flush(node);
     }
@@ -296,9 +308,12 @@ impl Network {
         let n = &mut self.nodes[node];
         n.facts.starts += 1;
         n.facts.instance = format!("{:032x}", Rng::from_seed(seed).u128());
+        if n.facts.lineage.is_empty() {
+            n.facts.lineage = n.facts.instance.clone();
+        }
         let records = n.store.values().cloned().collect();
         n.gossip = Gossip::new(n.who.local(), n.facts.clone(), records, &n.trusted, Rng::from_seed(seed), self.now);
-        n.gossip.handle_resume(&n.catching_up, self.now);
+        n.gossip.handle_resume(&n.catching_up, n.returned.clone(), self.now);
         n.contested = false;
         self.flush(node);
     }
@@ -311,8 +326,9 @@ impl Network {
         n.store = BTreeMap::from([(own.key.clone(), own)]);
         n.version = 1;
         n.catching_up.clear();
+        n.returned.clear();
         n.facts.starts = 0;
-        n.facts.lineage = format!("after {}", n.facts.instance);
+        n.facts.lineage.clear();
         self.restart(node);
     }
 
@@ -324,6 +340,7 @@ impl Network {
             version: n.version,
             facts: n.facts.clone(),
             catching_up: n.catching_up.clone(),
+            returned: n.returned.clone(),
         }
     }
 
@@ -331,7 +348,7 @@ impl Network {
         self.lossy.insert(node);
         let n = &mut self.nodes[node];
         (n.store, n.trusted, n.version) = (old.store, old.trusted, old.version);
-        (n.facts, n.catching_up) = (old.facts, old.catching_up);
+        (n.facts, n.catching_up, n.returned) = (old.facts, old.catching_up, old.returned);
         self.restart(node);
     }
 
@@ -448,6 +465,9 @@ impl Network {
                 for record in records {
                     let held = n.store.get(&record.key);
                     assert!(held.is_none_or(|h| h.head().unwrap() <= record.head().unwrap()), "a version fell");
+                    if record.key.owner == n.who.id {
+                        n.returned.insert(record.key.clone());
+                    }
                     n.store.insert(record.key.clone(), record);
                 }
             }
@@ -531,6 +551,7 @@ impl Network {
     /// Where nothing is in doubt, a start from what is stored knows the same.
     pub fn assert_stores_match(&self) {
         for n in &self.nodes {
+            assert_eq!(Revocations::of(n.store.values()), n.gossip.revocations, "who is revoked");
             let is_known = |r: &Record| n.gossip.index.head(&r.key) == r.head().ok() || n.gossip.is_suspect(r);
             assert!(n.store.values().all(is_known), "a stored record is neither indexed nor in doubt");
             let owners = n.gossip.index.owners().map(|(owner, _)| owner).collect();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::Code;
+use crate::{gossip::Discovery, model::Code, wire::record::RecordKey};
 
 #[test]
 fn a_revocation_that_came_between_keeps_the_proven_peer_out() {
@@ -138,4 +138,43 @@ fn the_list_of_peers_add_comes_before_the_host_of_the_bootstrap_and_never_before
         zero.accept(crate::handshake::Accepted { own_endpoints: seen, ..initiated }, false).unwrap();
         assert_eq!(hosts(zero), ["n0:8080"]);
     }
+}
+
+#[test]
+fn a_candidate_lives_as_long_as_a_trusted_peer_vouches_for_it_and_others_count_once_its_issuer_is_gone() {
+    let world = World::of(4);
+    for other in [1, 2] {
+        world.add(0, other).unwrap();
+    }
+    world.add(2, 3).unwrap();
+    let [zero, liar, honest, subject] = &world.agents[..] else { unreachable!() };
+    let wrong = SigningKey::from_seed([77; 32]).public();
+    let lie = handshake::issue_voucher(&liar.side().local, subject.id(), wrong, vec!["nowhere".parse().unwrap()], NOW);
+    liar.ledger.put_own(&liar.author, kind::VOUCHER, &subject.id().to_string(), &lie).unwrap();
+    world.take(zero, liar);
+    world.take(zero, honest);
+    let told = |by: &Agent| {
+        let key = RecordKey { kind: kind::VOUCHER.into(), id: subject.id().to_string(), owner: by.id() };
+        let voucher: Voucher = by.ledger.record(&key).unwrap().unwrap().body_as().unwrap();
+        let found = Discovery { peer: subject.id(), name: None, endpoints: Vec::new(), voucher: Some(voucher) };
+        discovered(&zero.ledger, zero.own(), &found, NOW).unwrap()
+    };
+    let key = || zero.ledger.peer(subject.id()).unwrap().map(|row| row.public_key);
+    let forget = |now| forget_unvouched(&zero.ledger, zero.own(), now).unwrap();
+    assert!(told(liar).is_some() && told(honest).is_none(), "the key that is held conflicts");
+    assert_eq!((forget(NOW), key()), (vec![], Some(wrong)));
+    remove_peer(&zero.ledger, &zero.author, liar.id(), NOW).unwrap().unwrap();
+    assert_eq!(forget(NOW), [(subject.id(), vec!["n3".parse().unwrap()])]);
+    assert_eq!(key(), Some(subject.author.key.public()));
+    assert_eq!((forget(NOW.plus(handshake::VOUCHER_LIFETIME)), key()), (vec![], None), "the word has expired");
+}
+
+#[test]
+fn a_key_that_was_proven_here_is_held_though_nobody_vouches_for_it() {
+    let world = World::of(2);
+    world.add(0, 1).unwrap();
+    let [zero, one] = &world.agents[..] else { unreachable!() };
+    withdraw_trust(&zero.ledger, &zero.author, one.id()).unwrap();
+    assert_eq!(forget_unvouched(&zero.ledger, zero.own(), NOW).unwrap(), []);
+    assert!(zero.ledger.peer(one.id()).unwrap().is_some());
 }

@@ -2,6 +2,7 @@
 //! from another.
 
 mod accept;
+mod contest;
 mod departure;
 mod merge;
 mod removal;

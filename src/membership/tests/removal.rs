@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::record::RecordKey;
+use crate::wire::record::{RecordKey, RevocationBody, RevocationReason};
 
 fn voucher(of: &Agent, about: &Agent) -> RecordKey {
     RecordKey { kind: kind::VOUCHER.into(), id: about.id().to_string(), owner: of.id() }
@@ -20,6 +20,27 @@ fn trust_that_is_not_returned_takes_the_own_word_and_what_the_peer_owns_along_bu
     let left: Vec<_> = zero.ledger.records_since(one.id(), 0).into_iter().map(|record| record.key).collect();
     assert_eq!(left, [revocation.key]);
     assert!(!withdraw_trust(&zero.ledger, &zero.author, one.id()).unwrap());
+}
+
+#[test]
+fn the_own_word_for_a_removed_peer_ends_with_every_member() {
+    let world = World::of(3);
+    world.add(0, 1).unwrap();
+    world.add(0, 2).unwrap();
+    world.gossip();
+    let [zero, one, two] = &world.agents[..] else { unreachable!() };
+    let is_withdrawn =
+        |agent: &Agent| agent.ledger.record(&voucher(agent, one)).unwrap().is_some_and(|word| word.deleted);
+    let earlier = zero.ledger.record(&voucher(zero, one)).unwrap().unwrap();
+    let removal = remove_peer(&two.ledger, &two.author, one.id(), NOW).unwrap().unwrap();
+    assert!(is_withdrawn(two));
+    merge_records(&zero.ledger, &zero.author, &[removal]).unwrap();
+    peer_was_revoked(&zero.ledger, &zero.author, one.id(), &[]).unwrap();
+    assert!(is_withdrawn(zero));
+    // A lost database held it, and it comes back.
+    zero.ledger.forget_record(&earlier.key).unwrap();
+    merge_records(&zero.ledger, &zero.author, &[earlier]).unwrap();
+    assert!(is_withdrawn(zero));
 }
 
 #[test]
@@ -62,11 +83,11 @@ fn grounds_count_only_from_peers_that_are_trusted_and_only_if_they_are_genuine()
     let world = World::of(3);
     world.add(0, 1).unwrap();
     let [zero, one, stranger] = &world.agents[..] else { unreachable!() };
-    let body = crate::wire::record::RevocationBody {
+    let body = RevocationBody {
         peer_id: Some(one.id()),
         public_key: Some(one.author.key.public()),
         client_id: None,
-        reason: crate::wire::record::RevocationReason::Deleted,
+        reason: RevocationReason::Deleted,
         revoked_at: NOW,
     };
     let id = one.id().to_string();

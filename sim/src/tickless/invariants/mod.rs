@@ -1,5 +1,10 @@
 //! What must hold (simulation.md §4), by letter and number: E after every event, Q at quiescence, T over the whole run.
 
+mod disk;
+mod merges;
+mod order;
+mod promises;
+pub(super) mod proofs;
 mod quiet;
 mod records;
 mod sessions;
@@ -8,7 +13,10 @@ mod terms;
 use super::{node::Node, world::World};
 use arctic::{
     model::{Mono, PeerId},
-    wire::record::{RecordHead, RecordKey},
+    wire::{
+        handshake::Init,
+        record::{RecordHead, RecordKey},
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,10 +37,20 @@ pub struct Violation {
 pub struct Witness {
     pub index_of: BTreeMap<PeerId, usize>,
     pub customer_of: BTreeMap<PeerId, u8>,
-    /// Every record that its owner committed.
-    pub genuine: BTreeSet<(RecordKey, u64, [u8; 32])>,
-    /// Own records of each node whose write was acknowledged to an operator.
+    /// What owners have written, and what became of it.
+    pub order: order::Order,
+    /// Own records of each node whose write was acknowledged to an operator, until it deletes them or loses its disk.
     pub acked: BTreeMap<usize, BTreeMap<RecordKey, RecordHead>>,
+    /// The last tombstone that each owner wrote, by version.
+    pub tombstones: BTreeMap<RecordKey, u64>,
+    /// Services that their owners deleted and no operator has written since.
+    pub deleted: BTreeSet<RecordKey>,
+    /// Nodes that have held the tombstone of a service on a disk that they still have.
+    pub knew_deleted: BTreeSet<(usize, RecordKey)>,
+    /// Tombstones that each node has held, on whatever disk.
+    pub held_tombstones: BTreeSet<(usize, RecordKey, u64)>,
+    /// Pairs of nodes, the lower first, that have trusted each other; a removal, or a loss on both sides, ends one.
+    pub members: BTreeSet<(usize, usize)>,
     /// Revocations that operators were told of, with the time of the last one.
     pub removed: BTreeMap<PeerId, Mono>,
     /// When an operator last asked to take a revoked peer back.
@@ -43,12 +61,24 @@ pub struct Witness {
     pub hostile: BTreeSet<PeerId>,
     /// Tombstones that were collected, by version: once rightly, they may go everywhere.
     pub collected: BTreeSet<(RecordKey, u64)>,
-    /// Nodes whose disk was replaced by an older or empty one.
+    /// Nodes that lost their disk, or got an older one; who left the cluster has emptied it rightly.
     pub wiped: BTreeSet<usize>,
     /// Nodes that have removed themselves.
     pub left: BTreeSet<usize>,
     /// Copies of nodes, with what they are copies of.
     pub clones: BTreeMap<usize, usize>,
+    /// Peers that each node trusted when it was looked at last; none before the first look at its disk.
+    pub(super) trusted: BTreeMap<usize, Vec<PeerId>>,
+    /// Merges over which a node has died.
+    pub(super) merging: BTreeMap<usize, merges::Merge>,
+    /// Records that were on pages of a node when these were flipped.
+    pub(super) flipped: BTreeMap<usize, BTreeSet<RecordKey>>,
+    /// Who has sent which first step of a handshake, by its challenge.
+    pub(super) offers: BTreeMap<[u8; 32], (usize, Init)>,
+    /// Sessions of each node and boot.
+    pub(super) handshakes: BTreeMap<(usize, u64), BTreeMap<[u8; 16], proofs::Seen>>,
+    /// Sessions that a call to a node goes on with.
+    pub(super) finishing: BTreeMap<(usize, u64), [u8; 16]>,
     pub(super) challenges: BTreeSet<(usize, u64, [u8; 32])>,
     pub(super) sessions: BTreeSet<(usize, [u8; 16])>,
     pub(super) minted: BTreeSet<(usize, u64, [u8; 16])>,

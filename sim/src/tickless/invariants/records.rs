@@ -4,11 +4,12 @@ use super::super::{ledger::Change, world::World};
 use crate::sometimes;
 use arctic::{
     gossip::{LAGGARD_AFTER, Standing},
+    license::State,
     membership::LedgerView,
     model::{PeerId, PublicKey},
     wire::{
         gossip::{MESSAGE_MAX_BYTES, Registry},
-        record::{RecordHead, kind},
+        record::kind,
     },
 };
 
@@ -17,6 +18,7 @@ impl World {
     pub(in super::super) fn check_node(&mut self, n: usize) {
         let revision = self.nodes[n].disk.revision();
         let seen = self.witness.seen_revision.insert(n, revision);
+        self.check_sessions(n);
         if seen == Some(revision) {
             return;
         }
@@ -26,6 +28,11 @@ impl World {
         for change in &changes {
             revoking |= Registry::of(&change.key.kind) == Registry::Revocations;
             self.check_change(n, change);
+            self.check_order(n, change, seen.is_none());
+        }
+        // What the node deleted and was not acknowledged when it died counts as deleted by now.
+        if let Some(what) = self.lost_write(n).filter(|_| seen.is_none()) {
+            self.violate("D1", what);
         }
         // A revocation and its consequences are two transactions: cluster.md §8 is about what an agent does, and one that
         // died between them reads nothing to anyone. Its next start draws the consequences before it does anything, and
@@ -37,7 +44,8 @@ impl World {
         } else if self.nodes[n].is_up() && !says_goodbye {
             self.check_removal(n, revoking);
         }
-        self.check_trust(n);
+        self.check_trust(n, seen.is_none());
+        self.sample_merge(n);
     }
 
     fn check_change(&mut self, n: usize, change: &Change) {
@@ -45,7 +53,7 @@ impl World {
         let (own, name) = (self.nodes[n].id(), n + 1);
         let owner = self.peer_name(key.owner);
         match (before, after) {
-            (Some(before), Some(after)) if after.head < before.head => {
+            (Some(before), Some(after)) if after.head.version < before.head.version => {
                 let (old, new) = (before.head.version, after.head.version);
                 self.violate("G3", format!("n{name} went back from version {old} to {new} of {} of {owner}", key.kind));
             }
@@ -53,32 +61,20 @@ impl World {
                 let standing = self.nodes[n].disk.revocations().map(|r| r.standing(key.owner, None));
                 // What an owner wrote that is trusted no more, nobody else takes from here.
                 let is_trusted = self.nodes[n].disk.trusted_key(key.owner).is_some();
-                // A reset drops what was deleted while the node was away; its owner knows.
-                let is_live = self.node_of_peer(key.owner).is_none_or(|at| {
-                    self.nodes[at].disk.read(|s| s.records.get(key).is_some_and(|held| !held.record.deleted))
-                });
-                if standing.is_ok_and(|s| s.keeps(&key.kind)) && is_trusted && is_live {
+                if standing.is_ok_and(|s| s.keeps(&key.kind)) && is_trusted && self.ought_to_live(n, key, before.head) {
                     self.violate("G3", format!("n{name} forgot a live {} of {owner}, who is not removed", key.kind));
                 }
             }
+            (Some(before), None) if !before.record.deleted => self.check_own_forgotten(n, key, before.head),
             (Some(before), None) if before.record.deleted => self.check_collection(n, change),
             _ => {}
         }
+        self.check_deletion(n, change);
         let Some(after) = after else { return };
-        let RecordHead { version, hash } = after.head;
-        if key.owner == own {
-            // What the node itself deleted since may be collected.
-            if after.record.deleted
-                && let Some(acked) = self.witness.acked.get_mut(&n)
-            {
-                acked.remove(key);
-            }
-            self.witness.genuine.insert((key.clone(), version, hash));
-        } else if self.witness.is_honest(key.owner) && !self.witness.genuine.contains(&(key.clone(), version, hash)) {
-            self.violate(
-                "G4",
-                format!("n{name} took version {version} of {} of {owner}, who never wrote it", key.kind),
-            );
+        let is_forged = key.owner != own && self.witness.is_honest(key.owner);
+        if is_forged && !self.witness.order.is_genuine(key, after.head) {
+            let (version, kind) = (after.head.version, &key.kind);
+            self.violate("G4", format!("n{name} took version {version} of {kind} of {owner}, who never wrote it"));
         }
         let customers = (self.witness.customer_of.get(&key.owner), self.witness.customer_of.get(&own));
         if let (Some(theirs), Some(ours)) = customers
@@ -113,7 +109,10 @@ impl World {
             let Some(other) = self.node_of_peer(peer).filter(|other| *other != n) else { continue };
             let held = self.nodes[other].disk.read(|s| s.records.get(&change.key).map(|h| (h.head, h.record.deleted)));
             let lags = held.is_some_and(|(head, deleted)| head < before.head && !deleted);
-            if lags && !self.witness.wiped.contains(&other) && !self.is_laggard(change.key.owner, peer) {
+            // It had it, and acknowledged it, on a disk that it has lost since: the floor resets what it holds now.
+            let had = (other, change.key.clone(), before.head.version);
+            let has_lost = self.witness.wiped.contains(&other) && self.witness.held_tombstones.contains(&had);
+            if lags && !has_lost && !self.is_laggard(change.key.owner, peer) {
                 let (kind, owner) = (&change.key.kind, self.peer_name(change.key.owner));
                 let what =
                     format!("n{name} collected a tombstone ({kind} of {owner}) that n{} has not seen", other + 1);
@@ -179,11 +178,20 @@ impl World {
         });
     }
 
-    /// C1, H1: trust only within one customer, and only in identities that exist.
-    fn check_trust(&mut self, n: usize) {
+    /// C1, H1: trust only within one customer, and only in identities that exist; past grace in nobody new.
+    fn check_trust(&mut self, n: usize, is_first_look: bool) {
         let own = self.witness.customer_of.get(&self.nodes[n].id()).copied();
         let mut wrong = Vec::new();
-        for (peer, key) in self.nodes[n].disk.trusted_keys() {
+        let trusted = self.nodes[n].disk.trusted_keys();
+        let known = self.witness.trusted.entry(n).or_default();
+        if !known.iter().eq(trusted.keys()) {
+            let known = std::mem::replace(known, trusted.keys().copied().collect());
+            let is_past_grace = self.nodes[n].member().is_some_and(|m| m.entitlement.state > State::GracePeriod);
+            if is_past_grace && !is_first_look && trusted.keys().any(|peer| !known.contains(peer)) {
+                wrong.push(("H1", format!("n{} takes a new peer in though its license is past grace", n + 1)));
+            }
+        }
+        for (peer, key) in trusted {
             match self.node_of_peer(peer) {
                 None => wrong.push(("H1", format!("n{} trusts {peer}, which nobody is", n + 1))),
                 Some(other) if self.nodes[other].author.key.public() != key => {
@@ -207,54 +215,25 @@ impl World {
         }
     }
 
-    /// An operator was told that its write is done: what the node wrote is durable from here on.
-    pub(in super::super) fn witness_ack(&mut self, n: usize) {
-        let own = self.nodes[n].id();
-        let heads = self.nodes[n].disk.read(|s| {
-            let own = s.records.iter().filter(|(key, held)| key.owner == own && !held.record.deleted);
-            own.map(|(key, held)| (key.clone(), held.head)).collect()
-        });
-        self.witness.acked.insert(n, heads);
-    }
-
-    pub(in super::super) fn witness_birth(&mut self, n: usize) {
-        self.witness_ack(n);
-    }
-
-    /// D1: after a start everything that was acknowledged is there.
-    pub(in super::super) fn witness_start(&mut self, n: usize) {
-        self.witness.started.insert(n, self.now);
-        self.witness.seen_revision.remove(&n);
-        let Some(acked) = self.witness.acked.get(&n) else { return };
-        let lost = self.nodes[n].disk.read(|s| {
-            let is_lost = |(key, head): &(&_, &RecordHead)| s.records.get(*key).is_none_or(|held| held.head < **head);
-            acked.iter().find(is_lost).map(|(key, head)| (key.kind.clone(), head.version))
-        });
-        if let Some((kind, version)) = lost {
-            self.violate("D1", format!("n{} lost version {version} of its {kind}, which was acknowledged", n + 1));
-        }
-    }
-
     pub(in super::super) fn witness_crash(&mut self, n: usize) {
         self.witness.marks.remove(&n);
-    }
-
-    pub(in super::super) fn witness_disk_replaced(&mut self, n: usize) {
-        self.witness.acked.remove(&n);
-        self.witness.wiped.insert(n);
-        self.witness.knew.retain(|(node, _)| *node != n);
-        self.witness.seen_revision.remove(&n);
+        let died_over_it = self.check_whole_transaction(n);
+        if let Some(merge) = self.witness.merging.remove(&n).filter(|_| died_over_it) {
+            self.check_torn_merge(n, &merge);
+        }
     }
 
     pub(in super::super) fn witness_removal(&mut self, n: usize, peer: PeerId) {
         self.witness.removed.insert(peer, self.now);
         self.witness.knew.insert((n, peer));
+        self.forget_membership(peer);
     }
 
     pub(in super::super) fn witness_left(&mut self, n: usize) {
         let own = self.nodes[n].id();
         self.witness.removed.insert(own, self.now);
         self.witness.left.insert(n);
+        self.forget_membership(own);
     }
 
     pub(in super::super) fn witness_readmission(&mut self, _n: usize, peer: PeerId) {
@@ -276,5 +255,6 @@ impl World {
         if was_known && removed.is_some_and(|at| readmission.is_none_or(|back| back < at)) {
             self.violate("R4", format!("n{} trusts {} again, and no operator asked", n + 1, self.peer_name(peer)));
         }
+        self.witness_membership(n, peer);
     }
 }

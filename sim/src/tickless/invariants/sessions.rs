@@ -9,7 +9,14 @@ use arctic::{
 
 impl World {
     /// H2 at the first step: a challenge opens one session; there are never too many.
-    pub(in super::super) fn witness_session(&mut self, n: usize, init: &Init, response: Option<&InitResponse>) {
+    pub(in super::super) fn witness_session(
+        &mut self,
+        n: usize,
+        init: &Init,
+        response: Option<&InitResponse>,
+        verifications: u64,
+    ) {
+        self.witness_opening(n, init, response, verifications);
         let Some(process) = self.nodes[n].process.as_ref() else { return };
         let (boot, open) = (process.boot, process.responder.open_sessions());
         if open > SESSIONS_MAX {

@@ -2,7 +2,11 @@
 
 use super::super::world::World;
 use crate::sometimes;
-use arctic::{license::State, model::UnixTime, reconcile::Compiled};
+use arctic::{
+    license::{EndpointGroup, State},
+    model::{Code, UnixTime},
+    reconcile::Compiled,
+};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -22,7 +26,42 @@ fn state_by_the_book(expires_at: UnixTime, at: UnixTime) -> State {
     }
 }
 
+/// The allow-lists of licensing.md §3, written a second time.
+pub(super) fn is_served_by_the_book(state: State, group: EndpointGroup, has_recovery_token: bool) -> bool {
+    use EndpointGroup::*;
+    let writes = matches!(group, CreateOrUpdate | HandshakeNewPeer);
+    let by_token = has_recovery_token && !writes && !matches!(group, Gossip | HandshakeKnownPeer);
+    match state {
+        State::Valid | State::Warning | State::GracePeriod => true,
+        State::ReadOnly => by_token || !writes && !matches!(group, Administer | Unlisted),
+        State::Suspended => by_token || matches!(group, Probe | Token | License | LeaveCluster),
+    }
+}
+
 impl World {
+    /// L5 after every tick: every group is asked for, with a recovery token and without.
+    fn check_allow_list(&mut self, n: usize) {
+        let Some(member) = self.nodes[n].member() else { return };
+        let (entitlement, state) = (&member.entitlement, member.entitlement.state);
+        let code = if state == State::Suspended { Code::LicenseSuspended } else { Code::LicenseReadOnly };
+        let asked = EndpointGroup::ALL.into_iter().flat_map(|group| [(group, false), (group, true)]);
+        let wrong = asked.into_iter().find(|(group, token)| match entitlement.check(*group, *token) {
+            Ok(()) => !is_served_by_the_book(state, *group, *token),
+            Err(refusal) => is_served_by_the_book(state, *group, *token) || refusal.code() != code,
+        });
+        if let Some((group, token)) = wrong {
+            let what = format!("n{} is {state} and is wrong about {group:?}, recovery token: {token}", n + 1);
+            self.violate("L5", what);
+        }
+    }
+
+    /// L5 where an operator has had something done.
+    pub(in super::super) fn witness_work(&mut self, n: usize, group: EndpointGroup, state: State, is_done: bool) {
+        if is_done && !is_served_by_the_book(state, group, false) {
+            self.violate("L5", format!("n{} does {group:?} for an operator while its license is {state}", n + 1));
+        }
+    }
+
     /// L1-L3 after every tick.
     pub(in super::super) fn check_license(&mut self, n: usize) {
         let now = self.now;
@@ -54,6 +93,7 @@ impl World {
         for (invariant, what) in wrong {
             self.violate(invariant, format!("n{} {what}", n + 1));
         }
+        self.check_allow_list(n);
     }
 
     /// L4 and K1 after every pass: a license that runs captures what its services say; a suspended one nothing.

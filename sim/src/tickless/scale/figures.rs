@@ -1,6 +1,7 @@
 //! N1-N8 of simulation.md §7, each step within its own time of the wall.
 
 use super::{
+    churn::{Churn, MEMBERS},
     fleet::{Fleet, facts, services},
     wall,
 };
@@ -69,10 +70,14 @@ const SIZES: [Size; 3] = [
     Size { nodes: 1_000, changes: 40, rounds_goal: 3.0, caps: [25, 25, 15] },
     Size { nodes: 10_000, changes: 5, rounds_goal: 4.0, caps: [30, 150, 30] },
 ];
+/// Of the wall, for half an hour of members that come and go.
+const CHURN_SECONDS: u64 = 600;
+/// A tombstone that is held for longer is one that is never collected, as far as this run can tell.
+const COLLECTED_WITHIN: Duration = Duration::from_secs(600);
 /// Links of 64 bytes, and as much again for what was heard and what is on its way.
 const BYTES_PER_LINK: u64 = 96;
 
-pub fn print() {
+pub fn print(whole: bool) {
     println!(
         "scale: gossip machines that trust each other from the start (no handshakes, no store) on one lean queue; \
          stub signatures, loss 10 % each way, one thread"
@@ -84,8 +89,8 @@ pub fn print() {
     for size in SIZES {
         print_size(&size);
     }
-    print_blame(5, 0);
-    print_blame(15, 1);
+    print_blame(5, 0, whole);
+    print_blame(15, 1, whole);
     print_flood();
     line(
         "N2",
@@ -94,13 +99,7 @@ pub fn print() {
         "<= 60 s",
         None,
     );
-    line(
-        "N7",
-        "10 %/min churn at 300 nodes",
-        "no driver of joins and leaves at this size yet",
-        "< 1 % of views wrong",
-        None,
-    );
+    print_churn(whole);
 }
 
 fn print_size(size: &Size) {
@@ -241,7 +240,7 @@ fn print_join() {
     );
 }
 
-fn print_blame(loss_percent: u64, allowed: usize) {
+fn print_blame(loss_percent: u64, allowed: usize, whole: bool) {
     let mut fleet = Fleet::new(100, 5, 0, 0);
     fleet.loss_percent = loss_percent;
     fleet.sample = u64::MAX;
@@ -249,7 +248,8 @@ fn print_blame(loss_percent: u64, allowed: usize) {
     fleet.blamed.clear();
     let from = fleet.now;
     let day = Duration::from_secs(24 * 3600);
-    fleet.run(from + day, &until(20), |_| false);
+    let more = until(20);
+    fleet.run(from + day, &|| whole || more(), |_| false);
     let (lived, blamed) = (fleet.now - from, fleet.blamed.len());
     let text = format!("{blamed} in {:.2} h of 24", lived.as_secs_f64() / 3600.0);
     let verdict = if blamed > allowed { Some(false) } else { (lived >= day).then_some(true) };
@@ -289,7 +289,7 @@ fn print_flood() {
     let mut calm = Fleet::new(NODES, 6, 0, 0);
     calm.loss_percent = 10;
     calm.run(Mono::from_ms(15_000), &until(5), |_| false);
-    let normal = spread(&mut calm, "calm", 20, 10);
+    let normal = spread(&mut calm, "calm", 50, 15);
     let mut fleet = Fleet::new(NODES, 6, 0, 0);
     fleet.loss_percent = 10;
     fleet.sample = u64::MAX;
@@ -305,10 +305,8 @@ fn print_flood() {
         own += cpu() - began;
         flooded += names.len();
         let name = format!("calm-{n}");
-        if n % 5 == 0 {
-            fleet.write_followed(1 + n % (NODES - 1), &name);
-            written.push((name, fleet.now));
-        }
+        fleet.write_followed(1 + n % (NODES - 1), &name);
+        written.push((name, fleet.now));
         fleet.run(fleet.now + Duration::from_millis(100), &more, |_| false);
     }
     let end = fleet.now + 3 * HEARTBEAT_INTERVAL;
@@ -338,6 +336,33 @@ fn print_flood() {
         "<= 5 %",
         Some(share <= 5.0),
     );
+}
+
+fn print_churn(whole: bool) {
+    let (span, more) = (Duration::from_secs(30 * 60), until(CHURN_SECONDS));
+    let mut churn = Churn::new(10);
+    let lived = churn.live(span, &|| whole || more());
+    let is_whole = lived >= span;
+    let (views, minutes) = (churn.views, lived.as_secs_f64() / 60.0);
+    let text = format!("{:.2} % of {:.1} M in {minutes:.0} min", views.wrong_percent(), views.judged as f64 / 1e6);
+    line(
+        "N7",
+        &format!("{MEMBERS} peers, 10 %/min come and go: wrong views"),
+        &text,
+        "< 1 %",
+        is_whole.then(|| views.wrong_percent() < 1.0),
+    );
+    let (held, lately) = (churn.held.last().copied().unwrap_or_default(), churn.made_within(COLLECTED_WITHIN));
+    let text = format!("mean {:.0}, most {:.0}; {} made", held.mean, held.most, churn.tombstones.len());
+    line(
+        "N7",
+        "the same: tombstones a peer, of members",
+        &text,
+        &format!("<= {lately}: made in 10 min"),
+        is_whole.then_some(held.most <= lately),
+    );
+    let text = format!("{} revocations, {:.0} tombstones", churn.revocations.len(), held.of_departed);
+    line("-", "the same: never collected, of who left", &text, "none set", Some(true));
 }
 
 fn print_memory() {

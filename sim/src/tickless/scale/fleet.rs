@@ -2,7 +2,7 @@
 //! clusters that are too large for [`World`](super::super::World).
 
 use arctic::{
-    gossip::{CallFailed, Event, Facts, Gossip, Local, Transmit},
+    gossip::{CallFailed, Event, Facts, Gossip, Local, Reject, Transmit},
     model::{Endpoint, Mono, PeerId, PeerStatus, PublicKey, Rng, SigningKey, UnixTime},
     wire::{
         gossip::{Op, Reply, Request},
@@ -34,10 +34,11 @@ enum Arrival {
 pub struct Fleet {
     pub ids: Vec<PeerId>,
     places: BTreeMap<PeerId, u32>,
-    key: SigningKey,
+    pub keys: Vec<SigningKey>,
     pub machines: Vec<Gossip>,
     pub now: Mono,
     pub loss_percent: u64,
+    /// Neither called nor awake.
     pub dead: BTreeSet<usize>,
     /// Peers are split into those below and those above.
     pub split_at: Option<usize>,
@@ -51,6 +52,10 @@ pub struct Fleet {
     pub bytes: u64,
     pub messages: u64,
     pub steps: u64,
+    /// What machines said that nothing here follows, for who drives members that come and go; none is kept otherwise.
+    pub said: Option<Vec<(usize, Event)>>,
+    /// (caller, called) of calls that were refused for want of trust, where they are kept.
+    pub refused: Vec<(usize, usize)>,
     version: u64,
     timers: BinaryHeap<Reverse<(Mono, u32)>>,
     queued: Vec<Option<Mono>>,
@@ -82,16 +87,17 @@ pub fn services(key: &SigningKey, owner: PeerId, count: u64) -> Vec<Arc<Record>>
 }
 
 impl Fleet {
-    /// All trust each other and sign with one key; the first `knowing` of them hold `records` services of the first.
+    /// All trust each other; the first `knowing` of them hold `records` services of the first.
     pub fn new(size: usize, seed: u8, records: u64, knowing: usize) -> Self {
         let mut rng = Rng::from_seed([seed; 32]);
-        let key = SigningKey::from_seed([1; 32]);
         let ids: Vec<_> =
             (0..size).map(|i| PeerId::mint(UnixTime::from_secs(1_700_000_000 + i as u64), &mut rng)).collect();
-        let trusted: BTreeMap<PeerId, PublicKey> = ids.iter().map(|id| (*id, key.public())).collect();
-        let held = ids.first().map(|first| services(&key, *first, records)).unwrap_or_default();
+        let keys: Vec<_> = (0..size).map(|_| SigningKey::from_seed(rng.bytes())).collect();
+        let trusted: BTreeMap<PeerId, PublicKey> = ids.iter().zip(&keys).map(|(id, key)| (*id, key.public())).collect();
+        let first = ids.first().zip(keys.first());
+        let held = first.map(|(id, key)| services(key, *id, records)).unwrap_or_default();
         let machine = |(place, id): (usize, &PeerId)| {
-            let local = Local { peer_id: *id, public_key: key.public() };
+            let local = Local { peer_id: *id, public_key: keys[place].public() };
             let held = if place < knowing { held.as_slice() } else { &[] };
             Gossip::sharing(local, facts(), held.iter().cloned(), &trusted, rng.fork(), Mono::default())
         };
@@ -99,7 +105,7 @@ impl Fleet {
         let mut fleet = Self {
             places: ids.iter().enumerate().map(|(place, id)| (*id, place as u32)).collect(),
             ids,
-            key,
+            keys,
             machines,
             now: Mono::default(),
             loss_percent: 0,
@@ -111,6 +117,8 @@ impl Fleet {
             bytes: 0,
             messages: 0,
             steps: 0,
+            said: None,
+            refused: Vec::new(),
             version: records + 1,
             timers: BinaryHeap::new(),
             queued: vec![None; size],
@@ -128,12 +136,54 @@ impl Fleet {
     pub fn write(&mut self, place: usize, names: &[String]) {
         let mut records = Vec::new();
         for name in names {
-            self.version += 1;
-            let body = json!({"at": self.version});
-            records.extend(Record::sign(&self.key, self.ids[place], kind::SERVICE, name, self.version, body));
+            let version = self.next_version();
+            let body = json!({"at": version});
+            records.extend(Record::sign(&self.keys[place], self.ids[place], kind::SERVICE, name, version, body));
         }
-        self.machines[place].handle_local_change(&records, self.now);
+        self.tell(place, &records);
+    }
+
+    /// Above all that were ever given: nobody's counter falls.
+    pub fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    /// Tells a machine of records that were committed at its place.
+    pub fn tell(&mut self, place: usize, records: &[Record]) {
+        self.machines[place].handle_local_change(records, self.now);
         self.flush(place);
+    }
+
+    pub fn trust(&mut self, place: usize, trusted: &BTreeMap<PeerId, PublicKey>) {
+        self.machines[place].handle_trust(trusted, self.now);
+        self.flush(place);
+    }
+
+    /// Puts a machine at a new place, or at that of one that was dead.
+    pub fn start(&mut self, id: PeerId, key: SigningKey, machine: Gossip) -> usize {
+        let place = match self.places.get(&id) {
+            Some(place) => *place as usize,
+            None => {
+                self.places.insert(id, self.ids.len() as u32);
+                self.ids.push(id);
+                self.keys.push(key);
+                self.queued.push(None);
+                self.ids.len() - 1
+            }
+        };
+        if place == self.machines.len() {
+            self.machines.push(machine);
+        } else {
+            self.machines[place] = machine;
+        }
+        self.dead.remove(&place);
+        self.flush(place);
+        place
+    }
+
+    pub fn place(&self, id: PeerId) -> Option<usize> {
+        self.places.get(&id).map(|place| *place as usize)
     }
 
     /// Writes one service whose spread is followed.
@@ -175,6 +225,9 @@ impl Fleet {
                     let Some((at, place)) = timer else { continue };
                     if self.queued[place as usize] == Some(at) {
                         self.queued[place as usize] = None;
+                        if self.dead.contains(&(place as usize)) {
+                            continue;
+                        }
                         self.machines[place as usize].handle_timeout(self.now);
                         self.flush(place as usize);
                     }
@@ -185,9 +238,18 @@ impl Fleet {
 
     fn deliver(&mut self, arrival: Arrival) {
         match arrival {
+            Arrival::Request { from, to, request } if self.dead.contains(&(to as usize)) => {
+                let answer = Err(CallFailed { op: request.op() });
+                self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: from, answer });
+            }
+            // It died before the answer came.
+            Arrival::Answer { to, .. } if self.dead.contains(&(to as usize)) => {}
             Arrival::Request { from, to, request } => {
                 let op = request.op();
                 let reply = self.machines[to as usize].handle_request(self.ids[from as usize], &request, self.now);
+                if self.said.is_some() && matches!(reply, Err(Reject::NotTrusted)) {
+                    self.refused.push((from as usize, to as usize));
+                }
                 self.flush(to as usize);
                 self.count(ANSWER_HEAD_BYTES, || reply.as_ref().map_or(64, |reply| reply.encode().len()));
                 let (delay, answer) = if self.is_lost(to, from) {
@@ -226,24 +288,29 @@ impl Fleet {
                         }
                     }
                 }
-                _ => {}
+                event => self.said.iter_mut().for_each(|said| said.push((place, event.clone()))),
             }
         }
         while let Some(Transmit { to, request }) = self.machines[place].poll_transmit() {
-            let (from, to) = (place as u32, self.places[&to]);
-            self.count(REQUEST_HEAD_BYTES, || request.encode().len());
-            if self.is_lost(from, to) {
-                let answer = Err(CallFailed { op: request.op() });
-                self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: from, answer });
-            } else {
-                let delay = self.delay();
-                self.schedule(delay, Arrival::Request { from, to, request: Box::new(request) });
-            }
+            self.post(place, self.places[&to], request);
         }
         let due = self.machines[place].poll_timeout().map(|(at, _)| at);
         if due != self.queued[place] {
             self.timers.extend(due.map(|at| Reverse((at, place as u32))));
             self.queued[place] = due;
+        }
+    }
+
+    /// Posts a request, of a machine or of its driver.
+    pub fn post(&mut self, from: usize, to: u32, request: Request) {
+        let from = from as u32;
+        self.count(REQUEST_HEAD_BYTES, || request.encode().len());
+        if self.is_lost(from, to) {
+            let answer = Err(CallFailed { op: request.op() });
+            self.schedule(CALL_TIMEOUT, Arrival::Answer { from: to, to: from, answer });
+        } else {
+            let delay = self.delay();
+            self.schedule(delay, Arrival::Request { from, to, request: Box::new(request) });
         }
     }
 

@@ -1,6 +1,7 @@
 //! What scenarios do to a world beyond the work of operators.
 
 use super::super::{
+    invariants::proofs::verifications,
     member::{here, own},
     node::Why,
     workload::Work,
@@ -45,8 +46,9 @@ impl World {
             let Some(process) = node.process.as_mut() else { continue };
             let Some(member) = process.member.as_ref() else { continue };
             let Ok(Some(side)) = membership::side(&node.disk, own(&node.author, member, &self.roots)) else { continue };
+            let before = verifications();
             let response = process.responder.handle_init(here(&side, &self.roots), source, &init, mono, &mut rng);
-            self.witness_session(n, &init, response.as_ref().ok());
+            self.witness_session(n, &init, response.as_ref().ok(), verifications() - before);
         }
         self.nodes[n].process.as_ref().map_or(0, |p| p.responder.open_sessions())
     }

@@ -2,7 +2,10 @@
 //! every place that verifies. All of them say the same, and it is what the strict rule says.
 
 use super::{
-    super::world::World,
+    super::{
+        book::{Signed, domain, exchange, seal},
+        world::World,
+    },
     edge_signatures::{Case, Torsion, cases},
     stage::{Casting, Stage},
 };
@@ -18,20 +21,12 @@ use arctic::{
     },
     wire::{
         canonical,
-        handshake::{
-            Challenge, Finish, Identity, Init, InitResponse, InitiatorPart, PROTOCOL, Sealed, exchange_digest,
-        },
+        handshake::{Challenge, Finish, Identity, Init, InitResponse, InitiatorPart, PROTOCOL},
         record::{Deactivation, PeerBody, Record, RecordKey, Voucher, kind},
         request::SignedRequest,
-        sign::Domain,
     },
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use chacha20poly1305::{
-    KeyInit, XChaCha20Poly1305, XNonce,
-    aead::{Aead, Payload},
-};
-use hkdf::Hkdf;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, time::Duration};
@@ -39,24 +34,6 @@ use x25519_dalek::{PublicKey as DhPublic, StaticSecret};
 
 const NOW: UnixTime = UnixTime::from_secs(1_900_000_000);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// The form that every signature covers, put together here once more: `domain || 0 || lp(f1) || lp(f2) …`.
-struct Signed(Vec<u8>);
-
-impl Signed {
-    fn new(domain: Domain) -> Self {
-        Self([domain.text().as_bytes(), &[0]].concat())
-    }
-    fn field(mut self, bytes: impl AsRef<[u8]>) -> Self {
-        let bytes = bytes.as_ref();
-        self.0.extend((bytes.len() as u32).to_be_bytes());
-        self.0.extend(bytes);
-        self
-    }
-    fn integer(self, n: u64) -> Self {
-        self.field(n.to_be_bytes())
-    }
-}
 
 /// One verifier, and the identities that its messages need.
 struct Bench {
@@ -156,7 +133,7 @@ impl Bench {
     }
 
     fn signed_record(&mut self, case: &Case, key: RecordKey, deleted: bool, body: Value) -> Record {
-        let signed = Signed::new(Domain::Record)
+        let signed = Signed::new(domain::RECORD)
             .field(&key.kind)
             .field(&key.id)
             .field(key.owner.to_string())
@@ -181,7 +158,7 @@ impl Bench {
         let (issuer, subject) = (self.id(), self.id());
         let about = SigningKey::from_seed(self.rng.bytes()).public();
         let (customer, expires) = (self.local.customer_id, NOW.plus(Duration::from_secs(3600)));
-        let signed = Signed::new(Domain::Voucher)
+        let signed = Signed::new(domain::VOUCHER)
             .field(subject.to_string())
             .field(about.as_bytes())
             .field("a:1,b:2")
@@ -206,7 +183,7 @@ impl Bench {
 
     fn request(&mut self, case: &Case, key: PublicKey) -> bool {
         let (sender, target, nonce) = (self.id(), self.local.peer_id, self.rng.bytes());
-        let signed = Signed::new(Domain::Request)
+        let signed = Signed::new(domain::REQUEST)
             .field("POST")
             .field("/v1/gossip/push")
             .field(Sha256::digest(b"{}"))
@@ -234,7 +211,7 @@ impl Bench {
         fields.remove("signature");
         fields.insert("key_id".into(), json!(TrustRoots::key_id(&key)));
         let bytes = canonical::to_canonical(&document).expect("plain JSON");
-        let message = [Domain::License.text().as_bytes(), &[0], &bytes].concat();
+        let message = [domain::LICENSE.as_bytes(), &[0], &bytes].concat();
         let signature = self.sign(case, Signed(message));
         document["signature"] = json!(signature);
         let document = LicenseDocument::from_value(&document).expect("the form is in order");
@@ -243,7 +220,7 @@ impl Bench {
 
     fn announcement(&mut self, case: &Case, key: PublicKey) -> bool {
         let (peer_id, cluster_id, version) = (self.id(), self.local.cluster_id, 9);
-        let signed = Signed::new(Domain::Deactivate)
+        let signed = Signed::new(domain::DEACTIVATE)
             .field("deactivated")
             .field(peer_id.to_string())
             .field(key.as_bytes())
@@ -289,7 +266,7 @@ impl Bench {
             cluster_id,
             signature: Signature::from_bytes([0; 64]),
         };
-        response.signature = self.sign(case, exchange(Domain::HandshakeResponder, license_id, &init, &response));
+        response.signature = self.sign(case, exchange(domain::RESPONDER, license_id, &init, &response));
         machine.handle_reply(here, Ok(Reply::Init(response)), now, &mut rng);
         machine.poll_transmit().is_some_and(|call| matches!(call.request, Request::Finish(_)))
     }
@@ -318,7 +295,7 @@ impl Bench {
         let mut responder = Responder::new();
         let source = [10, 0, 0, 1].into();
         let Ok(response) = responder.handle_init(here, source, &init, now, &mut rng) else { return false };
-        let signature = self.sign(case, exchange(Domain::HandshakeInitiator, init.license_id, &init, &response));
+        let signature = self.sign(case, exchange(domain::INITIATOR, init.license_id, &init, &response));
         let record = self.peer_record(case, peer, key);
         let part = InitiatorPart { license: local.license.clone(), members: vec![peer], record };
         let sealed = seal(&secret, &init, &response, &signature, &part, self.rng.bytes());
@@ -346,39 +323,6 @@ impl Bench {
     fn id(&mut self) -> PeerId {
         PeerId::mint(NOW, &mut self.rng)
     }
-}
-
-fn exchange(domain: Domain, license: LicenseId, init: &Init, response: &InitResponse) -> Signed {
-    Signed::new(domain)
-        .field(init.challenge.0)
-        .field(response.challenge2.0)
-        .field(init.peer_id.to_string())
-        .field(response.peer_id.to_string())
-        .field(license.to_string())
-        .field(init.public_key.as_bytes())
-        .field(response.public_key.as_bytes())
-        .field(init.ephemeral.as_bytes())
-        .field(response.ephemeral.as_bytes())
-}
-
-/// Step 2 sealed as cluster.md §4 says it.
-fn seal(
-    secret: &StaticSecret,
-    init: &Init,
-    response: &InitResponse,
-    signature: &Signature,
-    part: &InitiatorPart,
-    nonce: [u8; 24],
-) -> Sealed {
-    let shared = secret.diffie_hellman(&DhPublic::from(response.ephemeral.0));
-    let mut keys = [0; 64];
-    let hkdf = Hkdf::<Sha256>::new(None, shared.as_bytes());
-    hkdf.expand(&exchange_digest(init, response), &mut keys).expect("64 bytes are a valid length");
-    let bound = [&response.session.0[..], signature.as_bytes()].concat();
-    let plain = serde_json::to_vec(part).expect("plain JSON");
-    let cipher = XChaCha20Poly1305::new_from_slice(&keys[..32]).expect("32 bytes");
-    let text = cipher.encrypt(&XNonce::from(nonce), Payload { msg: &plain, aad: &bound }).expect("small enough");
-    Sealed([&nonce[..], &text].concat())
 }
 
 fn terms(rng: &mut Rng) -> Terms {

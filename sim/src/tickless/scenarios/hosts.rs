@@ -79,6 +79,9 @@ pub fn bad_disk_degrades(casting: Casting) -> World {
     let at = stage.world.now + Duration::from_secs(1);
     let fault = Fault { at, lasts: Duration::from_secs(1), kind: Kind::FlippedPage, node: bad, amount: 0 };
     stage.world.plan_faults(vec![fault]);
+    stage.world.run_for(Duration::from_secs(3));
+    let set_aside = stage.world.witness.wiped.contains(&bad);
+    stage.demand("D3", set_aside, || "a damaged database was served".to_owned());
     stage.within(2 * SOON, "D3", "a lost database is rebuilt from the peers", |w| {
         services(w, bad).contains(&of_other) && others.iter().all(|n| trusts(w, *n, bad) && trusts(w, bad, *n))
     });

@@ -11,9 +11,18 @@ mod removal;
 mod splits;
 mod stage;
 mod stampede;
+// WireGuard's machine has a clock of its own, which only that feature makes virtual.
+#[cfg(feature = "simulation")]
+mod tunnel;
 
-use super::{trace::Detail, world::World};
+use super::{
+    panic_text,
+    runs::PANIC,
+    trace::Detail,
+    world::{Options, World},
+};
 use stage::Casting;
+use std::panic::catch_unwind;
 
 /// A named story with a seed.
 #[derive(Clone, Copy)]
@@ -24,9 +33,20 @@ pub struct Scenario {
     pub run: fn(seed: u64, real_crypto: bool, detail: Detail) -> World,
 }
 
+impl Scenario {
+    /// Runs it. One that panics leaves an empty world that says so: the panic itself has told where.
+    pub fn play(&self, seed: u64, real_crypto: bool, detail: Detail) -> World {
+        catch_unwind(|| (self.run)(seed, real_crypto, detail)).unwrap_or_else(|panic| {
+            let mut world = World::new(Options { detail, ..Options::new(seed, 0) });
+            world.violate(PANIC, panic_text(panic.as_ref()));
+            world
+        })
+    }
+}
+
 macro_rules! scenarios {
-    ($($room:ident :: $name:ident),* $(,)?) => {
-        pub const SCENARIOS: &[Scenario] = &[$(Scenario {
+    ($($(#[$when:meta])* $room:ident :: $name:ident),* $(,)?) => {
+        pub const SCENARIOS: &[Scenario] = &[$($(#[$when])* Scenario {
             name: stringify!($name),
             seeds: 100,
             run: |seed, real_crypto, detail| $room::$name(Casting { seed, real_crypto, detail }),
@@ -48,6 +68,8 @@ scenarios![
     hosts::bad_disk_degrades,
     hosts::dual_stack_identity_is_one,
     hosts::cloned_disk_is_reported,
+    #[cfg(feature = "simulation")]
+    tunnel::tunnel_replay_and_roaming,
     clusters::merge_in_any_order_with_crashes,
     clusters::poison_record_is_contained,
     clusters::bootstrap_and_join_stampede,

@@ -13,7 +13,7 @@ struct Wire {
 impl Wire {
     fn new() -> Self {
         let sessions = |own: u8, other: u8| {
-            let mut sessions = Sessions::new(&key(own), INNER_MTU);
+            let mut sessions = Sessions::new(&key(own), INNER_MTU, Rng::from_seed([own; 32]));
             sessions.follow(&BTreeMap::from([(id(other), path(other))]));
             sessions.set_addresses(id(other), vec![ip(&format!("192.0.2.{other}"))]);
             sessions
@@ -118,7 +118,7 @@ fn recorded_datagrams_are_never_delivered_twice_in_whatever_order_across_rekey_a
 fn strangers_and_changed_datagrams_get_no_answer() {
     let mut wire = Wire::new();
     wire.send(0, &numbered(1));
-    let mut stranger = Sessions::new(&key(9), INNER_MTU);
+    let mut stranger = Sessions::new(&key(9), INNER_MTU, Rng::from_seed([9; 32]));
     stranger.follow(&BTreeMap::from([(id(2), path(2))]));
     stranger.set_addresses(id(2), vec![ip("192.0.2.2")]);
     let mut sent = vec![];
@@ -186,6 +186,26 @@ fn a_peer_that_moved_is_answered_there_but_only_after_an_authentic_packet() {
 }
 
 #[test]
+fn an_address_that_this_host_lost_is_the_source_of_nothing_more() {
+    let mut wire = Wire::new();
+    let contacted = Way { local: Some(ip("192.0.2.2")), ..wire.ways[0] };
+    let mut out = vec![];
+    wire.send(0, &numbered(1));
+    wire.ends[0].send(id(2), &numbered(2), &mut out);
+    wire.ends[1].receive(contacted, &out[0].datagram, &mut vec![]);
+    let next = |wire: &mut Wire| {
+        let mut out = vec![];
+        wire.ends[1].send(id(1), &numbered(9), &mut out);
+        out[0].way
+    };
+    assert_eq!(next(&mut wire), contacted);
+    assert_eq!(wire.ends[1].leave(Way::to(contacted.remote)), wire.ways[0], "a way that is nobody's");
+    assert_eq!(next(&mut wire), contacted);
+    assert_eq!(wire.ends[1].leave(contacted), wire.ways[0]);
+    assert_eq!(next(&mut wire), wire.ways[0]);
+}
+
+#[test]
 fn a_peer_that_is_no_longer_trusted_is_heard_no_more() {
     let mut wire = Wire::new();
     wire.send(0, &numbered(1));
@@ -198,7 +218,7 @@ fn a_peer_that_is_no_longer_trusted_is_heard_no_more() {
 
 #[test]
 fn an_initiation_without_an_answer_goes_to_the_next_address() {
-    let mut sessions = Sessions::new(&key(1), INNER_MTU);
+    let mut sessions = Sessions::new(&key(1), INNER_MTU, Rng::from_seed([1; 32]));
     sessions.follow(&BTreeMap::from([(id(2), path(2))]));
     sessions.set_addresses(id(2), vec![ip("192.0.2.2"), ip("192.0.2.3")]);
     let mut out = vec![];
