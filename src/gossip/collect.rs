@@ -37,6 +37,11 @@ const OUTBIDS_MAX: u8 = 8;
 /// What was held below a floor and is not confirmed yet. It stays in the store until then.
 type Suspects = BTreeMap<RecordKey, Entry>;
 
+/// A record that goes, as it was held.
+fn versioned((key, entry): (RecordKey, Entry)) -> (RecordKey, u64) {
+    (key, entry.head.version)
+}
+
 /// The floors, and the owners that this peer catches up with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
@@ -268,8 +273,8 @@ impl Gossip {
         self.ledger.behind.entry(owner).or_default().extend(entries);
     }
 
-    /// The owner is no member: nothing said of its records counts any more. Gives the keys that were suspects.
-    fn close_account(&mut self, owner: PeerId) -> Vec<RecordKey> {
+    /// The owner is no member: nothing said of its records counts any more. Gives what was suspect.
+    fn close_account(&mut self, owner: PeerId) -> Vec<(RecordKey, u64)> {
         let suspects = self.ledger.behind.remove(&owner);
         self.ledger.floors.remove(&owner);
         self.ledger.confirmed.remove(&owner);
@@ -277,7 +282,7 @@ impl Gossip {
         if suspects.is_some() {
             self.events.push_back(Event::CaughtUp(owner));
         }
-        suspects.into_iter().flatten().map(|(key, _)| key).collect()
+        suspects.into_iter().flatten().map(versioned).collect()
     }
 
     /// What a peer owns in which trust has ended though nobody removed it: nobody else takes it from here. Revocations
@@ -289,9 +294,10 @@ impl Gossip {
         }
         let mut keys = self.index.keys_of_owners(&BTreeSet::from([owner]));
         keys.retain(|key| Registry::of(&key.kind) != Registry::Revocations);
-        keys.iter().for_each(|key| drop(self.index.remove(key)));
-        keys.extend(self.close_account(owner));
-        self.forget(keys);
+        let held = keys.into_iter().filter_map(|key| self.index.remove(&key).map(|entry| versioned((key, entry))));
+        let mut gone: Vec<_> = held.collect();
+        gone.extend(self.close_account(owner));
+        self.forget(gone);
         self.index.settle_digests();
     }
 
@@ -299,7 +305,7 @@ impl Gossip {
     /// left by itself is still caught up with, for the services that stay listed.
     pub(super) fn void_suspects(&mut self, owner: PeerId, standing: Standing) -> Vec<RecordKey> {
         if standing == Standing::Revoked {
-            return self.close_account(owner);
+            return self.close_account(owner).into_iter().map(|(key, _)| key).collect();
         }
         let Some(suspects) = self.ledger.behind.get_mut(&owner) else { return Vec::new() };
         let void = suspects.keys().filter(|key| !standing.keeps(&key.kind)).cloned().collect();
@@ -317,9 +323,9 @@ impl Gossip {
             let floor = self.ledger.floor(owner);
             let below = self.index.tombstones(owner).take_while(|(version, _)| *version <= floor);
             let falls = |key: &RecordKey| self.index.get(key).is_some_and(|held| self.falls_to(floor, &held.record));
-            gone.extend(below.filter(|(_, key)| falls(key)).map(|(_, key)| key.clone()));
+            gone.extend(below.filter(|(_, key)| falls(key)).map(|(version, key)| (key.clone(), version)));
         }
-        for key in &gone {
+        for (key, _) in &gone {
             self.index.remove(key);
             self.collection.written.remove(key);
         }
@@ -332,9 +338,9 @@ impl Gossip {
         is_collectable(&record.key.kind) && (record.deleted_by().is_none() || since_it_left())
     }
 
-    fn forget(&mut self, keys: Vec<RecordKey>) {
-        if !keys.is_empty() {
-            self.events.push_back(Event::Forgotten(keys));
+    fn forget(&mut self, gone: Vec<(RecordKey, u64)>) {
+        if !gone.is_empty() {
+            self.events.push_back(Event::Forgotten(gone));
         }
     }
 
@@ -376,7 +382,7 @@ impl Gossip {
         let suspect = self.ledger.behind.get(&key.owner).and_then(|suspects| suspects.get(key));
         let Some(suspect) = suspect else { return false };
         if suspect.head > entry.head {
-            self.events.push_back(Event::Forgotten(vec![key.clone()]));
+            self.events.push_back(Event::Forgotten(vec![(key.clone(), suspect.head.version)]));
             return false;
         }
         suspect.head == entry.head
@@ -455,8 +461,8 @@ impl Gossip {
         self.index.set_complete(owner, whole.through.max(self.index.owned(owner).complete));
         if let Some(suspects) = self.ledger.behind.remove(&owner) {
             self.ledger.risen.insert(owner);
-            let void = suspects.into_keys().filter(|key| self.index.get(key).is_none()).collect();
-            self.forget(void);
+            let void = suspects.into_iter().filter(|(key, _)| self.index.get(key).is_none());
+            self.forget(void.map(versioned).collect());
             self.events.push_back(Event::CaughtUp(owner));
             self.collect();
             self.index.settle_digests();
@@ -485,7 +491,7 @@ impl Gossip {
         };
         let (new, void): (Vec<_>, Vec<_>) = unconfirmed.partition(is_new);
         self.ledger.risen.insert(local);
-        self.forget(void.into_iter().map(|(key, _)| key).collect());
+        self.forget(void.into_iter().map(versioned).collect());
         if !new.is_empty() {
             self.events
                 .push_back(Event::Republish(new.into_iter().map(|(_, entry)| entry.record.as_ref().clone()).collect()));

@@ -147,8 +147,9 @@ pub enum Event {
         complete: u64,
     },
     CaughtUp(PeerId),
-    /// Collected tombstones, and records that a reset did not confirm: drop them without a trace.
-    Forgotten(Vec<RecordKey>),
+    /// Collected tombstones, and records that a reset did not confirm, with their versions: drop them without a trace, but
+    /// for what has been written anew since.
+    Forgotten(Vec<(RecordKey, u64)>),
     /// Own records to be written anew under the next versions; a deleted one as a tombstone.
     Republish(Vec<Record>),
     /// Write the own `floor` record: every peer holds all own records up to there.

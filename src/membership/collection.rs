@@ -8,7 +8,7 @@ use super::{
     credentials::retire_revoked_credentials,
     removal::{end_what_is_for_removed, withdraw_idle_vouchers},
 };
-use crate::wire::record::{FloorBody, Record, kind};
+use crate::wire::record::{FloorBody, Record, RecordKey, kind};
 
 /// What a copy of an identity had to leave while it was contested: whatever gossip brought then, its consequences for own
 /// records are drawn now.
@@ -35,6 +35,16 @@ pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> 
         }
     }
     end_what_is_for_removed(ledger, author, records)
+}
+
+/// Drops records without a trace, each up to a version: what was written meanwhile under the key of one stays.
+pub fn forget<L: Ledger>(ledger: &L, gone: &[(RecordKey, u64)]) -> Result<(), L::Error> {
+    for (key, version) in gone {
+        if ledger.record(key)?.is_some_and(|held| held.version <= *version) {
+            ledger.forget_record(key)?;
+        }
+    }
+    Ok(())
 }
 
 /// Says that every peer holds all records of this one up to the floor; its tombstones up to there go everywhere.

@@ -25,7 +25,7 @@ pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE, RENEWAL_PAUSE_MAX};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
-pub use collection::{publish_floor, republish, resume_writing};
+pub use collection::{forget, publish_floor, republish, resume_writing};
 pub use confirm::{Kept, KeptService, PendingConfirm, Restored, keep_services, restore_services};
 pub use credentials::{
     Credential, NewCredential, ROTATION_OVERLAP, issue_credential, retire_revoked_credentials, revoke_credential,

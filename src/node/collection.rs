@@ -14,8 +14,8 @@ impl Node {
         self.store().write(move |tx| tx.set_catching_up(owner, complete)).await
     }
 
-    pub(super) async fn forget(&self, keys: Vec<RecordKey>) -> Result<(), StoreError> {
-        self.store().write(move |tx| keys.iter().try_for_each(|key| tx.forget_record(key))).await
+    pub(super) async fn forget(&self, gone: Vec<(RecordKey, u64)>) -> Result<(), StoreError> {
+        self.store().write(move |tx| membership::forget(tx, &gone)).await
     }
 
     pub(super) async fn republish(&self, records: Vec<Record>) -> Result<(), StoreError> {

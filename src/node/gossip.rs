@@ -456,7 +456,7 @@ impl Node {
             Event::Discovered(discovery) => self.discovered(*discovery).await?,
             Event::CatchingUp { owner, complete } => self.note_catching_up(owner, Some(complete)).await?,
             Event::CaughtUp(owner) => self.note_catching_up(owner, None).await?,
-            Event::Forgotten(keys) => self.forget(keys).await?,
+            Event::Forgotten(gone) => self.forget(gone).await?,
             Event::Republish(records) => self.republish(records).await?,
             Event::PublishFloor(floor) => self.publish_floor(floor).await?,
             Event::Contested(contested) => self.contested(contested).await?,

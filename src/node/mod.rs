@@ -167,7 +167,7 @@ impl Node {
                 side: Mutex::default(),
                 leaving: AtomicBool::new(false),
                 departed: CancellationToken::new(),
-                instance: format!("{:032x}", env.rng("instance").u128()),
+                instance: format!("{:016x}", env.rng("instance").u64()),
                 env,
             }),
         };
@@ -282,6 +282,11 @@ impl Node {
 
     fn client(&self) -> &PeerClient {
         &self.inner.client
+    }
+    /// Handshakes that others began and did not finish yet.
+    #[cfg(test)]
+    pub fn open_handshakes(&self) -> usize {
+        self.responder().open_sessions()
     }
     fn responder(&self) -> MutexGuard<'_, Responder> {
         self.inner.responder.lock().unwrap_or_else(|p| p.into_inner())

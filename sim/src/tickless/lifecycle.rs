@@ -114,7 +114,7 @@ impl World {
         node.marks = Marks::default();
         let boot = node.boots;
         let mut rng = Rng::from_seed(derive(seed, "boot", (index as u64) << 32 | boot));
-        let instance = format!("{:032x}", rng.u128());
+        let instance = format!("{:016x}", rng.u128() >> 64);
         node.process = Some(Process {
             boot,
             rng,

@@ -14,7 +14,7 @@ use arctic::{
     gossip::{self, CallFailed, Transmit},
     handshake::{self, Here, Initiator, Target},
     license::{Entitlement, MARK_PERSIST_INTERVAL, State, TICK_INTERVAL, TrustRoots, median_time},
-    membership::{self, Acceptance, Author, Ledger, LedgerView, Own, Side, VOUCHER_CHECK_INTERVAL},
+    membership::{self, Acceptance, Author, LedgerView, Own, Side, VOUCHER_CHECK_INTERVAL},
     model::{Code, Endpoint, PeerId, PeerStatus, Refused},
     wire::{handshake::default_api_port, nonces::mint_nonce, record::Record},
 };
@@ -151,10 +151,10 @@ impl World {
                 sometimes!("a node has caught up with an owner");
                 self.edit_facts(n, |f| _ = f.catching_up.remove(owner))
             }
-            gossip::Event::Forgotten(keys) => {
+            gossip::Event::Forgotten(gone) => {
                 sometimes!("tombstones are collected, or a reset drops what is not confirmed");
-                self.trace.line(now, format_args!("n{} forgets {}", n + 1, keys.len()));
-                self.write(n, |tx, _| Ok(keys.iter().try_for_each(|key| tx.forget_record(key))?))
+                self.trace.line(now, format_args!("n{} forgets {}", n + 1, gone.len()));
+                self.write(n, |tx, _| Ok(membership::forget(tx, gone)?))
             }
             gossip::Event::Republish(records) => {
                 sometimes!("a node writes own records anew after a loss");

@@ -224,19 +224,22 @@ impl LiveAgent {
     }
 
     pub(super) async fn bootstrapped(seed: u8, customer: u8) -> Self {
-        Self::with(seed, customer, |_| {}).await
+        Self::with(Arc::new(SystemClock::new()), seed, customer, |_| {}).await
+    }
+
+    pub(super) async fn at(clock: Arc<dyn Clock>) -> Self {
+        Self::with(clock, 1, 1, |_| {}).await
     }
 
     pub(super) async fn internal(seed: u8, customer: u8) -> Self {
-        Self::with(seed, customer, |c| c.api_access = ApiAccess::Internal).await
+        Self::with(Arc::new(SystemClock::new()), seed, customer, |c| c.api_access = ApiAccess::Internal).await
     }
 
-    async fn with(seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
+    async fn with(clock: Arc<dyn Clock>, seed: u8, customer: u8, change: impl FnOnce(&mut Config)) -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let free = TokioNet::new(None).listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = free.local_addr().unwrap();
         drop(free);
-        let clock = Arc::new(SystemClock::new());
         let now = clock.unix();
         let node = start_node(clock, dir.path(), seed, |c| {
             c.api_bind = addr;

@@ -6,14 +6,16 @@ use super::{
     peers_only::until,
 };
 use crate::{
-    env::Clock,
+    env::{Clock, SystemClock},
+    handshake::SESSION_LIFETIME,
     model::{
-        ApiAccess, CustomerId, DataPorts, Endpoint, LicenseId, PeerId, PeerStatus, PublicKey, Rng, Signature,
-        SigningKey, UnixTime,
+        ApiAccess, CustomerId, DataPorts, Endpoint, LicenseId, Mono, PeerId, PeerStatus, PublicKey, Rng, Signature,
+        SigningKey, UnixTime, X25519Public,
     },
     store::{PeerRow, StoreError},
     wire::{
         gossip::{Digest, Digests, Op, PushRequest, Request},
+        handshake::{self, Challenge, Init},
         lock::{LEASE_ID, Lease, LockBody},
         record::{PeerBody, Record, RecordKey, RevocationBody, RevocationReason, Voucher, kind},
         request::SignedRequest,
@@ -21,7 +23,7 @@ use crate::{
 };
 use hyper::Method;
 use serde_json::json;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
 fn lease(holder: PeerId, acquired_at: UnixTime) -> LockBody {
@@ -90,6 +92,43 @@ async fn an_agent_that_cannot_read_its_store_goes_on_and_works_again_when_it_can
     until(|| told("credential.created")).await;
     agent.caller.post("/v1/cluster/lock", json!({"purpose": "compose apply"})).await.expect(201);
     until(|| told("cluster.locked")).await;
+}
+
+/// The time of tokio, which a test may let jump.
+struct TokioClock(tokio::time::Instant, SystemClock);
+
+impl Clock for TokioClock {
+    fn mono(&self) -> Mono {
+        Mono::from_duration(self.0.elapsed())
+    }
+    fn unix(&self) -> UnixTime {
+        self.1.unix()
+    }
+}
+
+#[tokio::test]
+async fn the_keys_of_a_handshake_that_nobody_finished_are_wiped_though_nobody_calls() {
+    let clock = TokioClock(tokio::time::Instant::now(), SystemClock::new());
+    let agent = LiveAgent::at(Arc::new(clock)).await;
+    let mut rng = Rng::from_seed([9; 32]);
+    let cluster_id = agent.node.store().read::<_, StoreError>(|v| v.cluster()).unwrap().unwrap().cluster_id;
+    let init = Init {
+        protocol: handshake::PROTOCOL,
+        peer_id: PeerId::mint(UnixTime::from_secs(1), &mut rng),
+        public_key: SigningKey::from_seed(rng.bytes()).public(),
+        challenge: Challenge(rng.bytes()),
+        ephemeral: X25519Public(rng.bytes()),
+        license_id: LicenseId::mint(UnixTime::from_secs(1), &mut rng),
+        cluster_id,
+        endpoints: Vec::new(),
+        target_endpoints: Vec::new(),
+        api_port: handshake::default_api_port(),
+    };
+    agent.caller.post("/v1/handshake/init", serde_json::to_value(init).unwrap()).await.expect(200);
+    assert_eq!(agent.node.open_handshakes(), 1);
+    tokio::time::pause();
+    tokio::time::advance(SESSION_LIFETIME).await;
+    until(|| agent.node.open_handshakes() == 0).await;
 }
 
 #[tokio::test]

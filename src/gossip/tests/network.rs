@@ -480,7 +480,9 @@ impl Network {
             }
             Event::AdoptOwnVersion(version) => n.version = n.version.max(version),
             Event::Discovered(discovery) => n.discovered.push(discovery.peer),
-            Event::Forgotten(keys) => keys.iter().for_each(|key| drop(n.store.remove(key))),
+            Event::Forgotten(gone) => {
+                n.store.retain(|key, held| !gone.iter().any(|(gone, version)| gone == key && held.version <= *version));
+            }
             Event::CatchingUp { owner, complete } => drop(n.catching_up.insert(owner, complete)),
             Event::CaughtUp(owner) => drop(n.catching_up.remove(&owner)),
             Event::PublishFloor(floor) => {

@@ -137,3 +137,16 @@ fn services_of_one_name_both_stay_after_a_merge() {
         assert!(services.iter().all(|s| s.body.name == "db") && services[0].id != services[1].id);
     }
 }
+
+#[test]
+fn what_was_written_anew_since_it_was_collected_stays() {
+    let world = World::of(1);
+    let [zero] = &world.agents[..] else { unreachable!() };
+    let first = zero.ledger.put_own(&zero.author, kind::LOCK, "lease", &serde_json::json!({})).unwrap();
+    let deleted = zero.ledger.delete_own(&zero.author, kind::LOCK, "lease").unwrap();
+    let anew = zero.ledger.put_own(&zero.author, kind::LOCK, "lease", &serde_json::json!({})).unwrap();
+    forget(&zero.ledger, &[(first.key.clone(), deleted.version)]).unwrap();
+    assert_eq!(zero.ledger.record(&first.key).unwrap().unwrap().version, anew.version);
+    forget(&zero.ledger, &[(first.key.clone(), anew.version)]).unwrap();
+    assert_eq!(zero.ledger.record(&first.key).unwrap(), None);
+}

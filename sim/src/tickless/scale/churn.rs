@@ -322,7 +322,7 @@ impl Churn {
 
     fn machine(&self, place: usize, id: PeerId, key: &SigningKey, held: Vec<Arc<Record>>, mut rng: Rng) -> Gossip {
         let member = &self.members[place];
-        let (instance, lineage) = (format!("{:032x}", rng.u128()), id.to_string());
+        let (instance, lineage) = (format!("{:016x}", rng.u128() >> 64), id.to_string());
         let facts = Facts { instance, starts: member.starts, lineage, ..facts() };
         let local = Local { peer_id: id, public_key: key.public() };
         let mut machine = Gossip::sharing(local, facts, held, &member.trusted, rng, self.fleet.now);

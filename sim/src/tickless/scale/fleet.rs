@@ -69,7 +69,7 @@ pub struct Fleet {
 pub fn facts() -> Facts {
     let endpoint = |host: &str| Endpoint::new(host, 8080).ok();
     Facts {
-        instance: "0123456789abcdef0123456789abcdef".into(),
+        instance: "0123456789abcdef".into(),
         starts: 1,
         lineage: "first".into(),
         version: "v0.1.0".into(),
