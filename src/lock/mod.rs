@@ -49,6 +49,8 @@ pub enum Outcome {
     /// Everyone asked has granted it. The driver publishes the record of the lease before it says so.
     Won(Lease),
     Lost(Standing),
+    /// The claim was cleared while it waited.
+    Ended,
     /// These did not answer in time.
     Unanswered(Vec<PeerId>),
 }
@@ -290,7 +292,8 @@ impl Lock {
         let waiting: Vec<PeerId> = waiting.map(|(peer, _)| *peer).collect();
         let outcome = match (other, &claim.refused_for) {
             (Some(standing), _) => Outcome::Lost(standing),
-            (None, _) if waiting.is_empty() && self.leases.contains_key(&token) => Outcome::Won(lease),
+            (None, _) if !self.leases.contains_key(&token) => Outcome::Ended,
+            (None, _) if waiting.is_empty() => Outcome::Won(lease),
             (None, _) if now < claim.deadline => return None,
             (None, Some(lease)) => {
                 let until = now + Duration::from_secs(lease.ttl_s.into());
@@ -305,9 +308,15 @@ impl Lock {
                     known.until = now + Duration::from_secs(lease.ttl_s.into());
                 }
             }
-            Outcome::Lost(_) | Outcome::Unanswered(_) => drop(self.leases.remove(&token)),
+            Outcome::Lost(_) | Outcome::Ended | Outcome::Unanswered(_) => drop(self.leases.remove(&token)),
         }
         Some(outcome)
+    }
+
+    /// Ends a lease or a claim of this agent, whether or not its record was ever written. One that is written later is
+    /// stale.
+    pub fn end_own(&mut self, token: Digest) {
+        self.leases.retain(|known, lease| *known != token || lease.lease.holder_peer != self.local);
     }
 
     /// The lease of this agent under `token`, which the driver publishes once more: that renews it.
@@ -319,15 +328,15 @@ impl Lock {
         }
     }
 
-    /// Whether the published lease of this agent should be withdrawn: it is not the one that stands.
-    pub fn has_stale_lease(&self, now: Mono) -> bool {
+    /// The published lease of this agent, if it should be withdrawn: it is not the one that stands.
+    pub fn stale_lease(&self, now: Mono) -> Option<Digest> {
         let standing = self.standing(now).map(|s| s.lease.token);
-        self.own_lease.is_some_and(|own| standing != Some(own))
+        self.own_lease.filter(|own| standing != Some(*own))
     }
 
-    /// Whether the published clearing of this agent has nothing left to clear.
-    pub fn has_stale_clearing(&self, published: impl Fn(Digest) -> bool, now: Mono) -> bool {
-        self.own_clearing.is_some_and(|token| {
+    /// What the published clearing of this agent has cleared, if nothing of it is left.
+    pub fn stale_clearing(&self, published: impl Fn(Digest) -> bool, now: Mono) -> Option<Digest> {
+        self.own_clearing.filter(|&token| {
             let since = self.cleared.get(&token).copied().unwrap_or(now);
             now.saturating_since(since) >= CLEARING_MEMORY && !published(token)
         })

@@ -157,10 +157,10 @@ fn leases_of_both_sides_of_a_split_meet_and_the_larger_rank_is_lost() {
     for machine in [&mut a, &mut b] {
         machine.handle_records(&[published(&early, 1), published(&late, 1)], at(1_000));
     }
-    assert!(a.renewable(early.token, at(1_001)).is_ok() && !a.has_stale_lease(at(1_001)));
+    assert!(a.renewable(early.token, at(1_001)).is_ok() && a.stale_lease(at(1_001)).is_none());
     let Err(NotRenewed::Lost(standing)) = b.renewable(late.token, at(1_001)) else { panic!("lost") };
     assert_eq!(standing.lease, early);
-    assert!(b.has_stale_lease(at(1_001)), "its record is to be withdrawn");
+    assert!(b.stale_lease(at(1_001)).is_some(), "its record is to be withdrawn");
     assert!(b.check_write(Some(late.token), at(1_001)).is_err());
 }
 
@@ -175,9 +175,9 @@ fn a_cleared_lease_is_gone_everywhere_and_is_not_renewed() {
     a.handle_records(&[published(&held, 2), clearing.clone()], at(20));
     assert!(a.check_write(None, at(21)).is_ok(), "a renewal that comes late changes nothing");
     assert_eq!(a.handle_request(peer(2), &LockRequest::Claim(held.clone()), at(22)), Err(Reject::Malformed));
-    assert!(!a.has_stale_clearing(|_| false, at(60_009)));
-    assert!(!a.has_stale_clearing(|token| token == held.token, at(60_010)), "its record is still about");
-    assert!(a.has_stale_clearing(|_| false, at(60_010)));
+    assert_eq!(a.stale_clearing(|_| false, at(60_009)), None);
+    assert_eq!(a.stale_clearing(|token| token == held.token, at(60_010)), None, "its record is still about");
+    assert_eq!(a.stale_clearing(|_| false, at(60_010)), Some(held.token));
 }
 
 #[test]
@@ -186,9 +186,33 @@ fn a_restart_of_the_holder_ends_its_lease_and_keeps_those_of_others() {
     let (own, other) = (lease(1, 5), lease(2, 6));
     a.handle_records(&[published(&own, 3), published(&other, 9)], at(0));
     assert_eq!(a.renewable(own.token, at(1)), Err(NotRenewed::Lost(a.standing(at(1)).unwrap().into())));
-    assert!(a.has_stale_lease(at(1)), "its record is to be withdrawn");
+    assert_eq!(a.stale_lease(at(1)), Some(own.token), "its record is to be withdrawn");
     assert_eq!(a.standing(at(59_999)).unwrap().lease, other, "a life from the moment it is known");
     assert_eq!(a.standing(at(60_000)), None);
+}
+
+/// Whatever became of its record, and if that is written at last, it is withdrawn.
+#[test]
+fn an_own_claim_or_lease_that_is_ended_is_over_at_once() {
+    let [mut a, mut b] = [1, 2].map(|n| Lock::new(peer(n)));
+    let wish = lease(1, 100);
+    a.claim(wish.clone(), &voters(&[1, 2]), at(0)).unwrap();
+    let foreign = lease(2, 200);
+    a.handle_records(&[published(&foreign, 1)], at(0));
+    a.end_own(foreign.token);
+    a.end_own(wish.token);
+    a.handle_records(&[record(peer(2), LEASE_ID, 2, None)], at(1));
+    ask(&mut a, &mut [&mut b], at(1));
+    assert_eq!((a.poll_outcome(at(1)), a.poll_outcome(at(2))), (Some(Outcome::Ended), None));
+    a.claim(wish.clone(), &voters(&[1]), at(3)).unwrap();
+    assert_eq!(a.poll_outcome(at(3)), Some(Outcome::Won(wish.clone())));
+    a.end_own(wish.token);
+    assert_eq!((a.standing(at(4)), a.stale_lease(at(4))), (None, None));
+    a.handle_records(&[published(&wish, 7)], at(5));
+    assert_eq!((a.standing(at(5)), a.stale_lease(at(5))), (None, Some(wish.token)));
+    a.handle_records(&[published(&foreign, 3)], at(6));
+    a.end_own(foreign.token);
+    assert_eq!(a.standing(at(6)).unwrap().lease, foreign, "that is for its holder to end");
 }
 
 #[test]
@@ -342,7 +366,7 @@ impl World {
         let agent = &mut self.agents[n];
         let records: Vec<Record> = agent.disk.values().cloned().collect();
         agent.machine.handle_records(&records, now);
-        if agent.machine.has_stale_lease(now) {
+        if agent.machine.stale_lease(now).is_some() {
             self.publish(n, LEASE_ID, None);
         }
     }
@@ -371,7 +395,7 @@ impl World {
                 }
             }
             Some(Outcome::Won(lease)) => self.won(n, lease),
-            Some(Outcome::Lost(_) | Outcome::Unanswered(_)) => {
+            Some(Outcome::Lost(_) | Outcome::Ended | Outcome::Unanswered(_)) => {
                 for to in std::mem::take(&mut self.agents[n].asked) {
                     if self.connected(n, to) && !self.is_lost() {
                         let (from, withdraw) = (self.agents[n].machine.local, LockRequest::Withdraw(claimed.unwrap()));

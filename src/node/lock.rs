@@ -4,12 +4,13 @@
 use super::{Call, Identity, Node, STORE_RETRY};
 use crate::{
     lock::{Lock, NotRenewed, Outcome, Standing},
+    membership::Author,
     model::{ClientId, Code, PeerId, PeerStatus, Refused, Secret, UnixTime},
-    store::StoreError,
+    store::{StoreError, Tx},
     wire::{
         gossip::Digest,
         lock::{self, CLEARING_ID, LEASE_ID, Lease, LockBody, LockReply, LockRequest},
-        record::{Record, kind},
+        record::{Record, RecordKey, kind},
     },
 };
 use serde_json::json;
@@ -104,28 +105,39 @@ impl Node {
         let (voters, now) = (self.healthy_peers()?, self.env().clock.mono());
         let begun = self.lock().as_mut().map_or(Ok(()), |machine| machine.claim(lease.clone(), &voters, now));
         begun.map_err(|standing| self.locked(*standing))?;
-        let (outcome, asked) = self.ask_for_grants(lease.token).await?;
-        if !matches!(outcome, Outcome::Won(_)) {
+        let mut asked = BTreeSet::new();
+        let won = self.win(&identity, lease.token, &mut asked).await;
+        if won.is_err() {
+            self.end_own_lease(lease.token);
             self.tell_withdrawal(asked, lease.token);
         }
-        match outcome {
+        Ok((won?, token))
+    }
+
+    /// Waits until every peer has granted what is claimed, and publishes it.
+    async fn win(
+        &self,
+        identity: &Arc<Identity>,
+        token: Digest,
+        asked: &mut BTreeSet<PeerId>,
+    ) -> Result<LockView, Refused> {
+        let lost = || Refused::new(Code::Conflict, "the lock was lost as soon as it was taken");
+        match self.ask_for_grants(token, asked).await? {
             Outcome::Won(lease) => {
-                self.publish_lease(&identity, &lease).await?;
-                tracing::info!(purpose = lease.purpose, peers = voters.len(), "cluster lock taken");
-                let view = self.lock_view()?.filter(|view| view.lease.token == lease.token);
-                let view =
-                    view.ok_or_else(|| Refused::new(Code::Conflict, "the lock was lost as soon as it was taken"))?;
-                Ok((view, token))
+                self.publish_lease(identity, &lease).await?;
+                tracing::info!(purpose = lease.purpose, peers = asked.len(), "cluster lock taken");
+                self.lock_view()?.filter(|view| view.lease.token == token).ok_or_else(lost)
             }
             Outcome::Lost(standing) => Err(self.locked(standing)),
+            Outcome::Ended => Err(lost()),
             Outcome::Unanswered(peers) => Err(self.unanswered(&peers)),
         }
     }
 
-    /// Carries questions and answers until the claim has ended; gives also who was asked.
-    async fn ask_for_grants(&self, token: Digest) -> Result<(Outcome, BTreeSet<PeerId>), Refused> {
+    /// Carries questions and answers until the claim has ended; notes who was asked.
+    async fn ask_for_grants(&self, token: Digest, asked: &mut BTreeSet<PeerId>) -> Result<Outcome, Refused> {
         let clock = self.env().clock.clone();
-        let (mut calls, mut asked) = (JoinSet::new(), BTreeSet::new());
+        let mut calls = JoinSet::new();
         loop {
             let (healthy, now) = (self.healthy_peers()?, clock.mono());
             let (questions, outcome, due) = {
@@ -136,7 +148,7 @@ impl Node {
                 (questions, machine.poll_outcome(now), machine.poll_timeout(now))
             };
             if let Some(outcome) = outcome {
-                return Ok((outcome, asked));
+                return Ok(outcome);
             }
             for (peer, question) in questions {
                 asked.insert(peer);
@@ -204,7 +216,7 @@ impl Node {
             NotRenewed::Gone => lease_gone(),
         })?;
         lease.ttl_s = ttl_s.unwrap_or(lease.ttl_s);
-        self.publish_lease(&identity, &lease).await?;
+        self.publish_again(&identity, lease).await?;
         self.lock_view()?.filter(|view| view.lease.token == digest).ok_or_else(lease_gone)
     }
 
@@ -249,19 +261,31 @@ impl Node {
         Ok(self.refresh_lock()?)
     }
 
+    /// Unless it was withdrawn since.
+    async fn publish_again(&self, identity: &Arc<Identity>, lease: Lease) -> Result<(), Refused> {
+        let author = identity.clone();
+        let write = self.store().write(move |tx| -> Result<(), StoreError> {
+            match is_published(tx, &author, LEASE_ID, lease.token)? {
+                true => tx.put_own(&author, kind::LOCK, LEASE_ID, &LockBody::Lease(lease)).map(drop),
+                false => Ok(()),
+            }
+        });
+        write.await?;
+        Ok(self.refresh_lock()?)
+    }
+
     /// The own lease ends, if it is still the one with this token.
     async fn withdraw_lease(&self, token: Digest) -> Result<(), Refused> {
         let Some(author) = self.identity() else { return Ok(()) };
-        self.store()
-            .write(move |tx| -> Result<(), StoreError> {
-                let published = tx
-                    .records_of(kind::LOCK)?
-                    .iter()
-                    .any(|r| r.key.owner == author.peer_id && r.key.id == LEASE_ID && lease_token(r) == Some(token));
-                if published { tx.delete_own(&author, kind::LOCK, LEASE_ID).map(drop) } else { Ok(()) }
-            })
-            .await?;
+        self.store().write(move |tx| withdraw(tx, &author, LEASE_ID, token)).await?;
+        self.end_own_lease(token);
         Ok(self.refresh_lock()?)
+    }
+
+    fn end_own_lease(&self, token: Digest) {
+        if let Some(machine) = self.lock().as_mut() {
+            machine.end_own(token);
+        }
     }
 
     /// `POST /v1/gossip/lock`; `from` is proven by the signature of the request.
@@ -309,13 +333,12 @@ impl Node {
         let now = self.env().clock.mono();
         let (records, is_contested) =
             self.store().read::<_, StoreError>(|v| Ok((v.records_of(kind::LOCK)?, v.is_contested()?)))?;
-        let published = |token| records.iter().any(|r| lease_token(r) == Some(token));
-        let stale: Vec<&'static str> = match self.lock().as_ref().filter(|_| !is_contested) {
+        let published = |token| records.iter().any(|r| r.key.id == LEASE_ID && token_of(r) == Some(token));
+        let stale: Vec<(&'static str, Digest)> = match self.lock().as_ref().filter(|_| !is_contested) {
             Some(machine) => {
-                [(LEASE_ID, machine.has_stale_lease(now)), (CLEARING_ID, machine.has_stale_clearing(published, now))]
-                    .into_iter()
-                    .filter_map(|(id, stale)| stale.then_some(id))
-                    .collect()
+                let stale =
+                    [(LEASE_ID, machine.stale_lease(now)), (CLEARING_ID, machine.stale_clearing(published, now))];
+                stale.into_iter().filter_map(|(id, token)| Some((id, token?))).collect()
             }
             None => return Ok(()),
         };
@@ -323,7 +346,7 @@ impl Node {
             return Ok(());
         }
         self.store()
-            .write(move |tx| stale.iter().try_for_each(|id| tx.delete_own(&author, kind::LOCK, id).map(drop)))
+            .write(move |tx| stale.iter().try_for_each(|(id, token)| withdraw(tx, &author, id, *token)))
             .await?;
         self.refresh_lock()
     }
@@ -358,10 +381,21 @@ impl Node {
     }
 }
 
-fn lease_token(record: &Record) -> Option<Digest> {
+/// Deletes the own record under `id` if it is still about this lease: another one may have come since that was read.
+fn withdraw(tx: &Tx<'_>, author: &Author, id: &str, token: Digest) -> Result<(), StoreError> {
+    if is_published(tx, author, id, token)? { tx.delete_own(author, kind::LOCK, id).map(drop) } else { Ok(()) }
+}
+
+fn is_published(tx: &Tx<'_>, author: &Author, id: &str, token: Digest) -> Result<bool, StoreError> {
+    let key = RecordKey { kind: kind::LOCK.into(), id: id.into(), owner: author.peer_id };
+    Ok(tx.record(&key)?.as_ref().and_then(token_of) == Some(token))
+}
+
+/// The lease that a record publishes or clears.
+fn token_of(record: &Record) -> Option<Digest> {
     match record.body_as().ok().filter(|_| !record.deleted)? {
         LockBody::Lease(lease) => Some(lease.token),
-        LockBody::Clearing { .. } => None,
+        LockBody::Clearing { cleared } => Some(cleared),
     }
 }
 

@@ -4,9 +4,11 @@ use super::{
     agent::{Agent, Caller, LiveAgent, RECOVERY, Reply, client_of, license, terms, token_form},
     peers_only::until,
 };
+use crate::store::StoreError;
 use hyper::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const PATH: &str = "/v1/cluster/lock";
@@ -122,6 +124,35 @@ async fn a_stuck_lock_is_cleared_with_the_recovery_token_alone() {
     assert_eq!(cleared["cleared"]["purpose"], "compose apply");
     assert_eq!(send(Method::POST, "/v1/services", "{}").await.refusal(), (400, "MISSING_FIELD"));
     assert_eq!(agent.caller.post(PATH, json!({ "token": lost })).await.refusal(), (409, "CONFLICT"));
+}
+
+/// Of a copy that its peers refuse: it may write nothing, so nobody would ever hear of a lock.
+#[tokio::test]
+async fn a_lock_that_could_not_be_published_is_not_held() {
+    let agent = Agent::bootstrapped().await;
+    let write = agent.node.store().write(|tx| tx.set_contested(true));
+    write.await.map_err(|e: StoreError| e).unwrap();
+    let refused = agent.caller.post(PATH, json!({"purpose": "compose apply"})).await;
+    assert_eq!(refused.refusal(), (409, "IDENTITY_CONFLICT"));
+    assert_eq!(agent.caller.get(PATH).await.expect(200), json!({"lock": null}));
+}
+
+/// Its peer has stopped a moment ago and counts as healthy still, so the claim waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_is_cleared_while_it_waits_is_over_at_once() {
+    let (a, b) = (LiveAgent::bootstrapped(1, 1).await, LiveAgent::bootstrapped(2, 1).await);
+    let other = b.caller.addr;
+    a.caller.post("/v1/peers", json!({"endpoints": [other.to_string()]})).await.expect(201);
+    drop(b);
+    while TcpStream::connect(other).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let caller = a.caller.clone();
+    let claim = tokio::spawn(async move { caller.post(PATH, json!({"purpose": "compose apply"})).await });
+    until(|| a.node.lock_view().unwrap().is_some()).await;
+    a.caller.delete(PATH).await.expect(200);
+    assert_eq!(claim.await.unwrap().refusal(), (409, "CONFLICT"));
+    assert_eq!(a.caller.get(PATH).await.expect(200), json!({"lock": null}));
 }
 
 /// `cluster/init` beside the lock: both are about the whole cluster.
