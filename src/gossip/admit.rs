@@ -206,7 +206,7 @@ impl Gossip {
             self.note_own_loss(&record.key);
             if record.version > self.own_version {
                 self.own_version = record.version;
-                self.events.push_back(Event::AdoptOwnVersion(record.version));
+                self.events.push_back(Event::AdoptOwnVersion { version: record.version, told: self.told_version });
             }
             if record.deleted_by().is_none() && self.outbid(record) {
                 return Ok(false);

@@ -137,8 +137,12 @@ pub enum Event {
         status: PeerStatus,
         last_seen: Option<Mono>,
     },
-    /// An own record came back with a version above ours (a lost database): continue from it.
-    AdoptOwnVersion(u64),
+    /// An own record came back with a version above ours (a lost database): continue from it. Own records above `told`
+    /// were not known here when that was decided: they are later than whatever came back.
+    AdoptOwnVersion {
+        version: u64,
+        told: u64,
+    },
     Discovered(Box<Discovery>),
     /// From now on this peer is complete with `owner` only up to `complete`, until [`Event::CaughtUp`]: to be kept over
     /// restarts, for [`Gossip::handle_resume`].

@@ -37,6 +37,20 @@ pub fn republish<L: Ledger>(ledger: &L, author: &Author, records: &[Record]) -> 
     end_what_is_for_removed(ledger, author, records)
 }
 
+/// Own records came back newer than this ledger (a lost database): versions go on from there. Of those that are held,
+/// what is `later` than all that comes back is written anew above it.
+pub fn adopt_own_version<L: Ledger>(
+    ledger: &L,
+    author: &Author,
+    version: u64,
+    later: impl Fn(&Record) -> bool,
+) -> Result<(), L::Error> {
+    ledger.set_own_version(version.max(ledger.own_version()?))?;
+    let mut outbid = ledger.records_since(author.peer_id, 0)?;
+    outbid.retain(|record| record.version <= version && later(record));
+    republish(ledger, author, &outbid)
+}
+
 /// Drops records without a trace, each up to a version: what was written meanwhile under the key of one stays.
 pub fn forget<L: Ledger>(ledger: &L, gone: &[(RecordKey, u64)]) -> Result<(), L::Error> {
     for (key, version) in gone {

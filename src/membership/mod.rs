@@ -25,7 +25,7 @@ pub use anew::{begin_anew, creator_of};
 pub use attempts::{Attempts, RENEWAL_PAUSE, RENEWAL_PAUSE_MAX};
 pub use birth::{Birth, FirstWords, OwnSettings, publish_settings};
 pub use cluster::{ClusterFacts, merge_records};
-pub use collection::{forget, publish_floor, republish, resume_writing};
+pub use collection::{adopt_own_version, forget, publish_floor, republish, resume_writing};
 pub use confirm::{Kept, KeptService, PendingConfirm, Restored, keep_services, restore_services};
 pub use credentials::{
     Credential, NewCredential, ROTATION_OVERLAP, issue_credential, retire_revoked_credentials, revoke_credential,
@@ -36,7 +36,6 @@ pub use ledger::{
 };
 pub use memory::MemoryLedger;
 pub use removal::{
-    Departure, adopt_own_version, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer,
-    take_grounds, withdraw_trust,
+    Departure, delete_service_of_departed, grounds, leave, peer_was_revoked, remove_peer, take_grounds, withdraw_trust,
 };
 pub use side::{Own, Side, side};

@@ -268,8 +268,3 @@ fn names_its_subject(record: &Record) -> bool {
             body.public_key.is_some() && body.peer_id.is_some_and(|peer| peer.to_string() == record.key.id)
         })
 }
-
-/// Own records came back newer than this ledger (a lost database): versions go on from there.
-pub fn adopt_own_version<L: Ledger>(ledger: &L, version: u64) -> Result<(), L::Error> {
-    ledger.set_own_version(version.max(ledger.own_version()?))
-}

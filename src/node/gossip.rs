@@ -57,6 +57,8 @@ impl Node {
         let reply = {
             let mut gossip = self.gossip();
             let machine = gossip.as_mut().ok_or_else(not_bootstrapped)?;
+            // What comes back of an own past is judged by what was written here since.
+            self.tell_own_changes(machine, now)?;
             machine.handle_request(from, &request, now)
         };
         let reply = match reply {
@@ -285,6 +287,10 @@ impl Node {
         let now = self.env().clock.mono();
         let mut gossip = self.gossip();
         let Some(machine) = gossip.as_mut() else { return Ok(()) };
+        self.tell_own_changes(machine, now)
+    }
+
+    fn tell_own_changes(&self, machine: &mut Gossip, now: Mono) -> Result<(), StoreError> {
         let records = self.own_changes(machine)?;
         if !records.is_empty() {
             machine.handle_local_change(&records, now);
@@ -424,6 +430,9 @@ impl Node {
 
     fn take_reply(&self, peer: PeerId, reply: Result<Reply, CallFailed>) {
         self.with_gossip(|machine, now| {
+            if let Err(e) = self.tell_own_changes(machine, now) {
+                tracing::error!(error = %e, "own changes could not be read; the driver reads them again");
+            }
             if let Err(e) = machine.handle_reply(peer, reply.as_ref().map_err(|failed| *failed), now) {
                 tracing::debug!(%peer, error = %e, "gossip answer refused");
             }
@@ -448,7 +457,7 @@ impl Node {
         match event {
             Event::Merge(records) => self.merge(records).await?,
             Event::Revoked { peer, void } => self.peer_was_revoked(peer, void).await?,
-            Event::AdoptOwnVersion(version) => self.adopt_own_version(version).await?,
+            Event::AdoptOwnVersion { version, told } => self.adopt_own_version(version, told).await?,
             Event::PeerStatus { peer, status, .. } => {
                 tracing::info!(%peer, ?status, "peer status");
                 self.look_for_events();
@@ -486,9 +495,14 @@ impl Node {
         if ends_words { self.tend_candidates().await } else { Ok(()) }
     }
 
-    async fn adopt_own_version(&self, version: u64) -> Result<(), StoreError> {
+    async fn adopt_own_version(&self, version: u64, told: u64) -> Result<(), StoreError> {
+        let Some(author) = self.identity() else { return Ok(()) };
         tracing::warn!(version, "an own record came back newer than this database: continuing from it");
-        self.store().write(move |tx| membership::adopt_own_version(tx, version)).await
+        let write = self.store().write(move |tx| {
+            let taken = tx.taken_of(author.peer_id)?;
+            membership::adopt_own_version(tx, &author, version, |r| r.version > told && !taken.contains(&r.key))
+        });
+        write.await
     }
 
     /// A round with every trusted peer now; wakes all reconcilers.

@@ -123,10 +123,12 @@ impl World {
                 self.trace.line(now, format_args!("n{} sees {name} {status:?}", n + 1));
                 Ok(())
             }
-            gossip::Event::AdoptOwnVersion(version) => {
+            gossip::Event::AdoptOwnVersion { version, told } => {
                 sometimes!("a node adopts a version of its own that it had lost");
                 self.trace.line(now, format_args!("n{} adopts version {version}", n + 1));
-                self.write(n, |tx, _| Ok(membership::adopt_own_version(tx, *version)?))
+                let taken = self.nodes[n].disk.read(|s| s.taken_of(self.nodes[n].id()));
+                let later = |r: &Record| r.version > *told && !taken.contains(&r.key);
+                self.write(n, |tx, own| Ok(membership::adopt_own_version(tx, own.author, *version, later)?))
             }
             gossip::Event::Discovered(discovery) => {
                 sometimes!(discovery.voucher.is_some(), "a voucher introduces a peer");

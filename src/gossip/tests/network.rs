@@ -478,7 +478,7 @@ impl Network {
                 n.trusted.remove(&peer);
                 void.iter().for_each(|key| assert!(n.store.remove(key).is_some(), "void records were held"));
             }
-            Event::AdoptOwnVersion(version) => n.version = n.version.max(version),
+            Event::AdoptOwnVersion { version, .. } => n.version = n.version.max(version),
             Event::Discovered(discovery) => n.discovered.push(discovery.peer),
             Event::Forgotten(gone) => {
                 n.store.retain(|key, held| !gone.iter().any(|(gone, version)| gone == key && held.version <= *version));

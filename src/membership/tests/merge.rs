@@ -150,3 +150,27 @@ fn what_was_written_anew_since_it_was_collected_stays() {
     forget(&zero.ledger, &[(first.key.clone(), anew.version)]).unwrap();
     assert_eq!(zero.ledger.record(&first.key).unwrap(), None);
 }
+
+#[test]
+fn what_was_written_since_the_past_was_judged_goes_above_it() {
+    let world = World::of(1);
+    let [zero] = &world.agents[..] else { unreachable!() };
+    let write = |id: &str, n: u32| zero.ledger.put_own(&zero.author, kind::SERVICE, id, &serde_json::json!(n)).unwrap();
+    let (told, later) = (write("told", 1), write("later", 1));
+    write("deleted", 1);
+    let deleted = zero.ledger.delete_own(&zero.author, kind::SERVICE, "deleted").unwrap();
+    let adopt = |version| {
+        adopt_own_version(&zero.ledger, &zero.author, version, |r| r.version > told.version).unwrap();
+        let held = |record: &Record| zero.ledger.record(&record.key).unwrap().unwrap();
+        [held(&told), held(&later), held(&deleted)]
+    };
+    let [kept, anew, gone] = adopt(deleted.version);
+    assert_eq!(
+        (kept.version, anew.body.clone(), gone.deleted),
+        (told.version, later.body.clone(), true),
+        "as high as the own one"
+    );
+    assert!(anew.version > deleted.version && gone.version > deleted.version);
+    assert_eq!(adopt(deleted.version), [kept, anew, gone], "once");
+    assert!(adopt(1000)[1..].iter().all(|record| record.version > 1000));
+}
