@@ -31,7 +31,7 @@ impl Node {
             let (now, author) = (self.env().clock.unix(), identity.clone());
             let id = ClusterId::mint(now, &mut self.fork_rng());
             self.store()
-                .write(move |tx| -> Result<(), StoreError> {
+                .write_as_member(move |tx| -> Result<(), StoreError> {
                     let foreign = tx.all_records()?.into_iter().map(|r| r.key).filter(|k| k.owner != author.peer_id);
                     let foreign: Vec<RecordKey> = foreign.collect();
                     membership::begin_anew(tx, &author, &foreign, id, now)
