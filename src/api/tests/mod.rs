@@ -7,6 +7,7 @@ mod conformance;
 mod credentials;
 mod enduring;
 mod explaining;
+mod hanging_up;
 mod hostile;
 mod joining;
 mod leaving;
