@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod anew;
 mod confirming;
 mod conformance;
 mod credentials;
