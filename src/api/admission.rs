@@ -31,6 +31,7 @@ use hyper::{
 use serde_json::json;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::SemaphorePermit;
+use tracing::Instrument;
 
 const HEADER_RECOVERY: &str = "x-arctic-recovery";
 pub(super) const HEADER_TARGET_PEER: &str = "x-arctic-target-peer";
@@ -141,7 +142,7 @@ struct Head<'a> {
 /// Checks and serves one request; refusals become answers too.
 pub(super) async fn serve(
     api: Arc<Api>,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     source: IpAddr,
     request_id: RequestId,
     params: Vec<(String, String)>,
@@ -151,14 +152,16 @@ pub(super) async fn serve(
     let query = request.uri().query().unwrap_or("");
     let deadline = endpoint.deadline + Wait::patience(query);
     let is_dry_run = Query::parse(query).is_ok_and(|q| q.flag("dry_run") == Ok(Some(true)));
-    let asked = audit::Asked { source, request_id, path: request.uri().path().to_owned(), is_dry_run };
-    let admitted =
-        admit_and_handle(api.clone(), endpoint, (source, request_id, deadline), params, request, &mut caller);
+    let mut asked = Some(audit::Asked { source, request_id, path: request.uri().path().to_owned(), is_dry_run });
+    let known = (source, request_id, deadline);
+    let admitted = admit_and_handle(api.clone(), endpoint, known, params, request, &mut caller, &mut asked);
     let outcome = match tokio::time::timeout(deadline, admitted).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Refused::new(Code::Internal, format!("no answer within {} s", deadline.as_secs()))),
     };
-    audit::note(&api, endpoint, asked, &caller, &outcome);
+    if let Some(asked) = asked {
+        audit::note(&api, endpoint, asked, &caller, &outcome);
+    }
     let refused = outcome.as_ref().err().map(|r| r.code.text());
     tracing::debug!(%request_id, method = %endpoint.method, path = endpoint.path, %source, %caller, refused, "api request");
     let mut response = match outcome {
@@ -175,13 +178,15 @@ pub(super) async fn serve(
     response
 }
 
+/// Takes what was `asked` where it is kept in the audit already.
 async fn admit_and_handle(
     api: Arc<Api>,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     (source, request_id, deadline): (IpAddr, RequestId, Duration),
     params: Vec<(String, String)>,
     request: hyper::Request<Body>,
     caller: &mut Caller,
+    asked: &mut Option<audit::Asked>,
 ) -> Outcome {
     let (parts, body) = request.into_parts();
     let path_and_query = parts.uri.path_and_query().map_or("", |p| p.as_str());
@@ -209,8 +214,23 @@ async fn admit_and_handle(
     let request = Request { api, request_id, caller, source, method, path_and_query, params, query, headers, body };
     match target {
         Some(target) => proxy::to_target(&request, target, deadline, endpoint.streams).await,
-        None => (endpoint.handler)(request).await,
+        None if endpoint.ends_with_caller => (endpoint.handler)(request).await,
+        None => carry_through(endpoint.clone(), request, asked.take()).await,
     }
+}
+
+/// Serves a request to its end, whether or not its caller stays to hear of it: between a commit and what follows from it
+/// nothing is dropped.
+async fn carry_through(endpoint: Arc<Endpoint>, request: Request, asked: Option<audit::Asked>) -> Outcome {
+    let (api, caller) = (request.api.clone(), request.caller.clone());
+    let served = async move {
+        let outcome = (endpoint.handler)(request).await;
+        if let Some(asked) = asked {
+            audit::note(&api, &endpoint, asked, &caller, &outcome);
+        }
+        outcome
+    };
+    tokio::spawn(served.in_current_span()).await.unwrap_or_else(|e| Err(Refused::internal(e)))
 }
 
 /// A body that was read early, because a signature covers it, or not yet.

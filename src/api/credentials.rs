@@ -9,7 +9,7 @@ use super::{
 use crate::{
     membership::{self, Credential, NewCredential, ROTATION_OVERLAP},
     model::{ClientId, Code, PeerId, Refused, Scope, ScopeSet, Secret, UnixTime},
-    store::View,
+    store::{Author, Tx, View},
     wire::record::{CredentialBody, kind},
 };
 use serde_json::{Value, json};
@@ -157,18 +157,15 @@ fn shown(shared: &Credential) -> Value {
 pub(super) async fn rotate(r: Request) -> Outcome {
     let dry_run = r.dry_run()?;
     let (author, now) = (r.identity()?, r.now());
+    let held = r.caller.scopes();
     let current = r.node().store().read(find_shared)?;
-    if !r.caller.scopes().covers(&current.body.scopes) {
-        return Err(more_than_held(&current.body.scopes, &r.caller.scopes()));
-    }
+    check_covers(&held, &current)?;
     if current.issuer != author.peer_id {
         return forward::to_owner(&r, current.issuer).await.map(Answer::uncached);
     }
     let (secret, by) = (Secret::mint(&mut r.api.fork_rng()), r.caller.client_id());
     let (rotated, secret) = transaction::write(r.node(), dry_run, move |tx| {
-        let current = find_shared(tx)?;
-        let rotated = membership::rotate_credential(tx, &author, &current.body, &secret, by, now)?;
-        Ok((rotated, secret))
+        Ok((rotate_own(tx, &author, &held, &secret, by, now)?, secret))
     })
     .await?;
     let mut body = shown(&rotated);
@@ -177,4 +174,27 @@ pub(super) async fn rotate(r: Request) -> Outcome {
     let id = rotated.body.client_id;
     let answer = Answer::ok(&body)?.uncached().about(id);
     forward::name_written(&r, answer, kind::CREDENTIAL, &id.to_string())
+}
+
+/// Rotates the shared credential for a caller who holds these scopes, as it is by now.
+pub(super) fn rotate_own(
+    tx: &Tx<'_>,
+    author: &Author,
+    held: &ScopeSet,
+    secret: &Secret,
+    by: Option<ClientId>,
+    now: UnixTime,
+) -> Result<Credential, Refused> {
+    let current = find_shared(tx)?;
+    check_covers(held, &current)?;
+    if current.issuer != author.peer_id {
+        let text = format!("the credential that the cluster shares has become another one, of {}", current.issuer);
+        return Err(Refused::new(Code::Conflict, text).with_hint("nothing was rotated; do it again to rotate that one"));
+    }
+    Ok(membership::rotate_credential(tx, author, &current.body, secret, by, now)?)
+}
+
+fn check_covers(held: &ScopeSet, shared: &Credential) -> Result<(), Refused> {
+    let scopes = &shared.body.scopes;
+    if held.covers(scopes) { Ok(()) } else { Err(more_than_held(scopes, held)) }
 }

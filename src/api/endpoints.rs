@@ -66,11 +66,15 @@ pub(super) struct Endpoint {
     pub(super) before_bootstrap: bool,
     /// Its answer is sent as it comes, and may not end.
     pub(super) streams: bool,
+    /// It is dropped when its caller hangs up or its deadline has passed; any other is carried through, so that nothing
+    /// is left half-done.
+    pub(super) ends_with_caller: bool,
     pub(super) handler: Handler,
 }
 
 impl Endpoint {
     fn new(method: Method, path: &'static str, group: EndpointGroup, access: Access, handler: Handler) -> Self {
+        let ends_with_caller = method == Method::GET;
         let input = if method == Method::POST || method == Method::PUT { Input::Json } else { Input::Nothing };
         Self {
             method,
@@ -83,6 +87,7 @@ impl Endpoint {
             rate: None,
             before_bootstrap: false,
             streams: false,
+            ends_with_caller,
             handler,
         }
     }
@@ -129,6 +134,9 @@ impl Endpoint {
     }
     fn streaming(self) -> Self {
         Self { streams: true, ..self }
+    }
+    fn ending_with_caller(self) -> Self {
+        Self { ends_with_caller: true, ..self }
     }
     fn waiting(self) -> Self {
         Self { deadline: DEADLINE + Duration::from_secs(WAIT_MAX_S), ..self }
@@ -181,7 +189,8 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .body(Input::Json, JOINING_BODY_MAX_BYTES),
         post("/v1/gossip/applied", Group::Gossip, Peer, handler!(applied::question))
             .body(Input::Json, JOINING_BODY_MAX_BYTES)
-            .waiting(),
+            .waiting()
+            .ending_with_caller(),
         get("/v1/peers", Group::Read, Scoped(Scope::PeersRead), handler!(peers::list)),
         post("/v1/peers", Group::CreateOrUpdate, Scoped(Scope::PeersWrite), handler!(peers::add)).patient(),
         get("/v1/peers/{id}", Group::Read, Scoped(Scope::PeersRead), handler!(peers::get)),
@@ -222,14 +231,17 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             ScopedOrForwarded(Scope::ServicesWrite),
             handler!(routes::delete),
         ),
-        post("/v1/routes/explain", Group::Read, Scoped(Scope::ServicesRead), handler!(explain::explain_route)),
+        post("/v1/routes/explain", Group::Read, Scoped(Scope::ServicesRead), handler!(explain::explain_route))
+            .ending_with_caller(),
         get("/v1/cluster/status", Group::Read, Scoped(Scope::PeersRead), handler!(cluster::status)),
         post("/v1/cluster/sync", Group::Read, Scoped(Scope::Admin), handler!(cluster::sync))
             .body(Input::Nothing, JOINING_BODY_MAX_BYTES)
-            .patient(),
+            .patient()
+            .ending_with_caller(),
         post("/v1/cluster/init", Group::Administer, Scoped(Scope::Admin), handler!(cluster::init)),
         get("/v1/cluster/lock", Group::Read, Scoped(Scope::PeersRead), handler!(lock::get)),
-        post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)),
+        // Gives back by itself what nobody waits for.
+        post("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::take)).ending_with_caller(),
         delete("/v1/cluster/lock", Group::Read, WriterOrForwarded, handler!(lock::clear)),
         get("/v1/credentials", Group::Read, Scoped(Scope::CredentialsRead), handler!(credentials::list)),
         post("/v1/credentials", Group::Administer, Scoped(Scope::CredentialsWrite), handler!(credentials::create)),
@@ -283,6 +295,7 @@ mod tests {
                 let fits = if e.is_write() { !read_scope } else { read_scope || scope == Scope::Admin };
                 assert!(fits, "{name} asks for a scope that fits");
             }
+            assert!(!(e.is_locked_out() && e.ends_with_caller), "{name} is carried through");
             assert_eq!(e.access == Access::Peer, e.path.starts_with("/v1/gossip/"), "{name}");
             let first = ["/livez", "/readyz", "/v1/cluster/identity", "/v1/bootstrap", "/metrics", "/v1/openapi.json"];
             let first = first.contains(&e.path);

@@ -24,7 +24,7 @@ where
     T: Send + 'static,
     F: FnOnce(&Tx<'_>) -> Result<T, Refused> + Send + 'static,
 {
-    let written = node.store().write(move |tx| {
+    let written = node.store().write_as_member(move |tx| {
         let value = f(tx).map_err(Ended::Refused)?;
         if dry_run { Err(Ended::DryRun(value)) } else { Ok(value) }
     });

@@ -3,6 +3,7 @@
 
 use super::{Author, Ledger, LedgerView};
 use crate::{
+    gossip::Standing,
     model::{ClientId, Code, Refused, Service, ServiceBody, ServiceId, UnixTime},
     wire::record::kind,
 };
@@ -86,7 +87,8 @@ fn keep(services: &[Service], author: &Author, named: &str) -> Result<Kept, Refu
 }
 
 /// Puts back what was kept: services that were changed or deleted become what they were, those that were made since
-/// under a name that was given go, whether it was free or its service was replaced. Ids of routes are not used twice, whatever happened.
+/// under a name that was given go, whether it was free or its service was replaced. What leads to a peer that was removed
+/// meanwhile stays as it is: it went with that peer. Ids of routes are not used twice, whatever happened.
 pub fn restore_services<L: Ledger>(
     ledger: &L,
     author: &Author,
@@ -94,7 +96,9 @@ pub fn restore_services<L: Ledger>(
     now: UnixTime,
 ) -> Result<Restored, L::Error> {
     let mut restored = Restored::default();
-    for was in pending.kept.iter().filter_map(|kept| kept.was.as_ref()) {
+    let revocations = ledger.revocations()?;
+    let has_target = |was: &&KeptService| revocations.standing(was.body.target_peer_id, None) != Standing::Revoked;
+    for was in pending.kept.iter().filter_map(|kept| kept.was.as_ref()).filter(has_target) {
         let current = ledger.service(was.id)?;
         if current.as_ref().is_some_and(|current| current.body == was.body) {
             continue;
@@ -129,7 +133,7 @@ pub fn restore_services<L: Ledger>(
 mod tests {
     use super::*;
     use crate::{
-        membership::{MemoryLedger, PeerRow},
+        membership::{self, MemoryLedger, PeerRow},
         model::{PeerId, Rng, Route, SigningKey},
     };
     use proptest::prelude::*;
@@ -239,5 +243,29 @@ mod tests {
         assert_eq!(names, [("a".into(), 0), ("other".into(), 0), ("unnamed".into(), 0)]);
         let unknown = "svc_01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
         assert_eq!(keep_services(&ledger, &author, &[unknown]).unwrap_err().code, Code::NotFound);
+    }
+
+    #[test]
+    fn a_service_whose_target_was_removed_meanwhile_does_not_come_back() {
+        let (ledger, author, mut rng) = owner();
+        let mut target = |name: &str, seed: u8| {
+            let (peer, id) = (PeerId::mint(BEFORE, &mut rng), ServiceId::mint(BEFORE, &mut rng));
+            let key = SigningKey::from_seed([seed; 32]).public();
+            ledger.put_peer(&PeerRow::trusted(peer, key, vec![], BEFORE)).unwrap();
+            put(&ledger, &author, id, &ServiceBody::plain(name, author.peer_id, peer, BEFORE));
+            peer
+        };
+        let removed = target("to-removed", 2);
+        target("to-member", 3);
+        let pending = begin(&ledger, &author, &["to-removed", "to-member"]);
+        for service in ledger.services().unwrap() {
+            let body = ServiceBody { bandwidth_limit_mbps: 5, ..service.body };
+            put(&ledger, &author, service.id, &body);
+        }
+        membership::remove_peer(&ledger, &author, removed, NOW).unwrap();
+        let restored = restore_services(&ledger, &author, &pending, LATER).unwrap();
+        let left: Vec<(String, u32)> =
+            ledger.services().unwrap().into_iter().map(|s| (s.body.name, s.body.bandwidth_limit_mbps)).collect();
+        assert_eq!((left, restored), (vec![("to-member".into(), 0)], Restored { put_back: 1, deleted: 0 }));
     }
 }

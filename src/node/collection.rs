@@ -11,16 +11,16 @@ use crate::{
 impl Node {
     pub(super) async fn note_catching_up(&self, owner: PeerId, complete: Option<u64>) -> Result<(), StoreError> {
         tracing::info!(%owner, ?complete, caught_up = complete.is_none(), "catching up with the records of an owner");
-        self.store().write(move |tx| tx.set_catching_up(owner, complete)).await
+        self.store().write_as_member(move |tx| tx.set_catching_up(owner, complete)).await
     }
 
     pub(super) async fn forget(&self, gone: Vec<(RecordKey, u64)>) -> Result<(), StoreError> {
-        self.store().write(move |tx| membership::forget(tx, &gone)).await
+        self.store().write_as_member(move |tx| membership::forget(tx, &gone)).await
     }
 
     pub(super) async fn republish(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let Some(identity) = self.identity() else { return Ok(()) };
-        self.store().write(move |tx| membership::republish(tx, &identity, &records)).await
+        self.store().write_as_member(move |tx| membership::republish(tx, &identity, &records)).await
     }
 
     pub(super) async fn publish_floor(&self, floor: FloorBody) -> Result<(), StoreError> {
@@ -29,7 +29,7 @@ impl Node {
             through = floor.through,
             "every peer holds all records of this one up to here; its tombstones go"
         );
-        self.store().write(move |tx| membership::publish_floor(tx, &identity, &floor)).await
+        self.store().write_as_member(move |tx| membership::publish_floor(tx, &identity, &floor)).await
     }
 
     pub(super) async fn contested(&self, contested: bool) -> Result<(), StoreError> {
@@ -43,7 +43,7 @@ impl Node {
             tracing::warn!("this copy of the identity is accepted again: its services are active");
         }
         let Some(identity) = self.identity() else { return Ok(()) };
-        let write = self.store().write(move |tx| {
+        let write = self.store().write_as_member(move |tx| {
             tx.set_contested(contested)?;
             if contested { Ok(()) } else { membership::resume_writing(tx, &identity) }
         });

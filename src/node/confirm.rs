@@ -61,7 +61,7 @@ impl Node {
         let Some(author) = self.identity() else { return Ok(()) };
         let now = self.env().clock.unix();
         let id = due.id.clone();
-        let write = self.store().write(move |tx| {
+        let write = self.store().write_as_member(move |tx| {
             // Whoever confirmed meanwhile was in time.
             let Some(pending) = tx.pending_confirm()?.filter(|p| (&p.id, p.deadline) == (&due.id, due.deadline)) else {
                 return Ok::<_, StoreError>(None);

@@ -484,7 +484,7 @@ impl Node {
         let ends_a_word = |r: &Record| r.key.kind == kind::REVOCATION || (r.key.kind == kind::VOUCHER && r.deleted);
         let ends_words = records.iter().any(ends_a_word);
         self.store()
-            .write(move |tx| {
+            .write_as_member(move |tx| {
                 membership::merge_records(tx, &identity, &records)?;
                 if records.iter().any(revokes_client) {
                     membership::retire_revoked_credentials(tx, &identity)?;

@@ -1,6 +1,6 @@
 //! `POST /v1/cluster/init` (api.md §8).
 
-use super::Node;
+use super::{Identity, Node};
 use crate::{
     membership,
     model::{ClusterId, Code, PeerId, PeerStatus, Refused},
@@ -8,6 +8,7 @@ use crate::{
     wire::record::{RecordKey, kind},
 };
 use serde_json::json;
+use std::sync::Arc;
 
 /// The cluster after an init.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,17 +29,7 @@ impl Node {
             self.refuse_while_peers_are_healthy(identity.peer_id)?;
         }
         if force && !dry_run {
-            let (now, author) = (self.env().clock.unix(), identity.clone());
-            let id = ClusterId::mint(now, &mut self.fork_rng());
-            self.store()
-                .write(move |tx| -> Result<(), StoreError> {
-                    let foreign = tx.all_records()?.into_iter().map(|r| r.key).filter(|k| k.owner != author.peer_id);
-                    let foreign: Vec<RecordKey> = foreign.collect();
-                    membership::begin_anew(tx, &author, &foreign, id, now)
-                })
-                .await?;
-            tracing::warn!(cluster = %id, "this agent is a cluster of its own now; all state of other peers was dropped");
-            self.begin_gossip()?;
+            self.begin_anew(identity.clone()).await?;
             self.tend_candidates().await?;
             self.forget_all_reached();
             self.refresh_lock()?;
@@ -53,6 +44,26 @@ impl Node {
             oldest_peer_id: peers.iter().map(|p| p.peer_id).min().unwrap_or(identity.peer_id),
             was_created: force,
         })
+    }
+
+    async fn begin_anew(&self, author: Arc<Identity>) -> Result<(), StoreError> {
+        let _turn = self.inner.membership_turn.lock().await;
+        // What the old machine decided is about the old cluster, and is committed before or never.
+        let mut uncommitted = self.inner.commit_turn.lock().await;
+        let now = self.env().clock.unix();
+        let id = ClusterId::mint(now, &mut self.fork_rng());
+        self.store()
+            .write_as_member(move |tx| -> Result<(), StoreError> {
+                let foreign = tx.all_records()?.into_iter().map(|r| r.key).filter(|k| k.owner != author.peer_id);
+                let foreign: Vec<RecordKey> = foreign.collect();
+                membership::begin_anew(tx, &author, &foreign, id, now)?;
+                // The services that it would bring back are of the old cluster.
+                tx.set_pending_confirm(None)
+            })
+            .await?;
+        *uncommitted = None;
+        tracing::warn!(cluster = %id, "this agent is a cluster of its own now; all state of other peers was dropped");
+        self.begin_gossip()
     }
 
     fn refuse_while_peers_are_healthy(&self, own: PeerId) -> Result<(), Refused> {

@@ -346,7 +346,8 @@ impl Node {
         }
         let (node, now) = (self.clone(), self.env().clock.unix());
         let acceptance = Acceptance { accepted, local_name, we_answered, now };
-        let brought = self.store().write(move |tx| membership::accept(tx, node.own(&member), &acceptance)).await?;
+        let brought =
+            self.store().write_as_member(move |tx| membership::accept(tx, node.own(&member), &acceptance)).await?;
         tracing::info!(%initiator, %responder, "handshake succeeded");
         self.attempts().handle_trusted(peer, self.env().clock.mono());
         self.trust_changed(&brought)?;

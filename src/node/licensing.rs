@@ -119,7 +119,7 @@ impl Node {
         }
         let (node, license) = (self.clone(), offered.clone());
         self.store()
-            .write(move |tx| -> Result<(), StoreError> {
+            .write_as_member(move |tx| -> Result<(), StoreError> {
                 tx.set_license(license.as_value())?;
                 node.write_kept(tx)?;
                 let Some(mut own) = tx.peer(identity.peer_id)? else { return Ok(()) };

@@ -86,7 +86,7 @@ struct Inner {
     licensed: Mutex<Option<Licensed>>,
     client: PeerClient,
     ids: Mutex<Rng>,
-    /// One bootstrap, renewal or departure at a time.
+    /// One bootstrap, renewal, new beginning or departure at a time.
     membership_turn: tokio::sync::Mutex<()>,
     /// What the gossip machine decided and the store does not have yet.
     commit_turn: tokio::sync::Mutex<Option<crate::gossip::Event>>,

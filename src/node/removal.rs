@@ -32,8 +32,8 @@ impl Node {
             return Err(Refused::new(Code::InvalidRequest, text));
         }
         let now = self.env().clock.unix();
-        let revocation = self.store().write(move |tx| membership::remove_peer(tx, &identity, peer, now)).await?;
-        revocation.ok_or_else(not_found)?;
+        let removal = self.store().write_as_member(move |tx| membership::remove_peer(tx, &identity, peer, now));
+        removal.await?.ok_or_else(not_found)?;
         tracing::info!(%peer, "peer removed from the cluster");
         self.trust_changed(&[])?;
         if let Err(e) = self.tend_candidates().await {

@@ -62,6 +62,9 @@ pub enum StoreError {
     Corrupt { what: &'static str, text: String },
     #[error(transparent)]
     IdentityConflict(#[from] IdentityConflict),
+    /// Not yet, or not any more.
+    #[error("agent is not bootstrapped")]
+    NotAMember,
     #[error("record to be stored")]
     Record(#[from] crate::wire::record::RecordError),
 }
@@ -90,6 +93,9 @@ impl From<StoreError> for Refused {
     fn from(e: StoreError) -> Self {
         if let StoreError::IdentityConflict(conflict) = e {
             return conflict.into();
+        }
+        if let StoreError::NotAMember = e {
+            return Refused::new(Code::NotBootstrapped, e.to_string());
         }
         let Some(reason) = e.disk_refused() else { return Refused::internal(e) };
         tracing::error!(reason, "the disk refuses a write of the database");
@@ -161,6 +167,23 @@ impl Store {
             self.commit_late();
         }
         written
+    }
+
+    /// The same for what only a member of a cluster writes: refused as soon as the word that this peer leaves is written,
+    /// for nobody would hear of it, and it must not be found by whoever bootstraps this agent next.
+    pub async fn write_as_member<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let write = self.write(move |tx| {
+            if tx.is_leaving()? || tx.cluster()?.is_none() {
+                return Err(StoreError::NotAMember.into());
+            }
+            f(tx)
+        });
+        write.await
     }
 
     /// The planted bug: what was acknowledged already comes to the disk a while later.

@@ -2,9 +2,17 @@
 
 use super::{
     agent::{Agent, Caller, DAY, LiveAgent, RECOVERY, client_of, license, terms, token_form},
+    objects::know_peer,
     peers_only::until,
 };
-use crate::{membership, model::ClientId, store::StoreError, wire::record::kind};
+use crate::{
+    api::credentials::rotate_own,
+    env::Clock,
+    membership,
+    model::{ClientId, ClusterId, Code, Rng, ScopeSet, Secret, SigningKey, UnixTime},
+    store::{Author, StoreError},
+    wire::record::{ClusterBody, kind},
+};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -218,4 +226,39 @@ async fn a_credential_of_an_agent_that_is_away_is_revoked_all_the_same() {
     b.caller.delete(&format!("/v1/credentials/{id}")).await.expect(200);
     assert_eq!(client.get("/v1/services").await.refusal(), (401, "UNAUTHORIZED"));
     assert_eq!(b.caller.form("/v1/oauth/token", &form_of(&made)).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_rotation_goes_by_whose_credential_it_is_and_what_it_grants_when_it_is_written() {
+    let agent = Agent::bootstrapped().await;
+    let (other, now, own) = (know_peer(&agent, 9, true).await, agent.clock.unix(), agent.node.identity().unwrap());
+    let rotate = async |held: ScopeSet| {
+        let own = own.clone();
+        let secret = Secret::mint(&mut Rng::from_seed([3; 32]));
+        agent.node.store().write(move |tx| rotate_own(tx, &own, &held, &secret, None, now)).await
+    };
+    let narrow = ScopeSet([crate::model::Scope::ServicesRead].into());
+    assert_eq!(rotate(narrow).await.unwrap_err().code, Code::Forbidden);
+    assert_eq!(rotate(ScopeSet::admin()).await.unwrap().issuer, own.peer_id);
+
+    // What a merge commits between a caller's question and the write.
+    let issuer = Author { peer_id: other, key: SigningKey::from_seed([9; 32]) };
+    let at = UnixTime::from_secs(1);
+    let mut rng = Rng::from_seed([4; 32]);
+    let (cluster_id, client_id) = (ClusterId::mint(at, &mut rng), ClientId::mint(at, &mut rng));
+    let born = ClusterBody { cluster_id, created_at: at, client_id, aliases: Vec::new() };
+    let credential = agent.node.store().read::<_, StoreError>(|v| v.credentials()).unwrap().remove(0).1;
+    let credential = crate::wire::record::CredentialBody { client_id, ..credential };
+    let sign = |kind: &str, id: String, body: Value| {
+        crate::wire::record::Record::sign(&issuer.key, other, kind, &id, 1, body).unwrap()
+    };
+    let records = [
+        sign(kind::CLUSTER, cluster_id.to_string(), serde_json::to_value(&born).unwrap()),
+        sign(kind::CREDENTIAL, client_id.to_string(), serde_json::to_value(&credential).unwrap()),
+    ];
+    let author = own.clone();
+    let merge = agent.node.store().write(move |tx| membership::merge_records(tx, &author, &records));
+    merge.await.map_err(|e: StoreError| e).unwrap();
+    let refused = rotate(ScopeSet::admin()).await.unwrap_err();
+    assert_eq!(refused.code, Code::Conflict, "{refused:?}");
 }

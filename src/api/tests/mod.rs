@@ -2,11 +2,13 @@
 
 mod access;
 mod agent;
+mod anew;
 mod confirming;
 mod conformance;
 mod credentials;
 mod enduring;
 mod explaining;
+mod hanging_up;
 mod hostile;
 mod joining;
 mod leaving;
