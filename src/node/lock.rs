@@ -228,7 +228,7 @@ impl Node {
         }
         let body = LockBody::Clearing { cleared: view.lease.token };
         self.store()
-            .write(move |tx| tx.put_own(&identity, kind::LOCK, CLEARING_ID, &body).map(drop))
+            .write_as_member(move |tx| tx.put_own(&identity, kind::LOCK, CLEARING_ID, &body).map(drop))
             .await
             .map_err(|e: StoreError| Refused::from(e))?;
         Ok(self.refresh_lock()?)
@@ -255,7 +255,7 @@ impl Node {
     async fn publish_lease(&self, identity: &Arc<Identity>, lease: &Lease) -> Result<(), Refused> {
         let (author, body) = (identity.clone(), LockBody::Lease(lease.clone()));
         self.store()
-            .write(move |tx| tx.put_own(&author, kind::LOCK, LEASE_ID, &body).map(drop))
+            .write_as_member(move |tx| tx.put_own(&author, kind::LOCK, LEASE_ID, &body).map(drop))
             .await
             .map_err(|e: StoreError| Refused::from(e))?;
         Ok(self.refresh_lock()?)
@@ -264,7 +264,7 @@ impl Node {
     /// Unless it was withdrawn since.
     async fn publish_again(&self, identity: &Arc<Identity>, lease: Lease) -> Result<(), Refused> {
         let author = identity.clone();
-        let write = self.store().write(move |tx| -> Result<(), StoreError> {
+        let write = self.store().write_as_member(move |tx| -> Result<(), StoreError> {
             match is_published(tx, &author, LEASE_ID, lease.token)? {
                 true => tx.put_own(&author, kind::LOCK, LEASE_ID, &LockBody::Lease(lease)).map(drop),
                 false => Ok(()),
