@@ -5,7 +5,7 @@ use super::network::{Faults, Network, Node, Snapshot};
 use crate::{
     gossip::{FLOOR_INTERVAL, HEARTBEAT_INTERVAL, LAGGARD_AFTER, Revocations, Standing},
     model::PeerId,
-    wire::record::{RecordHead, RecordKey, kind},
+    wire::record::{Record, RecordHead, RecordKey, kind},
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -77,9 +77,19 @@ fn step() -> impl Strategy<Value = Step> {
 /// What a node knew to be deleted: it must never be seen there again, unless its disk was lost.
 type Known = BTreeSet<RecordKey>;
 
+/// Removals and readmissions, each with its version.
+type Trials = BTreeSet<(RecordKey, u64)>;
+
+fn trials_at(node: &Node) -> Trials {
+    let is_trial = |key: &RecordKey| [kind::REVOCATION, kind::READMISSION].contains(&&*key.kind);
+    node.store.values().filter(|r| is_trial(&r.key)).map(|r| (r.key.clone(), r.version)).collect()
+}
+
 struct World {
     network: Network,
     known: Vec<Known>,
+    /// What each node had heard of at the last look.
+    trials: Vec<Trials>,
     kept: BTreeMap<usize, (Snapshot, Known)>,
     written: usize,
     /// They may be there again: written on an old disk after they had been deleted, or on one that is older than another
@@ -92,7 +102,8 @@ impl World {
         let mut network = Network::new(size, seed, Faults::NONE);
         network.run_for(Duration::from_secs(25));
         let known = vec![Known::new(); usize::from(size)];
-        let mut world = Self { network, known, kept: BTreeMap::new(), written: 0, recreated: Known::new() };
+        let trials = vec![Trials::new(); usize::from(size)];
+        let mut world = Self { network, known, trials, kept: BTreeMap::new(), written: 0, recreated: Known::new() };
         world.cut_all();
         world
     }
@@ -172,6 +183,7 @@ impl World {
                     }
                     self.network.restore(node, disk);
                     self.known[node] = known;
+                    self.trials[node] = trials_at(&self.network.nodes[node]);
                 }
             }
             Step::Sleep => self.network.sleep(LAGGARD_AFTER),
@@ -179,13 +191,26 @@ impl World {
         }
     }
 
+    /// A readmitted owner starts over, and so does what is known of it: its tombstones went with it.
+    fn look_for_trials(&mut self) {
+        for ((node, known), trials) in self.network.nodes.iter().zip(&mut self.known).zip(&mut self.trials) {
+            let heard = trials_at(node);
+            for (about, _) in
+                heard.symmetric_difference(trials).filter(|(about, _)| about.id != node.who.id.to_string())
+            {
+                known.retain(|key| key.owner.to_string() != about.id);
+            }
+            *trials = heard;
+        }
+    }
+
     fn check(&mut self) {
+        self.look_for_trials();
         for (node, known) in self.network.nodes.iter().zip(&mut self.known) {
             for record in node.store.values() {
                 if record.deleted {
                     known.insert(record.key.clone());
                 }
-                // A readmitted owner starts over, and so does what is known of it.
                 let may_live = !known.contains(&record.key) || self.recreated.contains(&record.key);
                 assert!(record.deleted || may_live, "R1: {:?} is back", record.key);
             }
@@ -279,7 +304,9 @@ impl World {
         let known = nodes.iter().zip(&self.known).filter(|(node, _)| is_core(node)).map(|(_, known)| known);
         let gone: Known = known.flatten().filter(|key| !self.recreated.contains(key)).cloned().collect();
         for node in &core {
-            let live = node.store.values().filter(|r| !r.deleted).map(|r| &r.key);
+            // What is in doubt stays where it is.
+            let is_settled = |r: &&Record| !r.deleted && !node.catching_up.contains_key(&r.key.owner);
+            let live = node.store.values().filter(is_settled).map(|r| &r.key);
             assert!(live.clone().all(|key| !gone.contains(key)), "R1 at the end");
             for record in node.store.values() {
                 let owner = nodes.iter().find(|n| n.who.id == record.key.owner).unwrap();

@@ -235,7 +235,6 @@ impl Network {
         self.commit_local(node, record);
     }
 
-    /// Gives `node` trust in `peer`, as a handshake would.
     /// Takes a removed peer back on a node, as `peers add` would: both trust each other again.
     pub fn readmit(&mut self, node: usize, subject: usize) {
         let who = Identity::numbered(u8::try_from(subject).unwrap());
