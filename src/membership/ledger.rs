@@ -211,7 +211,7 @@ pub trait Ledger: LedgerView {
     fn forget_peer(&self, id: PeerId) -> Result<(), Self::Error>;
     /// Stores a record whatever is held under its key.
     fn put_record(&self, record: &Record, origin: Origin) -> Result<(), Self::Error>;
-    /// Drops a record without a trace; only for records of an owner whose revocation is known.
+    /// Drops a record without a trace: one of a removed owner, a collected tombstone, or one that a reset found deleted.
     fn forget_record(&self, key: &RecordKey) -> Result<(), Self::Error>;
     fn set_cluster(&self, facts: &ClusterFacts) -> Result<(), Self::Error>;
     fn set_own_version(&self, version: u64) -> Result<(), Self::Error>;

@@ -134,7 +134,7 @@ async fn the_keys_of_a_handshake_that_nobody_finished_are_wiped_though_nobody_ca
     agent.caller.post("/v1/handshake/init", serde_json::to_value(init).unwrap()).await.expect(200);
     assert_eq!(agent.node.open_handshakes(), 1);
     // The driver sets its alarm anew, which then goes off by itself.
-    later.store((SESSION_LIFETIME - Duration::from_secs(1)).as_millis().try_into().unwrap(), Relaxed);
+    later.store((SESSION_LIFETIME - Duration::from_secs(3)).as_millis().try_into().unwrap(), Relaxed);
     agent.caller.post("/v1/cluster/sync", json!({})).await.expect(200);
     assert_eq!(agent.node.open_handshakes(), 1);
     until(|| agent.node.open_handshakes() == 0).await;

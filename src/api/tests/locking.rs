@@ -4,7 +4,13 @@ use super::{
     agent::{Agent, Caller, LiveAgent, RECOVERY, Reply, client_of, license, terms, token_form},
     peers_only::until,
 };
-use crate::store::StoreError;
+use crate::{
+    store::StoreError,
+    wire::{
+        lock::LEASE_ID,
+        record::{RecordKey, kind},
+    },
+};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -135,6 +141,27 @@ async fn a_lock_that_could_not_be_published_is_not_held() {
     let refused = agent.caller.post(PATH, json!({"purpose": "compose apply"})).await;
     assert_eq!(refused.refusal(), (409, "IDENTITY_CONFLICT"));
     assert_eq!(agent.caller.get(PATH).await.expect(200), json!({"lock": null}));
+}
+
+/// The machine of this agent, which has no driver, hears of neither change of the record.
+#[tokio::test]
+async fn a_lock_record_is_renewed_and_withdrawn_only_as_what_it_was_judged_to_be() {
+    let agent = Agent::bootstrapped().await;
+    let author = agent.node.identity().unwrap();
+    let key = RecordKey { kind: kind::LOCK.into(), id: LEASE_ID.into(), owner: author.peer_id };
+    let held = || agent.node.store().read(|v| v.record(&key)).unwrap().unwrap();
+    let token = take(&agent.caller).await;
+    let (lease, by) = (held().body, author.clone());
+    let write = agent.node.store().write(move |tx| tx.delete_own(&by, kind::LOCK, LEASE_ID).map(drop));
+    write.await.map_err(|e: StoreError| e).unwrap();
+    let renewed = agent.caller.post(PATH, json!({ "token": token })).await;
+    assert_eq!((renewed.refusal(), held().deleted), ((409, "CONFLICT"), true), "it was withdrawn");
+
+    take(&agent.caller).await;
+    let write = agent.node.store().write(move |tx| tx.put_own(&author, kind::LOCK, LEASE_ID, &lease).map(drop));
+    write.await.map_err(|e: StoreError| e).unwrap();
+    agent.caller.delete(PATH).await.expect(200);
+    assert!(!held().deleted, "that is another lease");
 }
 
 /// Its peer has stopped a moment ago and counts as healthy still, so the claim waits for it.
